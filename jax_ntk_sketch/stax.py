@@ -1,0 +1,225 @@
+"""The architecture language: networks as immutable data.
+
+Layers are spelled like `neural_tangents.stax`, but each is a frozen record that
+can be printed, compared, hashed and saved; nothing here holds an array. What a
+network *does* is decided by its interpretations: features
+(`jax_ntk_sketch.feature_map`), the exact kernel and the finite network
+(`jax_ntk_sketch.interop.neural_tangents.to_stax`), power series
+(`jax_ntk_sketch.kernels`).
+
+>>> from jax_ntk_sketch import stax
+>>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
+>>> net
+stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
+>>> eval(repr(net)) == net == stax.from_json(stax.to_json(net))
+True
+"""
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = [
+    "Dense",
+    "Identity",
+    "Layer",
+    "Relu",
+    "Serial",
+    "from_json",
+    "serial",
+    "to_json",
+    "walk",
+]
+
+# JSON spelling of every record, by class name; filled by Layer.__init_subclass__.
+_RECORDS: dict[str, type["Layer"]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Base of every record of the language.
+
+    A subclass is a frozen dataclass whose fields are the layer's arguments, named
+    as in `neural_tangents.stax`; fields that have defaults are keyword arguments
+    and are left out of `repr` where they keep them.
+    """
+
+    def __init_subclass__(cls) -> None:
+        _RECORDS[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        arguments = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                arguments.append(repr(value))
+            elif value != field.default:
+                arguments.append(f"{field.name}={value!r}")
+        return f"stax.{type(self).__name__}({', '.join(arguments)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dense(Layer):
+    r"""A fully connected layer, :math:`W x / \sqrt{d} + b`.
+
+    Weights and biases are independent normal with standard deviations `W_std` and
+    `b_std` ("ntk" parameterization), as in `neural_tangents.stax.Dense`.
+
+    Args:
+      out_dim: width of the finite network; infinite-width kernels do not depend
+        on it.
+      W_std: standard deviation of the weights, >= 0.
+      b_std: standard deviation of the biases, >= 0; None for no bias.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+    out_dim: int
+    W_std: float = 1.0
+    b_std: float | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, "out_dim", _positive_int(self, "out_dim", self.out_dim))
+        _set(self, "W_std", _scale(self, "W_std", self.W_std))
+        if self.b_std is not None:
+            _set(self, "b_std", _scale(self, "b_std", self.b_std))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Relu(Layer):
+    """The rectifier `max(x, 0)`, elementwise."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Identity(Layer):
+    """The layer that changes nothing."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Serial(Layer):
+    """Layers applied one after the other; written `serial(*layers)`."""
+
+    layers: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        _set(self, "layers", tuple(self.layers))
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"serial: argument {i} must be a layer record of "
+                    f"jax_ntk_sketch.stax, got {type(layer).__name__}. (Layers of "
+                    "neural_tangents.stax are closures that cannot be read; "
+                    "describe the network with jax_ntk_sketch.stax and get "
+                    "theirs from jax_ntk_sketch.interop.neural_tangents.to_stax.)"
+                )
+
+    def __repr__(self) -> str:
+        return f"stax.serial({', '.join(map(repr, self.layers))})"
+
+
+def serial(*layers: Layer) -> Serial:
+    """Composes layers in order of application, as `neural_tangents.stax.serial`.
+
+    Args:
+      *layers: records of this module, `serial` ones included.
+
+    Returns:
+      A `Serial` record.
+
+    Raises:
+      TypeError: an argument is not a layer record.
+    """
+    return Serial(layers)
+
+
+def walk(net: Layer) -> Iterator[Layer]:
+    """Yields the records of `net` in order of application, `serial` opened up."""
+    if isinstance(net, Serial):
+        for layer in net.layers:
+            yield from walk(layer)
+    else:
+        yield net
+
+
+def to_json(net: Layer) -> str:
+    """The JSON text of a network; `from_json` reads it back to an equal record.
+
+    >>> to_json(Dense(3))
+    '{"layer": "Dense", "out_dim": 3, "W_std": 1.0, "b_std": null}'
+    """
+    if not isinstance(net, Layer):
+        raise TypeError(f"to_json: net must be a layer record, got {net!r}")
+    return json.dumps(_to_data(net))
+
+
+def from_json(text: str) -> Layer:
+    """Reads a network from the text that `to_json` wrote.
+
+    Raises:
+      ValueError: the text is not JSON, or names an unknown layer or argument.
+    """
+    return _from_data(json.loads(text))
+
+
+def _to_data(value: Any) -> Any:
+    if isinstance(value, Layer):
+        fields = {
+            f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+        return {"layer": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_to_data(item) for item in value]
+    return value
+
+
+def _from_data(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_from_data(item) for item in data)
+    if not isinstance(data, dict):
+        return data
+    fields = {name: _from_data(value) for name, value in data.items()}
+    name = fields.pop("layer", None)
+    if name not in _RECORDS:
+        raise ValueError(
+            f"from_json: unknown layer {name!r}; known: {', '.join(sorted(_RECORDS))}"
+        )
+    record = _RECORDS[name]
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(record)}
+    if unknown:
+        raise ValueError(f"from_json: {name} has no argument {sorted(unknown)[0]!r}")
+    try:
+        return record(**fields)
+    except TypeError as error:
+        raise ValueError(f"from_json: bad arguments of {name}: {error}") from error
+
+
+def _set(record: Layer, name: str, value: Any) -> None:
+    object.__setattr__(record, name, value)
+
+
+def _positive_int(record: Layer, name: str, value: Any) -> int:
+    where = f"{type(record).__name__}: {name}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{where} must be an integer, got {value!r}") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{where} must be a positive integer, got {value!r}")
+    return number
+
+
+def _scale(record: Layer, name: str, value: Any) -> float:
+    where = f"{type(record).__name__}: {name}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{where} must be a number, got {value!r}") from None
+    if isinstance(value, str | bool):
+        raise TypeError(f"{where} must be a number, got {value!r}")
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{where} must be finite and >= 0, got {value!r}")
+    return number
