@@ -1,0 +1,193 @@
+"""Neural Tangents: exact kernels and finite networks of our architectures.
+
+`load` gives the `neural_tangents` package itself, `to_stax` reads a network of
+`jax_ntk_sketch.stax` as its `(init_fn, apply_fn, kernel_fn)`. The package is
+optional: it is imported by these two functions when they are called.
+"""
+
+import functools
+import importlib
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax.extend.core
+import scipy.linalg
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.interop import _views
+
+__all__ = ["load", "to_stax"]
+
+_PACKAGE = "neural_tangents"
+_REQUIRED = (_PACKAGE, "frozendict", "typing_extensions")
+_LOCK = threading.RLock()
+
+
+def load() -> types.ModuleType:
+    """The `neural_tangents` package (0.6.5), on every JAX that we support.
+
+    As published it imports only with JAX < 0.6, TensorFlow and tf2jax. `load`
+    runs the unmodified package and gives its modules, and nobody else, the names
+    that JAX has moved since; JAX itself is not changed, not even for a moment. A
+    `neural_tangents` that has been imported already is returned as it is. The
+    first call takes about a second, later ones microseconds; after it a plain
+    `import neural_tangents` works too.
+
+    What does not work:
+
+    * `neural_tangents.experimental`, which needs TensorFlow, is left out.
+    * `empirical_ntk_fn` with `NtkImplementation.STRUCTURED_DERIVATIVES` or `AUTO`;
+      both fail on JAX 0.5.3 already. `JACOBIAN_CONTRACTION`, the default, and
+      `NTK_VECTOR_PRODUCTS` work.
+
+    Returns:
+      The module: `stax`, `predict`, `batch`, `empirical_kernel_fn`, ...
+
+    Raises:
+      ImportError: Neural Tangents or a dependency of it is not installed; the
+        message has the lines that install it.
+
+    >>> import jax
+    >>> nt = load()
+    >>> init_fn, apply_fn, kernel_fn = nt.stax.Dense(1, W_std=2.0)
+    >>> kernel_fn(jax.numpy.ones((2, 3)), None, "nngp").tolist()
+    [[4.0, 4.0], [4.0, 4.0]]
+
+    Source: Novak et al., "Neural Tangents: Fast and Easy Infinite Neural Networks
+    in Python", arXiv 1912.02803.
+    """
+    with _LOCK:
+        if _PACKAGE in sys.modules:
+            return importlib.import_module(_PACKAGE)
+        try:
+            with _finder(), _all_or_nothing():
+                return importlib.import_module(_PACKAGE)
+        except ModuleNotFoundError as error:
+            if error.name not in _REQUIRED:
+                raise
+            raise ImportError(
+                f"Neural Tangents cannot be imported: {error.name} is not installed. "
+                "Install it without TensorFlow, which it does not need here:\n"
+                "  pip install frozendict typing_extensions\n"
+                "  pip install --no-deps neural-tangents"
+            ) from error
+
+
+@functools.singledispatch
+def to_stax(net: stax.Layer) -> tuple[Callable, Callable, Callable]:
+    """Reads a network as a layer of `neural_tangents.stax`.
+
+    A new layer joins by a rule of its own, `@to_stax.register`.
+
+    Args:
+      net: a record of `jax_ntk_sketch.stax`.
+
+    Returns:
+      `(init_fn, apply_fn, kernel_fn)`: `init_fn(key, input_shape)` gives the output
+      shape and the parameters of the finite network, `apply_fn(params, x)` its
+      outputs, `kernel_fn(x1, x2, get)` the exact kernel, (n1, n2), of the network
+      of infinite width, where `get` is "nngp", "ntk" or a tuple of both.
+
+    Raises:
+      TypeError: `net` is not a record, or one without a rule.
+      ImportError: as `load`.
+
+    >>> import jax
+    >>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
+    >>> init_fn, apply_fn, kernel_fn = to_stax(net)
+    >>> kernel_fn(jax.numpy.ones((1, 3)), None, ("nngp", "ntk"))
+    AnalyticKernel(nngp=Array([[2.]], dtype=float32), ntk=Array([[4.]], dtype=float32))
+    """
+    known = ", ".join(sorted(record.__name__ for record in to_stax.registry))
+    raise TypeError(
+        f"to_stax: net must be made of records of jax_ntk_sketch.stax that have a "
+        f"rule ({known}), got {type(net).__name__}. Give a record a rule with "
+        "@to_stax.register."
+    )
+
+
+@to_stax.register
+def _(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Dense(net.out_dim, net.W_std, net.b_std)
+
+
+@to_stax.register
+def _(net: stax.Relu) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Relu()
+
+
+@to_stax.register
+def _(net: stax.Identity) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Identity()
+
+
+@to_stax.register
+def _(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
+    # Neural Tangents has no empty `serial`.
+    return load().stax.serial(*map(to_stax, net.layers or (stax.Identity(),)))
+
+
+@contextmanager
+def _finder() -> Iterator[None]:
+    """While it lasts, modules of Neural Tangents are imported with views."""
+    views = _views.make_views(_moved_names())
+    # Read by `predict.max_learning_rate`.
+    views["scipy.linalg"].eigvalsh = _eigvalsh  # type: ignore[attr-defined]
+    reason = "jax_ntk_sketch leaves this module, which needs TensorFlow, out."
+    finder = _views.Finder(_PACKAGE, views, {f"{_PACKAGE}.experimental": reason})
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _moved_names() -> dict[str, dict[str, Any]]:
+    """What Neural Tangents 0.6.5 reads and JAX may no longer have there."""
+    core = jax.extend.core
+    moved = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
+    return {
+        "jax.core": {name: getattr(core, name) for name in moved},
+        # No JAX that lacks this primitive binds it: Neural Tangents gives it a
+        # rule that is never looked up.
+        "jax.interpreters.ad": {"zeros_like_p": core.Primitive("zeros_like")},
+        "jax.util": {"safe_map": _safe_map, "safe_zip": _safe_zip},
+        "scipy.linalg": {},
+    }
+
+
+def _safe_map(function: Callable, *sequences: Any) -> list:
+    return [function(*items) for items in zip(*sequences, strict=True)]
+
+
+def _safe_zip(*sequences: Any) -> list[tuple]:
+    return list(zip(*sequences, strict=True))
+
+
+def _eigvalsh(a: Any, *, eigvals: tuple[int, int], **kwargs: Any) -> Any:
+    """`scipy.linalg.eigvalsh` with the keyword that SciPy 1.14 renamed."""
+    return scipy.linalg.eigvalsh(a, subset_by_index=eigvals, **kwargs)
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Starts without modules of Neural Tangents, and leaves none if it fails.
+
+    A plain `import neural_tangents` that has failed leaves some of them behind.
+    """
+    found = _pop_modules()
+    try:
+        yield
+    except BaseException:
+        _pop_modules()
+        sys.modules.update(found)
+        raise
+
+
+def _pop_modules() -> dict[str, types.ModuleType]:
+    names = [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]
+    return {name: sys.modules.pop(name) for name in names}
