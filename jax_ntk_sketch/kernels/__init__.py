@@ -2,6 +2,17 @@
 
 from jax_ntk_sketch.kernels.arc_cosine import kappa0, kappa1, relu_kernels
 from jax_ntk_sketch.kernels.checks import check_coefficients, check_count
+from jax_ntk_sketch.kernels.coefficient_fit import (
+    PolynomialFit,
+    fit_kappa0,
+    fit_kappa1,
+    fit_nonnegative,
+    fit_ntk,
+)
+from jax_ntk_sketch.kernels.fully_connected import (
+    fully_connected_diag,
+    fully_connected_kernel,
+)
 from jax_ntk_sketch.kernels.power_series import (
     ReluBlockSeries,
     ReluBlockValues,
@@ -14,10 +25,17 @@ from jax_ntk_sketch.kernels.power_series import (
 )
 
 __all__ = [
+    "PolynomialFit",
     "ReluBlockSeries",
     "ReluBlockValues",
     "check_coefficients",
     "check_count",
+    "fit_kappa0",
+    "fit_kappa1",
+    "fit_nonnegative",
+    "fit_ntk",
+    "fully_connected_diag",
+    "fully_connected_kernel",
     "kappa0",
     "kappa0_coefficients",
     "kappa1",
