@@ -1,0 +1,24 @@
+"""Oblivious sketches: random linear maps drawn without looking at the data.
+
+Each is a frozen record of sizes with `init(key) -> params` and
+`apply(params, x) -> sketch`, pure functions that run under `jit`, `vmap` and `grad`;
+parameters are pytrees of small integers. Vectors lie along the last axis.
+"""
+
+from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
+from jax_ntk_sketch.sketch.hadamard import hadamard_transform, next_power_of_two
+from jax_ntk_sketch.sketch.poly_sketch import PolySketch
+from jax_ntk_sketch.sketch.srht import SRHT
+from jax_ntk_sketch.sketch.tensor_sketch import TensorSketch
+from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
+
+__all__ = [
+    "OSNAP",
+    "SRHT",
+    "CountSketch",
+    "PolySketch",
+    "TensorSRHT",
+    "TensorSketch",
+    "hadamard_transform",
+    "next_power_of_two",
+]
