@@ -126,7 +126,7 @@ def fit_nonnegative(
     )
     coefficients = np.append(np.zeros(min_degree), solution / lengths)
     fit = PolynomialFit(tuple(coefficients.tolist()), 0.0, float(low), float(high))
-    near = np.geomspace(1e-3, 1e-9, 50)
+    near = np.geomspace(0.1, 1e-9, 500)
     unit = np.concatenate([np.linspace(0, 1, 2001), near, 1 - near])
     grid = low + span * unit
     error = np.abs(_evaluate(target, grid) - fit(grid)).max()
