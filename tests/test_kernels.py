@@ -319,6 +319,7 @@ def test_fully_connected_transforms_and_dtypes():
 
     eager = f(x, y)
     np.testing.assert_allclose(jax.jit(f)(x, y).ntk, eager.ntk, rtol=1e-6)
+    assert jax.tree.structure(f(x, y)) == jax.tree.structure(eager)
     many = jax.vmap(f, (0, None))(np.stack([x, -x]), y)
     np.testing.assert_allclose(many.ntk[0], eager.ntk, rtol=1e-6)
     shape = jax.eval_shape(f, *[jax.ShapeDtypeStruct((10**6, 784), jnp.float32)] * 2)

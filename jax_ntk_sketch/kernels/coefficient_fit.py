@@ -118,13 +118,10 @@ def fit_nonnegative(
         )
 
     powers = scale[:, None] * at[:, None] ** np.arange(min_degree, degree + 1)
-    # Columns of unit length: high powers are tiny away from the ends.
-    lengths = np.linalg.norm(powers, axis=0)
-    lengths = np.where(lengths == 0, 1, lengths)
     solution, _ = nnls(
-        powers / lengths, scale * _evaluate(target, at), maxiter=100 * (degree + 1)
+        powers, scale * _evaluate(target, at), maxiter=100 * (degree + 1)
     )
-    coefficients = np.append(np.zeros(min_degree), solution / lengths)
+    coefficients = np.append(np.zeros(min_degree), solution)
     fit = PolynomialFit(tuple(coefficients.tolist()), 0.0, float(low), float(high))
     near = np.geomspace(0.1, 1e-9, 500)
     unit = np.concatenate([np.linspace(0, 1, 2001), near, 1 - near])
