@@ -80,8 +80,10 @@ def _gram(a: Array) -> tuple[Array, Array | float]:
     # Integers up to 2^bits have products up to 2^(2 bits), of which float32 sums as
     # many as a has rows without rounding if that stays within its 24 bits.
     bits = (24 - math.ceil(math.log2(a.shape[0]))) // 2
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(a), axis=0))
-    step = jnp.ldexp(jnp.float32(1), exponent - bits)
+    # The power of two under each column's largest entry: the bits of its exponent.
+    largest = jax.lax.bitcast_convert_type(jnp.max(jnp.abs(a), axis=0), jnp.int32)
+    power = jax.lax.bitcast_convert_type(largest & 0x7F800000, jnp.float32)
+    step = jnp.maximum(power, 2.0**-100) * 2.0 ** (1 - bits)
     high = jnp.round(a / step) * step
     low = a - high
     cross = jnp.matmul((0.5 * (a + high)).T, low, precision=_PRECISION)

@@ -68,8 +68,10 @@ class Tridiagonal:
         solutions = np.empty((m, len(penalties) * t))
         for i, penalty in enumerate(penalties):
             band[0] = self._diagonal + penalty
-            solutions[:, i * t : (i + 1) * t] = scipy.linalg.solveh_banded(
-                band, rotated, lower=True
+            solutions[:, i * t : (i + 1) * t] = (
+                scipy.linalg.solveh_banded(band, rotated, lower=True)
+                if m > 1  # where LAPACK's wrapper wants an off-diagonal
+                else rotated / band[0]
             )
         solutions = self._rotate(solutions, "N")
         return np.moveaxis(solutions.reshape(m, len(penalties), t), 1, 0)

@@ -37,7 +37,7 @@ class Estimate:
       values: one finite number per seed.
 
     >>> Estimate((1.0, 2.0, 3.0)).mean, str(Estimate((1.0, 2.0, 3.0)))
-    (2.0, '2 ± 0.6')
+    (2.0, '2.0 ± 0.6')
     >>> str(Estimate((0.25,)))
     '0.25'
     """
@@ -65,10 +65,11 @@ class Estimate:
         error = self.standard_error
         if not error:
             return f"{self.mean:.4g}"
-        # Digits of the mean down to the first of its standard error.
-        size = math.floor(math.log10(abs(self.mean) or error))
-        digits = size - math.floor(math.log10(error)) + 1
-        return f"{self.mean:.{max(2, min(digits, 6))}g} ± {error:.1g}"
+        if max(abs(self.mean), error) < 1e-4:
+            return f"{self.mean:.1e} ± {error:.0e}"
+        # One digit of the error, and the mean's decimals down to it.
+        places = min(max(-int(f"{error:.0e}".partition("e")[2]), 0), 6)
+        return f"{self.mean:.{places}f} ± {error:.{places}f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Comparison:
             for i, kind in enumerate(self.kinds):
                 estimates = [getattr(getattr(self, kind), name) for name in _TITLES]
                 shift = 0.1 * (i - (len(self.kinds) - 1) / 2)
-                _error_bars(ax, places + shift, estimates, fmt="o", label=kind)
+                _error_bars(ax, places + shift, estimates, fmt=".", label=kind)
             ax.set_yscale("log")
             ax.set_xticks(places, list(_TITLES.values()))
             ax.set_ylabel("error")
@@ -257,9 +258,11 @@ def plot_comparisons(
             name = label or kind
             if len(set(sizes)) > 1 and min(means) > 0:
                 name += f" (slope {fitted_slope(sizes, means):.2f})"
-            _error_bars(ax, sizes, estimates, fmt="o-", label=name)
+            _error_bars(ax, sizes, estimates, fmt=".-", label=name)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
+        ticks = sorted({c.num_features for c in chosen})
+        ax.set_xticks(ticks, list(map(str, ticks)))
         ax.set_xlabel("num_features")
         ax.set_ylabel(f"{_TITLES[measure]} error of the {kind.upper()}")
         ax.legend()

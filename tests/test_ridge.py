@@ -1,0 +1,574 @@
+"""Ridge regression: against direct float64 solutions, scikit-learn, and itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import x64
+
+from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch.linear_model.gram import add_gram
+
+
+def data(n=300, m=12, t=2, seed=0, dtype=np.float32):
+    """Features with a mean, as ReLU features have, and noisy targets."""
+    rng = np.random.default_rng(seed)
+    phi = np.maximum(rng.standard_normal((n, m)) + 0.5, 0)
+    y = phi @ rng.standard_normal((m, t)) + 2 + 0.1 * rng.standard_normal((n, t))
+    return phi.astype(dtype), y.astype(dtype)
+
+
+def with_condition(n, m, condition, seed=0, dtype=np.float32):
+    """Features whose Gram matrix has this condition number."""
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.standard_normal((n, m)))
+    v, _ = np.linalg.qr(rng.standard_normal((m, m)))
+    values = np.sqrt(n) * np.geomspace(1, condition**-0.5, m)
+    return (u * values @ v.T).astype(dtype)
+
+
+def direct(phi, y, reg, intercept=True, weight=None):
+    """Weights and intercept in float64 by a QR of the augmented least squares."""
+    phi, y = phi.astype(np.float64), y.astype(np.float64)
+    weight = np.ones(len(phi)) if weight is None else weight
+    n, m = weight.sum(), phi.shape[1]
+    mean = weight @ phi / n if intercept else np.zeros(m)
+    y_mean = weight @ y / n if intercept else np.zeros(y.shape[1])
+    root = np.sqrt(weight)[:, None]
+    a = np.vstack([root * (phi - mean), np.sqrt(reg * n) * np.eye(m)])
+    b = np.vstack([root * (y - y_mean), np.zeros((m, y.shape[1]))])
+    w = np.linalg.lstsq(a, b, rcond=None)[0]
+    return w, y_mean - mean @ w
+
+
+def stream(phi, y, sizes, **kwargs):
+    """The state after batches of the given sizes."""
+    targets = None if y.ndim == 1 else y.shape[1]
+    state = lm.ridge_init(phi.shape[1], targets, dtype=phi.dtype)
+    for stop, size in zip(np.cumsum(sizes), sizes, strict=True):
+        rows = slice(stop - size, stop)
+        extra = {k: v[rows] for k, v in kwargs.items()}
+        state = lm.ridge_update(state, phi[rows], y[rows], **extra)
+    assert stop == len(phi)
+    return state
+
+
+def sums(state):
+    return np.asarray(state.total, np.float64) + np.asarray(state.carry, np.float64)
+
+
+def difference(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+# --- the sums -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 256, 257, 1000])
+def test_float32_gram_has_more_digits_than_float32(n):
+    rows = data(n=n, m=40)[0] * np.geomspace(1e-6, 1e6, 40, dtype=np.float32)
+    zeros = jnp.zeros((40, 40))
+    total, carry = jax.jit(add_gram)(zeros, zeros, rows)
+    got = np.asarray(total, np.float64) + np.asarray(carry, np.float64)
+    exact = rows.astype(np.float64).T @ rows.astype(np.float64)
+    norms = np.sqrt(np.diag(exact))
+    scale = np.maximum(np.outer(norms, norms), 1e-30)
+    assert np.abs((got - exact) / scale).max() < 2e-9  # float32 alone: 1e-7
+
+
+def test_gram_of_integers_is_exact():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-1000, 1000, (3000, 20)).astype(np.float32)
+    zeros = jnp.zeros((20, 20))
+    total, carry = add_gram(zeros, zeros, jnp.asarray(rows))
+    exact = rows.astype(np.int64).T @ rows.astype(np.int64)
+    assert (np.asarray(total, np.int64) + np.asarray(carry, np.int64) == exact).all()
+
+
+def test_count_stays_exact_where_float32_stops_counting():
+    state = lm.ridge_init(1, None)
+    big = lm.RidgeState(state.total + 2.0**24, state.carry, None)
+    for _ in range(3):
+        big = lm.ridge_update(big, np.ones((1, 1)), np.ones(1))
+    assert (sums(big) == 2**24 + 3).all()
+
+
+@pytest.mark.parametrize("dtype, tol", [(np.float32, 1e-9), (np.float64, 1e-14)])
+def test_streaming_is_one_shot(dtype, tol):
+    with x64(dtype == np.float64):
+        phi, y = data(n=700, dtype=dtype)
+        once = sums(stream(phi, y, [700]))
+        for sizes in ([350, 350], [1, 350, 349]):
+            assert difference(sums(stream(phi, y, sizes)), once) < tol
+        table = np.hstack([phi, y, np.ones((700, 1))]).astype(np.float64)
+        assert difference(once, table.T @ table) < tol
+
+
+def test_merge_is_commutative_and_associative():
+    phi, y = data(n=900)
+    a, b, c = (stream(phi[i::3], y[i::3], [300]) for i in range(3))
+    left = lm.ridge_merge(lm.ridge_merge(a, b), c)
+    right = lm.ridge_merge(a, lm.ridge_merge(b, c))
+    assert difference(sums(left), sums(right)) < 1e-13
+    assert difference(sums(left), sums(stream(phi, y, [900]))) < 1e-9
+    assert (sums(lm.ridge_merge(a, b)) == sums(lm.ridge_merge(b, a))).all()
+    empty = lm.ridge_init(12, 2)
+    assert (sums(lm.ridge_merge(a, empty)) == sums(a)).all()
+
+
+def test_update_is_pure_and_runs_under_jit_and_vmap():
+    phi, y = data(n=600)
+    state = lm.ridge_init(12, 2)
+    plain = lm.ridge_update(state, phi, y)
+    assert not state.total.any()
+    jitted = jax.jit(lm.ridge_update)(state, phi, y)
+    assert (sums(jitted) == sums(plain)).all()
+    empty = jax.vmap(lambda _: lm.ridge_init(12, 2))(jnp.arange(3))
+    many = jax.vmap(lm.ridge_update)(
+        empty, phi.reshape(3, 200, 12), y.reshape(3, 200, 2)
+    )
+    assert many.count.tolist() == [200, 200, 200] and many.num_features == 12
+    for i in range(3):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], many)
+        rows = slice(200 * i, 200 * (i + 1))
+        assert difference(sums(one), sums(stream(phi[rows], y[rows], [200]))) < 1e-9
+    with pytest.raises(ValueError, match="one state"):
+        lm.ridge_solve(many, 1e-3)
+
+
+def test_update_does_not_retrace():
+    calls = []
+
+    @jax.jit
+    def update(state, phi, y):
+        calls.append(1)
+        return lm.ridge_update(state, phi, y)
+
+    phi, y = data()
+    state = lm.ridge_init(12, 2)
+    for _ in range(3):
+        state = update(state, phi, y)
+    assert len(calls) == 1
+
+
+def test_eval_shape_of_a_large_state():
+    state = jax.eval_shape(lambda: lm.ridge_init(10**6, 10))
+    phi = jax.ShapeDtypeStruct((1000, 10**6), jnp.float32)
+    out = jax.eval_shape(
+        lm.ridge_update, state, phi, jax.ShapeDtypeStruct((1000, 10), jnp.float32)
+    )
+    assert out.total.shape == (10**6 + 11, 10**6 + 11)
+
+
+# --- the solution ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, tol", [(np.float32, 1e-6), (np.float64, 1e-12)])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_solution_is_the_direct_one(dtype, tol, intercept):
+    with x64(dtype == np.float64):
+        phi, y = data(dtype=dtype)
+        model = lm.ridge_solve(stream(phi, y, [300]), 1e-3, intercept=intercept)
+        w, b = direct(phi, y, 1e-3, intercept)
+        assert model.weights.dtype == model.intercept.dtype == dtype
+        assert difference(model.weights, w) < tol
+        assert np.abs(np.asarray(model.intercept) - b).max() < 10 * tol
+        assert difference(model.predict(phi), phi.astype(np.float64) @ w + b) < tol
+        assert model.info.residual < tol
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_against_scikit_learn(intercept):
+    linear = pytest.importorskip("sklearn.linear_model")
+    phi, y = data()
+    weight = np.random.default_rng(1).random(300).astype(np.float32)
+    theirs = linear.Ridge(alpha=0.01 * 300, fit_intercept=intercept).fit(phi, y)
+    ours = lm.fit_ridge(phi, y, reg=0.01, intercept=intercept)
+    assert difference(ours.weights, theirs.coef_.T) < 1e-5
+    assert np.abs(ours.intercept - theirs.intercept_).max() < 1e-5
+    theirs = linear.Ridge(alpha=0.01 * weight.sum(), fit_intercept=intercept)
+    theirs.fit(phi, y, sample_weight=weight)
+    state = stream(phi, y, [200, 100], sample_weight=weight)
+    ours = lm.ridge_solve(state, 0.01, intercept=intercept)
+    assert difference(ours.weights, theirs.coef_.T) < 1e-5
+    assert np.abs(ours.intercept - theirs.intercept_).max() < 1e-5
+
+
+def test_weights_two_and_zero_are_copies_and_omissions():
+    phi, y = data(n=30)
+    weight = np.array([2.0, 0.0, 1.0] * 10, np.float32)
+    weighted = lm.ridge_solve(stream(phi, y, [30], sample_weight=weight), 1e-2)
+    index = np.repeat(np.arange(30), weight.astype(int))
+    copied = lm.ridge_solve(stream(phi[index], y[index], [30]), 1e-2)
+    assert difference(weighted.weights, copied.weights) < 1e-6
+    assert weighted.info.count == pytest.approx(30, rel=1e-6)
+
+
+def test_many_regs_are_separate_solves():
+    phi, y = data()
+    state = stream(phi, y, [300])
+    regs = [1e-6, 1e-3, 0.1, 10.0]
+    path = lm.ridge_solve(state, regs)
+    assert path.weights.shape == (4, 12, 2) and path.intercept.shape == (4, 2)
+    assert path.predict(phi).shape == (4, 300, 2)
+    for i, reg in enumerate(regs):
+        one, picked = lm.ridge_solve(state, reg), path.select(i)
+        assert difference(picked.weights, direct(phi, y, reg)[0]) < 1e-6
+        assert (picked.weights == one.weights).all() and picked.reg == one.reg == reg
+        for ours, theirs in zip(picked.info, one.info, strict=True):
+            assert np.array_equal(ours, theirs)
+        assert (picked.predict(phi) == one.predict(phi)).all()
+    with pytest.raises(ValueError, match=r"index must be in \[-4, 4\), got 4"):
+        path.select(4)
+    with pytest.raises(ValueError, match="single reg"):
+        one.select(0)
+
+
+def test_diagnostics_are_what_they_say():
+    phi, y = data()
+    info = lm.ridge_solve(stream(phi, y, [300]), [1e-3, 1.0]).info
+    centred = phi.astype(np.float64) - phi.mean(0, dtype=np.float64)
+    gram = centred.T @ centred
+    for i, reg in enumerate([1e-3, 1.0]):
+        system = gram + 300 * reg * np.eye(12)
+        dof = np.trace(gram @ np.linalg.inv(system))
+        assert info.condition[i] == pytest.approx(np.linalg.cond(system), rel=1e-6)
+        assert info.effective_dof[i] == pytest.approx(dof, rel=1e-6)
+        assert info.residual[i] < 1e-6
+    assert info.count == 300
+
+
+@pytest.mark.parametrize("condition", [1e4, 1e6, 1e8])
+def test_float32_stream_against_float64_direct_when_ill_conditioned(condition):
+    phi = with_condition(2000, 100, condition)
+    y = (phi @ np.ones((100, 1)) + np.random.default_rng(1).random((2000, 1))).astype(
+        np.float32
+    )
+    top = np.linalg.norm(phi, 2) ** 2 / 2000
+    model = lm.ridge_solve(stream(phi, y, [300] * 6 + [200]), 1e-6, intercept=False)
+    assert top == pytest.approx(1, rel=1e-3)
+    error = difference(model.weights, direct(phi, y, 1e-6, intercept=False)[0])
+    assert error < 1e-4
+    # The estimate is there to warn, so it must not promise too much.
+    assert error < 2 * model.info.rounding + 1e-6
+
+
+def test_float32_products_alone_would_miss_that_target():
+    phi = with_condition(2000, 100, 1e6)
+    y = (phi @ np.ones((100, 1)) + np.random.default_rng(1).random((2000, 1))).astype(
+        np.float32
+    )
+    system = (phi.T @ phi).astype(np.float64) + 2e-3 * np.eye(100)
+    w = np.linalg.solve(system, (phi.T @ y).astype(np.float64))
+    assert difference(w, direct(phi, y, 1e-6, intercept=False)[0]) > 1e-3
+
+
+def test_intercept_survives_an_offset():
+    phi, y = data(n=2000)
+    phi += 100
+    y += 1000
+    model = lm.ridge_solve(stream(phi, y, [500] * 4), 1e-4)
+    assert difference(model.weights, direct(phi, y, 1e-4)[0]) < 1e-5
+
+
+def test_one_feature_and_one_example():
+    model = lm.fit_ridge(np.array([[2.0], [4.0]]), np.array([1.0, 5.0]), reg=1.0)
+    # Centred: phi = -1, 1 and y = -2, 2, so w = 4 / (2 + 2).
+    assert model.weights.tolist() == [1.0] and float(model.intercept) == 0.0
+    model = lm.fit_ridge(np.ones((1, 3)), np.ones(1), reg=1.0, intercept=False)
+    assert np.allclose(model.weights, 0.25)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_singular_systems_raise(dtype):
+    with x64(dtype == np.float64):
+        phi, y = data(dtype=dtype)
+        twice = np.hstack([phi, phi])
+        few = data(n=5, dtype=dtype)
+        zero = np.hstack([phi, np.zeros((300, 1), dtype)])
+        constant = np.hstack([phi, np.ones((300, 1), dtype)])
+        for a, b in ((twice, y), few, (zero, y), (constant, y), (0 * phi, y)):
+            state = stream(a, b, [len(a)])
+            match = rf"singular to {np.dtype(dtype)} precision.*Use reg of"
+            with pytest.raises(np.linalg.LinAlgError, match=match):
+                lm.ridge_solve(state, 0.0)
+            w = direct(a, b, 1e-3)[0]
+            got = lm.ridge_solve(state, 1e-3).weights
+            assert np.linalg.norm(got - w) < 1e-5 * max(1, np.linalg.norm(w))
+        # The constant column is no trouble without an intercept.
+        state = stream(constant, y, [300])
+        w = direct(constant, y, 0.0, intercept=False)[0]
+        got = lm.ridge_solve(state, 0.0, intercept=False).weights
+        assert difference(got, w) < 1e-5
+
+
+def test_the_reg_that_the_error_advises_is_enough():
+    phi, y = data()
+    state = stream(np.hstack([phi, phi]), y, [300])
+    with pytest.raises(np.linalg.LinAlgError) as error:
+        lm.ridge_solve(state, [0.0, 1e-2])
+    advice = float(str(error.value).split("Use reg of ")[1].split()[0])
+    assert lm.ridge_solve(state, advice).info.rounding < 2e-3
+
+
+# --- one call -------------------------------------------------------------------
+
+
+def test_fit_takes_arrays_batches_and_odd_batch_sizes():
+    phi, y = data()
+    w, _ = direct(phi, y, 1e-3)
+    pieces = [(phi[i : i + 70], y[i : i + 70]) for i in range(0, 300, 70)]
+    fits = [
+        lm.fit_ridge(phi, y, reg=1e-3),
+        lm.fit_ridge(jnp.asarray(phi), jnp.asarray(y), reg=1e-3, batch_size=7),
+        lm.fit_ridge(pieces, reg=1e-3),
+        lm.fit_ridge(iter(pieces), reg=1e-3),
+        lm.fit_ridge(phi.tolist(), y.tolist(), reg=1e-3),
+    ]
+    for model in fits:
+        assert difference(model.weights, w) < 1e-6
+        assert model.num_classes is None
+
+
+def test_targets_without_axis_stay_so():
+    phi, y = data(t=1)
+    flat = lm.fit_ridge(phi, y[:, 0], reg=[1e-3, 1.0])
+    assert flat.weights.shape == (2, 12) and flat.intercept.shape == (2,)
+    assert flat.predict(phi).shape == (2, 300)
+    assert flat.select(0).predict(phi).shape == (300,)
+    column = lm.fit_ridge(phi, y, reg=[1e-3, 1.0])
+    assert column.predict(phi).shape == (2, 300, 1)
+    assert (column.predict(phi)[..., 0] == flat.predict(phi)).all()
+
+
+def test_labels_are_fitted_as_centred_one_hot_codes():
+    phi, _ = data()
+    labels = np.argmax(phi[:, :3], axis=1)
+    codes = np.eye(3, dtype=np.float32)[labels] - np.float32(1 / 3)
+    for intercept in (True, False):
+        model = lm.fit_ridge(phi, labels, reg=1e-3, intercept=intercept)
+        w, b = direct(phi, codes, 1e-3, intercept)
+        assert difference(model.weights, w) < 1e-6 and model.num_classes == 3
+        scores = phi.astype(np.float64) @ w + b
+        assert (model.predict_class(phi) == scores.argmax(1)).all()
+    four = lm.fit_ridge(phi, labels, reg=1e-3, num_classes=4)
+    assert four.predict(phi).shape == (300, 4) and (four.predict(phi)[:, 3] < 0).all()
+    halves = [(phi[:100], labels[:100]), (phi[100:], labels[100:])]
+    again = lm.fit_ridge(halves, reg=1e-3, num_classes=3)
+    assert difference(again.weights, lm.fit_ridge(phi, labels, reg=1e-3).weights) < 1e-6
+    with pytest.raises(ValueError, match="num_classes must be given"):
+        lm.fit_ridge(halves, reg=1e-3)
+
+
+def test_bool_labels_and_float_labels():
+    phi, _ = data()
+    labels = phi[:, 0] > phi[:, 1]
+    model = lm.fit_ridge(phi, labels, reg=1e-3)
+    assert model.num_classes == 2 and (model.predict_class(phi) == labels).mean() > 0.9
+    numbers = lm.fit_ridge(phi, labels.astype(np.float32), reg=1e-3)
+    assert numbers.predict(phi).shape == (300,)
+    with pytest.raises(ValueError, match="fitted on numbers, not on classes"):
+        numbers.predict_class(phi)
+
+
+def test_best_chooses_by_held_out_error():
+    phi, y = data(n=80)
+    new, new_y = data(n=1000, seed=1)
+    new_y = new @ np.linalg.lstsq(phi, y, rcond=None)[0]
+    path = lm.fit_ridge(phi, y, reg=[1e3, 1e-2, 1e-8], intercept=False)
+    assert path.best(new, new_y).reg == 1e-8
+    labels = new[:, 0] > 0.6
+    path = lm.fit_ridge(new[:900], labels[:900], reg=[1e-3, 1e5], intercept=False)
+    assert path.best(new[900:], labels[900:]).reg == 1e-3
+    with pytest.raises(ValueError, match=r"y must have shape \(100,\), got \(100, 1\)"):
+        path.best(new[900:], labels[900:, None])
+    with pytest.raises(ValueError, match="single reg"):
+        path.select(0).best(new, labels)
+
+
+def test_model_goes_through_jit():
+    phi, y = data()
+    model = lm.fit_ridge(phi, y, reg=[1e-3, 1.0])
+    predict = jax.jit(lambda model, phi: model.predict(phi))
+    assert np.allclose(predict(model, phi), model.predict(phi), rtol=1e-6)
+
+
+def test_half_precision_features_are_summed_in_float32():
+    phi, y = data()
+    half = jnp.asarray(phi, jnp.bfloat16)
+    model = lm.fit_ridge(half, y, reg=1e-3)
+    assert model.weights.dtype == jnp.float32
+    w = direct(np.asarray(half, np.float32), y, 1e-3)[0]
+    assert difference(model.weights, w) < 1e-6
+
+
+def test_progress_shows_a_bar(capsys):
+    pytest.importorskip("tqdm")
+    phi, y = data()
+    lm.fit_ridge(phi, y, reg=1e-3, batch_size=100, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+# --- mistakes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_named_before_fitting(bad, monkeypatch):
+    def never(*_):
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr("jax_ntk_sketch.linear_model.fit._update", never)
+    phi, y = data()
+    worse = phi.copy()
+    worse[[17, 205], 3] = bad
+    with pytest.raises(ValueError, match=r"2 rows of phi \(17, 205, from 0\)"):
+        lm.fit_ridge(worse, y, reg=1e-3, batch_size=100)
+    worse[50:60] = bad
+    with pytest.raises(
+        ValueError, match=r"12 rows of phi \(17, 50, 51, 52, 53, \.\.\."
+    ):
+        lm.fit_ridge(worse, y, reg=1e-3)
+    worse_y = y.copy()
+    worse_y[299] = bad
+    with pytest.raises(ValueError, match=r"1 row of y \(299, from 0\)"):
+        lm.fit_ridge(phi, worse_y, reg=1e-3)
+
+
+def test_rows_of_batches_are_counted_over_all_of_them():
+    phi, y = data()
+    phi[205, 3] = np.nan
+    batches = [(phi[i : i + 100], y[i : i + 100]) for i in (0, 100, 200)]
+    with pytest.raises(ValueError, match=r"batch 2: 1 row of phi \(205, from 0\)"):
+        lm.fit_ridge(batches, reg=1e-3)
+
+
+def test_solve_refuses_sums_that_are_not_finite():
+    phi, y = data()
+    phi[0, 0] = np.nan
+    with pytest.raises(ValueError, match="sums are not finite"):
+        lm.ridge_solve(stream(phi, y, [300]), 1e-3)
+
+
+PHI, Y = data(n=20)
+
+
+@pytest.mark.parametrize(
+    "call, error, match",
+    [
+        (lambda: lm.ridge_init(0, 1), ValueError, "num_features must be positive"),
+        (lambda: lm.ridge_init(2.5, 1), TypeError, "num_features must be an integer"),
+        (lambda: lm.ridge_init(2, True), TypeError, "num_targets must be an integer"),
+        (lambda: lm.ridge_init(2, 1, dtype=int), TypeError, "float32 or float64"),
+        (
+            lambda: lm.ridge_update(lm.ridge_init(11, 2), PHI, Y),
+            ValueError,
+            r"phi must have shape \(n, 11\), got \(20, 12\)",
+        ),
+        (
+            lambda: lm.ridge_update(lm.ridge_init(12, 2), PHI, Y[1:]),
+            ValueError,
+            r"y must have shape \(20, 2\), got \(19, 2\)",
+        ),
+        (
+            lambda: lm.ridge_update(lm.ridge_init(12, None), PHI, Y),
+            ValueError,
+            r"y must have shape \(20,\)",
+        ),
+        (
+            lambda: lm.ridge_update(
+                lm.ridge_init(12, 2), PHI, Y, sample_weight=np.ones(3)
+            ),
+            ValueError,
+            r"sample_weight must have shape \(20,\)",
+        ),
+        (
+            lambda: lm.ridge_update(lm.ridge_init(12, 2), PHI * 1j, Y),
+            TypeError,
+            "phi has dtype complex64",
+        ),
+        (
+            lambda: lm.ridge_update(lm.ridge_init(12, 2), PHI, Y * 1j),
+            TypeError,
+            "y must be real",
+        ),
+        (
+            lambda: lm.ridge_merge(lm.ridge_init(2, 1), lm.ridge_init(3, 1)),
+            ValueError,
+            "num_features differs: 2 and 3",
+        ),
+        (lambda: lm.ridge_solve(lm.ridge_init(2, 1), 1), ValueError, "no examples"),
+        (
+            lambda: jax.jit(lambda s: lm.ridge_solve(s, 1.0))(lm.ridge_init(2, 1)),
+            TypeError,
+            "cannot be traced",
+        ),
+        (lambda: lm.fit_ridge(PHI, Y, reg=-1), ValueError, "reg must be finite and"),
+        (lambda: lm.fit_ridge(PHI, Y, reg=[1, np.nan]), ValueError, "reg must be fin"),
+        (lambda: lm.fit_ridge(PHI, Y, reg=[]), ValueError, "reg must be a number or"),
+        (lambda: lm.fit_ridge(PHI, reg=1), ValueError, "y must be given too"),
+        (lambda: lm.fit_ridge(PHI, Y[1:], reg=1), ValueError, r"\(20, 12\) and \(19"),
+        (lambda: lm.fit_ridge(PHI[0], Y, reg=1), ValueError, "phi must have shape"),
+        (lambda: lm.fit_ridge(PHI[:0], Y[:0], reg=1), ValueError, "no examples"),
+        (lambda: lm.fit_ridge([], reg=1), ValueError, "no examples"),
+        (lambda: lm.fit_ridge([PHI], reg=1), TypeError, r"batch 0: must be a pair"),
+        (
+            lambda: lm.fit_ridge([(PHI, Y), (PHI[:, 1:], Y)], reg=1),
+            ValueError,
+            r"batch 1: phi must have shape \(n, 12\), got \(20, 11\)",
+        ),
+        (
+            lambda: lm.fit_ridge([(PHI, Y), (PHI, Y[:3])], reg=1),
+            ValueError,
+            r"batch 1: phi must have shape .* got \(20, 12\) and \(3, 2\)",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, np.arange(20), reg=1, num_classes=18),
+            ValueError,
+            r"2 rows of y \(18, 19, from 0\) hold labels outside 0\.\.17",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, np.arange(20) - 1, reg=1),
+            ValueError,
+            r"1 row of y \(0, from 0\) hold labels outside 0\.\.18",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, Y, reg=1, num_classes=2),
+            TypeError,
+            "y must be integer or bool labels",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, np.array(["a", "b"] * 10), reg=1),
+            TypeError,
+            "return_inverse",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, Y, reg=1, batch_size=0),
+            ValueError,
+            "batch_size must be at least 1",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, Y, reg=1, num_classes=1.5),
+            TypeError,
+            "num_classes must be an integer",
+        ),
+        (
+            lambda: lm.fit_ridge(PHI, Y, reg=1).predict(PHI[:, 1:]),
+            ValueError,
+            r"phi must have shape \(n, 12\)",
+        ),
+    ],
+)
+def test_mistakes_are_told(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_double_precision_features_need_a_double_precision_state():
+    with x64():
+        phi, y = data(dtype=np.float64)
+        with pytest.raises(TypeError, match=r"ridge_init\(\.\.\., dtype=float64\)"):
+            lm.ridge_update(lm.ridge_init(12, 2, dtype=np.float32), phi, y)
+        assert lm.fit_ridge(phi, y, reg=1e-3).weights.dtype == np.float64
+        single = lm.fit_ridge(phi.astype(np.float32), y, reg=1e-3)
+        assert single.weights.dtype == np.float32

@@ -1,0 +1,384 @@
+"""Error measures against their definitions; reports that say what was measured."""
+
+import json
+import types
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ntk_sketch import validation
+from jax_ntk_sketch.validation import Comparison, Estimate, KernelErrors
+
+Both = namedtuple("Both", ["nngp", "ntk"])
+KEY = jax.random.key(0)
+N, D = 40, 6
+X = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
+
+
+def linear_kernel(x1, x2, get):
+    """x1 @ x2.T, called as Neural Tangents' kernels are; the NNGP is twice it."""
+    x1 = np.asarray(x1, np.float64)
+    kernel = x1 @ (x1 if x2 is None else np.asarray(x2)).T
+    one = {"ntk": kernel, "nngp": 2 * kernel}
+    return one[get] if isinstance(get, str) else Both(*(one[k] for k in Both._fields))
+
+
+def projection(num_features, get="ntk"):
+    """Gaussian projections, unbiased features of the linear kernel."""
+
+    def init(key, example):
+        return jax.random.normal(key, (example.shape[-1], num_features))
+
+    def apply(w, x):
+        phi = x @ w / num_features**0.5
+        return phi if isinstance(get, str) else Both(2**0.5 * phi, phi)
+
+    return types.SimpleNamespace(get=get, init=init, apply=apply)
+
+
+def identity():
+    """The exact features of the linear kernel."""
+    return types.SimpleNamespace(
+        get="ntk", init=lambda key, x: None, apply=lambda params, x: x
+    )
+
+
+def psd(n=12, rank=12, seed=0):
+    a = np.random.default_rng(seed).standard_normal((n, rank))
+    return a @ a.T
+
+
+# --- measures -------------------------------------------------------------------
+
+
+def test_measures_are_their_formulas():
+    K, K_hat = psd(seed=1), psd(seed=2)
+    H = np.eye(12) - 1 / 12
+    norm = np.linalg.norm
+    assert validation.relative_error(K, K_hat) == pytest.approx(
+        norm(K - K_hat) / norm(K), rel=1e-14
+    )
+    assert validation.centred_relative_error(K, K_hat) == pytest.approx(
+        norm(H @ (K - K_hat) @ H) / norm(H @ K @ H), rel=1e-12
+    )
+    assert validation.max_entry_error(K, K_hat) == pytest.approx(
+        np.abs(K - K_hat).max() / np.abs(K).max(), rel=1e-14
+    )
+
+
+def test_the_centred_error_is_blind_to_a_constant():
+    K = psd()
+    assert validation.centred_relative_error(K, K + 7) < 1e-14
+    assert validation.relative_error(K, K + 7) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("reg", [1e-4, 1e-1, 10.0])
+def test_the_spectral_error_is_the_least_that_satisfies_both_inequalities(seed, reg):
+    K, K_hat = psd(rank=8, seed=seed), psd(rank=5, seed=seed + 10)
+    epsilon = validation.spectral_error(K, K_hat, reg)
+    shift = reg * 12 * np.eye(12)
+
+    def least_eigenvalue(epsilon):
+        upper = (1 + epsilon) * (K + shift) - (K_hat + shift)
+        lower = (K_hat + shift) - (1 - epsilon) * (K + shift)
+        return min(np.linalg.eigvalsh(upper)[0], np.linalg.eigvalsh(lower)[0])
+
+    assert least_eigenvalue(epsilon * (1 + 1e-9)) > -1e-9
+    assert least_eigenvalue(epsilon * (1 - 1e-4)) < 0
+
+
+def test_the_spectral_error_of_a_multiple():
+    K = psd()
+    assert validation.spectral_error(K, 1.25 * K, 0) == pytest.approx(0.25, rel=1e-9)
+    assert validation.spectral_error(K, K, 0.1) == 0
+    # Without the penalty a lost direction is an error of 1.
+    assert validation.spectral_error(np.eye(2), np.diag([1.0, 0]), 0) == 1
+    # With it, (0 - 1) / (1 + 0.5 * 2).
+    assert validation.spectral_error(
+        np.eye(2), np.diag([1.0, 0]), 0.5
+    ) == pytest.approx(0.5)
+
+
+def test_an_indefinite_kernel_is_told():
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite with reg"):
+        validation.spectral_error(np.diag([1.0, -1.0]), np.eye(2), 0.1)
+
+
+@pytest.mark.parametrize("slope", [-0.5, -1.0, 0.3])
+def test_fitted_slope_of_a_power(slope):
+    m = np.array([64, 128, 1024, 8192])
+    assert validation.fitted_slope(m, 3 * m**slope) == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (
+            lambda: validation.relative_error(np.eye(3), np.eye(4)),
+            r"one shape \(n, n\)",
+        ),
+        (lambda: validation.relative_error(np.ones(3), np.ones(3)), r"\(3,\) and \(3,"),
+        (lambda: validation.relative_error(np.eye(2), np.eye(2) * np.nan), "K_hat has"),
+        (lambda: validation.max_entry_error(np.zeros((2, 2)), np.eye(2)), "K is zero"),
+        (lambda: validation.spectral_error(np.eye(2), np.eye(2), -1), "reg must be"),
+        (lambda: validation.fitted_slope([1, 1], [1, 2]), "two different num_features"),
+        (lambda: validation.fitted_slope([1, 2], [1, 0]), "must be positive"),
+        (lambda: validation.fitted_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
+    ],
+)
+def test_mistakes_in_measures_are_told(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+# --- compare --------------------------------------------------------------------
+
+
+def test_exact_features_have_no_error():
+    report = validation.compare(identity(), linear_kernel, X, key=KEY, num_seeds=2)
+    errors = report.ntk
+    for estimate in (errors.relative, errors.centred, errors.max_entry):
+        assert estimate.mean < 1e-14 and estimate.standard_error < 1e-14
+    assert errors.spectral.mean < 1e-12
+    assert report.nngp is None and report.kinds == ("ntk",)
+    assert (report.num_features, report.num_examples, report.reg) == (D, N, 1e-3)
+
+
+def test_the_error_of_gaussian_projections_is_what_theory_says():
+    # E |K - K_hat|_F^2 = (|K|_F^2 + tr(K)^2) / m for normal W, exactly.
+    m, seeds = 64, 200
+    report = validation.compare(
+        projection(m), linear_kernel, X, key=KEY, num_seeds=seeds
+    )
+    squares = np.square(report.ntk.relative.values)
+    K = linear_kernel(X, None, "ntk")
+    exact = (1 + (np.trace(K) / np.linalg.norm(K)) ** 2) / m
+    # 4 standard errors: a false alarm in 16,000.
+    assert abs(squares.mean() - exact) < 4 * squares.std(ddof=1) / seeds**0.5
+
+
+def test_values_are_those_of_one_split_of_the_key():
+    fmap = projection(32)
+    report = validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=3, reg=0.1)
+    K = linear_kernel(X, None, "ntk")
+    for i, key in enumerate(jax.random.split(KEY, 3)):
+        phi = np.asarray(fmap.apply(fmap.init(key, X), jnp.asarray(X)), np.float64)
+        for name, measure in (
+            ("relative", validation.relative_error),
+            ("centred", validation.centred_relative_error),
+            ("max_entry", validation.max_entry_error),
+            ("spectral", lambda K, K_hat: validation.spectral_error(K, K_hat, 0.1)),
+        ):
+            value = getattr(report.ntk, name).values[i]
+            assert value == pytest.approx(measure(K, phi @ phi.T), rel=1e-5)
+    assert len(set(report.ntk.relative.values)) == 3
+
+
+def test_errors_fall_like_the_square_root():
+    sizes = [32, 128, 512]
+    reports = [
+        validation.compare(projection(m), linear_kernel, X, key=KEY, num_seeds=20)
+        for m in sizes
+    ]
+    for name in ("relative", "centred", "max_entry", "spectral"):
+        errors = [getattr(r.ntk, name).mean for r in reports]
+        assert -0.65 < validation.fitted_slope(sizes, errors) < -0.4, name
+
+
+def test_both_kernels_and_either_of_them():
+    fmap = projection(32, get=("nngp", "ntk"))
+    both = validation.compare(fmap, linear_kernel, X, key=KEY)
+    assert both.kinds == ("ntk", "nngp")
+    # The NNGP here is twice the NTK, of features sqrt 2 as large.
+    assert both.nngp.relative.mean == pytest.approx(both.ntk.relative.mean, rel=1e-5)
+    one = validation.compare(fmap, linear_kernel, X, key=KEY, get="nngp")
+    assert one.kinds == ("nngp",) and one.nngp == both.nngp
+
+
+def test_the_kernel_is_computed_once():
+    calls = []
+
+    def kernel_fn(x1, x2, get):
+        calls.append((x2, get))
+        return linear_kernel(x1, x2, get)
+
+    validation.compare(projection(8), kernel_fn, X, key=KEY)
+    assert calls == [(None, "ntk")]
+
+
+def test_the_sample_is_what_init_sees():
+    seen = []
+
+    def init(key, sample):
+        seen.append(sample.shape)
+
+    fmap = types.SimpleNamespace(get="ntk", init=init, apply=lambda _, x: x)
+    validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1)
+    validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1, sample=X[:5])
+    assert seen == [(N, D), (5, D)]
+
+
+def with_nan():
+    x = X.copy()
+    x[[3, 7], 0] = np.nan
+    return x
+
+
+def broken(value):
+    return types.SimpleNamespace(
+        get="ntk", init=lambda key, x: None, apply=lambda params, x: value
+    )
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, match",
+    [
+        ({"num_seeds": 0}, ValueError, "num_seeds must be at least 1, got 0"),
+        ({"num_seeds": 2.0}, TypeError, "num_seeds must be an integer"),
+        ({"get": "nngp"}, ValueError, r"get must be among \('ntk',\).*got 'nngp'"),
+        ({"get": ()}, ValueError, "get is empty"),
+        ({"x": with_nan()}, ValueError, "rows 3, 7 of x are NaN"),
+        ({"x": X[0]}, ValueError, r"x must have shape \(n, \.\.\.\)"),
+        ({"reg": -1.0}, ValueError, "reg must be finite and >= 0"),
+        (
+            {"kernel_fn": lambda x1, x2, get: np.eye(3)},
+            ValueError,
+            r"finite \(40, 40\) matrix for 'ntk'; got shape \(3, 3\)",
+        ),
+        (
+            {"kernel_fn": lambda x1, x2, get: np.full((N, N), np.inf)},
+            ValueError,
+            "not finite",
+        ),
+        (
+            {
+                "fmap": projection(4, get=("nngp", "ntk")),
+                "kernel_fn": lambda x1, x2, get: np.eye(N),
+            },
+            TypeError,
+            "must have the attributes",
+        ),
+        ({"fmap": broken(jnp.ones(3))}, ValueError, r"shape \(40, m\), got \(3,\)"),
+        (
+            {"fmap": broken(jnp.ones((N, 2)).at[5].set(jnp.nan))},
+            ValueError,
+            "ntk features of seed 0 are NaN or infinite in rows 5",
+        ),
+    ],
+)
+def test_mistakes_in_compare_are_told(kwargs, error, match):
+    arguments = {"fmap": projection(4), "kernel_fn": linear_kernel, "x": X} | kwargs
+    with pytest.raises(error, match=match):
+        validation.compare(key=KEY, **arguments)
+
+
+# --- reports --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report():
+    return validation.compare(
+        projection(32, get=("nngp", "ntk")), linear_kernel, X, key=KEY, label="a|b"
+    )
+
+
+def test_estimates_are_means_with_standard_errors():
+    values = (0.1, 0.12, 0.17)
+    estimate = Estimate(values)
+    assert estimate.mean == pytest.approx(np.mean(values))
+    expected = np.std(values, ddof=1) / 3**0.5
+    assert estimate.standard_error == pytest.approx(expected)
+    assert str(estimate) == "0.13 ± 0.02"
+    assert str(Estimate((2.5, 2.52))) == "2.51 ± 0.01"
+    assert str(Estimate((1e-9, 2e-9))) == "1.5e-09 ± 5e-10"
+    assert str(Estimate((1234.0, 1300.0))) == "1267 ± 33"
+    assert str(Estimate((0.0, 0.0))) == "0"
+    with pytest.raises(ValueError, match="finite numbers"):
+        Estimate((0.1, np.nan))
+    with pytest.raises(ValueError, match="finite numbers"):
+        Estimate(())
+
+
+def test_json_is_strict_and_round_trips(report):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for one in (
+        report,
+        validation.compare(projection(4), linear_kernel, X, key=KEY, num_seeds=1),
+    ):
+        text = one.to_json()
+        data = json.loads(text, parse_constant=refuse)
+        assert Comparison.from_json(text) == one
+        assert Comparison.from_json(text).to_json() == text
+        assert data["ntk"]["relative"]["mean"] == one.ntk.relative.mean
+    assert data["ntk"]["relative"]["standard_error"] is None and data["nngp"] is None
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"ntk": 3, "nngp": null}', "nonsense"])
+def test_other_json_is_refused(text):
+    with pytest.raises(ValueError, match=r"not a comparison|Expecting value"):
+        Comparison.from_json(text)
+
+
+def test_one_seed_has_no_standard_error_and_says_so():
+    one = validation.compare(projection(8), linear_kernel, X, key=KEY, num_seeds=1)
+    assert one.ntk.relative.standard_error is None
+    assert "no standard error over 1 seed;" in str(one) and "±" not in str(one)
+
+
+def test_text_is_aligned(report):
+    lines = str(report).splitlines()
+    assert len(lines) == 4 and "reg = 0.001" in lines[-1]
+    assert lines[0].index("num_features") == lines[1].index("32")
+    assert lines[0].index("spectral") == lines[1].index(str(report.ntk.spectral))
+    assert lines[0].index("spectral") == lines[2].index(str(report.nngp.spectral))
+
+
+def test_markdown_reads_back(report):
+    text = report.to_markdown()
+    lines = text.splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[:4]]
+    assert len({len(row) for row in cells}) == 1
+    assert cells[0][3:] == ["relative", "centred", "largest entry", "spectral"]
+    assert cells[2] == ["a/b", "32", "ntk", *map(str, vars(report.ntk).values())]
+    table = validation.markdown_table([report, report])
+    assert table.count("| ntk |") == 2
+    with pytest.raises(ValueError, match="no comparisons"):
+        validation.markdown_table([])
+
+
+def at(m, label, values=(1.0, 1.2)):
+    errors = KernelErrors(*[Estimate(tuple(v * m**-0.5 for v in values))] * 4)
+    return Comparison(m, N, 2, 1e-3, ntk=errors, label=label)
+
+
+def test_plots_write_whole_files(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    many = [at(m, label) for label in ("one", "two") for m in (256, 64, 1024)]
+    report.plot(tmp_path / "report.png")
+    axes = validation.plot_comparisons(many, str(tmp_path / "many.png"))
+    validation.plot_comparisons(many, tmp_path / "many.svg", measure="spectral")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["many.png", "many.svg", "report.png"]
+    for name in ("report.png", "many.png"):
+        content = (tmp_path / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 5000
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["one (slope -0.50)", "two (slope -0.50)"]
+    assert validation.plot_comparisons(many, axes) is axes
+    assert report.plot().get_yscale() == "log"
+
+
+def test_mistakes_in_plots_are_told(report, monkeypatch):
+    with pytest.raises(ValueError, match="measure must be among"):
+        validation.plot_comparisons([report], measure="error")
+    with pytest.raises(ValueError, match="no comparison of kind 'nngp'"):
+        validation.plot_comparisons([at(4, "")], kind="nngp")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "jax_ntk_sketch\[plots\]"'):
+        report.plot()
