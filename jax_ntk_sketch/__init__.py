@@ -1,6 +1,36 @@
-"""Feature maps whose inner products approximate neural tangent kernels."""
+"""Feature maps whose inner products approximate neural tangent kernels.
 
-from jax_ntk_sketch import stax
+Describe a network once (`stax`), read the description as a cheap feature map
+(`feature_map`), as an exact kernel (`interop.neural_tangents.to_stax`), or as a plan of
+what it costs (`FeatureMap.plan`); learn on the features (`linear_model`) and check them
+against the exact kernel (`validation`).
+"""
+
+from jax_ntk_sketch import (
+    interop,
+    kernels,
+    linear_model,
+    methods,
+    random_features,
+    sketch,
+    stax,
+    validation,
+)
+from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
+from jax_ntk_sketch.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["stax"]
+__all__ = [
+    "FeatureMap",
+    "KernelFeatures",
+    "Plan",
+    "feature_map",
+    "interop",
+    "kernels",
+    "linear_model",
+    "methods",
+    "random_features",
+    "sketch",
+    "stax",
+    "validation",
+]

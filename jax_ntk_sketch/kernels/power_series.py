@@ -35,6 +35,7 @@ __all__ = [
     "ReluBlockValues",
     "kappa0_coefficients",
     "kappa1_coefficients",
+    "kappa_values",
     "nngp_coefficients",
     "ntk_coefficients",
     "relu_block_series",
@@ -202,7 +203,7 @@ def relu_block_values(
     alpha = np.clip(np.asarray(alpha, np.float64), -1, 1)
     one = np.ones_like(alpha)
     return ReluBlockValues(
-        *_block("relu_block_values", layers, alpha, one, _kappa_values, np.multiply)
+        *_block("relu_block_values", layers, alpha, one, kappa_values, np.multiply)
     )
 
 
@@ -260,7 +261,7 @@ def _network(depth: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
 def _kappas(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`kappa0(s)` and `kappa1(s)` for a series s with coefficients >= 0."""
     zeroth, first = (np.empty_like(series) for _ in range(2))
-    zeroth[0], first[0] = _kappa_values(series[0])
+    zeroth[0], first[0] = kappa_values(series[0])
     derivative = series[1:] * np.arange(1, series.size)
     root = _inverse_sine(series)
     zeroth[1:] = _integral(_product(derivative, root[:-1])) / np.pi
@@ -281,7 +282,7 @@ def _inverse_sine(series: np.ndarray) -> np.ndarray:
     return power
 
 
-def _kappa_values(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def kappa_values(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sine = np.sqrt((1 - alpha) * (1 + alpha))
     angle = np.arctan2(sine, -alpha)  # pi - arccos(alpha)
     return angle / np.pi, (sine + alpha * angle) / np.pi

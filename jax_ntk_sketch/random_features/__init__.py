@@ -1,0 +1,22 @@
+"""Random features of dual kernels, built on random directions of several kinds."""
+
+from jax_ntk_sketch.random_features.arc_cosine import ReluFeatures, StepFeatures
+from jax_ntk_sketch.random_features.directions import (
+    DIRECTIONS,
+    Directions,
+    GaussianDirections,
+    HadamardDirections,
+    OrthogonalDirections,
+    SphereDirections,
+)
+
+__all__ = [
+    "DIRECTIONS",
+    "Directions",
+    "GaussianDirections",
+    "HadamardDirections",
+    "OrthogonalDirections",
+    "ReluFeatures",
+    "SphereDirections",
+    "StepFeatures",
+]

@@ -1,0 +1,29 @@
+"""How features pass through each family of layers: one rule per layer and method."""
+
+from jax_ntk_sketch.rules import (
+    activation,
+    exact,
+    linear,
+    one_pass,
+    pipeline,
+    sampled,
+    sketched,
+)
+from jax_ntk_sketch.rules.pipeline import stages
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
+
+__all__ = [
+    "Context",
+    "Features",
+    "Spec",
+    "Stage",
+    "activation",
+    "exact",
+    "linear",
+    "one_pass",
+    "pipeline",
+    "rule",
+    "sampled",
+    "sketched",
+    "stages",
+]

@@ -1,0 +1,248 @@
+"""`feature_map`: reads a network as features whose inner products are its kernel."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch import methods, rules, stax
+from jax_ntk_sketch.plan import Plan, PlanRow
+from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+
+__all__ = ["FeatureMap", "KernelFeatures", "feature_map"]
+
+_KINDS = ("nngp", "ntk")
+
+
+class KernelFeatures(NamedTuple):
+    """Features of both kernels, each `(n, num_features)`."""
+
+    nngp: jax.Array
+    ntk: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMap:
+    """A feature map: static and hashable, made by `feature_map`.
+
+    Attributes:
+      net: the network, a record of `jax_ntk_sketch.stax`.
+      num_features: columns of the features of each kernel.
+      get: "ntk", "nngp" or a tuple of both.
+      method: a record of `jax_ntk_sketch.methods`.
+    """
+
+    net: stax.Layer
+    num_features: int
+    get: str | tuple[str, ...]
+    method: methods.Method
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return (self.get,) if isinstance(self.get, str) else self.get
+
+    def init(self, key: jax.Array, example: Any) -> dict[str, Any]:
+        """Draws the random parameters.
+
+        Args:
+          key: a PRNG key (typed; a legacy `uint32` key is accepted). The features of
+            one kernel are the same whether the other is asked for with it or not.
+          example: the shape of one example, `(d,)`, or an array of them, `(n, d)`.
+
+        Returns:
+          A pytree of arrays, small integers and float32.
+
+        Raises:
+          TypeError, ValueError: a bad key or shape; a network or `num_features` that
+            the method cannot do, with what it can.
+        """
+        key = check_key("FeatureMap.init", key)
+        dim, _ = _example_shape(example)
+        params = {}
+        for kind in self._kinds:
+            built = _stages(self, kind, dim, 1)
+            keys = jax.random.split(key, len(built))
+            params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
+        return params
+
+    def apply(self, params: dict[str, Any], x: Any) -> Any:
+        """Maps examples to features.
+
+        Args:
+          params: what `init` returned.
+          x: `(n, d)`; real. Integers and booleans are converted to the default float
+            as they are (images are not rescaled).
+
+        Returns:
+          Features `(n, num_features)`, dtype of `x`; `KernelFeatures` of two such
+          arrays if `get` is a tuple. `phi @ phi.T` approximates `kernel_fn(x, None,
+          get)` of Neural Tangents.
+
+        Raises:
+          ValueError: `x` has the wrong rank or size, or `params` were drawn for
+            another map or input size.
+        """
+        x = jnp.asarray(x)
+        if x.ndim != 2:
+            raise ValueError(
+                "FeatureMap.apply: x must have shape (n, d), a batch of flat examples, "
+                f"got shape {x.shape}"
+                + ("; use x[None] for one example" if x.ndim == 1 else "")
+            )
+        x = check_input("FeatureMap.apply", "x", x, x.shape[-1])
+        self._check_params(params, x.shape[-1])
+        out = {}
+        for kind in self._kinds:
+            f = rules.Features(x, x[:, :0], jnp.zeros(len(x), x.dtype))
+            built = _stages(self, kind, x.shape[-1], len(x))
+            for stage, p in zip(built, params[kind], strict=True):
+                f = stage.apply(p, f)
+            out[kind] = getattr(f, kind)
+        return out[self.get] if isinstance(self.get, str) else KernelFeatures(**out)
+
+    def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
+        """Says sizes, operations and bytes before anything is allocated.
+
+        Args:
+          example: the shape of one example, `(d,)`, or an array of them, `(n, d)`.
+          batch_size: examples per call of `apply`, for the peak memory; by default
+            the n of the array, or 1.
+
+        Returns:
+          A `Plan`; `print` it for a table.
+
+        >>> from jax_ntk_sketch import stax
+        >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
+        >>> feature_map(net, num_features=64).plan((784,)).num_features
+        64
+        """
+        dim, count = _example_shape(example)
+        batch = check_size("FeatureMap.plan", "batch_size", batch_size or count)
+        rows, width = [], self.num_features
+        for kind in self._kinds:
+            built = _stages(self, kind, dim, batch)
+            for i, stage in enumerate(built):
+                shapes = jax.eval_shape(stage.init, jax.random.key(0))
+                size = sum(
+                    math.prod(leaf.shape) * leaf.dtype.itemsize
+                    for leaf in jax.tree.leaves(shapes)
+                )
+                spec = stage.spec
+                rows.append(
+                    PlanRow(
+                        f"{kind}[{i}] {stage.name}",
+                        spec.nngp,
+                        spec.ntk,
+                        size,
+                        stage.flops,
+                        stage.floats,
+                    )
+                )
+            if isinstance(self.method, methods.Exact):
+                width = getattr(built[-1].spec, kind)
+        return Plan(tuple(rows), repr(self.method), dim, width, batch)
+
+    def _check_params(self, params: Any, dim: int) -> None:
+        wanted = _param_shapes(self, dim)
+        given = jax.tree.map(jnp.shape, params)
+        if given != wanted:
+            raise ValueError(
+                f"FeatureMap.apply: params do not belong to this map of inputs (n, "
+                f"{dim}): x must have the size that init was told, and params must "
+                "come from init of an equal feature map"
+            )
+
+
+def feature_map(
+    net: stax.Layer,
+    *,
+    num_features: int,
+    get: str | Sequence[str] = "ntk",
+    method: str | methods.Method = "auto",
+) -> FeatureMap:
+    r"""Features :math:`\Psi(x)` with :math:`\langle\Psi(x), \Psi(y)\rangle \approx
+    \Theta(x, y)`, the kernel of an infinitely wide network.
+
+    Args:
+      net: the network, a record of `jax_ntk_sketch.stax`.
+      num_features: columns of the features, exactly; the error falls like its inverse
+        square root until the polynomial's own error is reached.
+      get: "ntk", "nngp", or a tuple of both.
+      method: a name or a record of `jax_ntk_sketch.methods`; "auto" is "one_pass" where
+        the network allows it and "ntk_random_features" elsewhere.
+
+    Returns:
+      A `FeatureMap`, with pure functions `init(key, example)`, `apply(params, x)` and
+      `plan(example)`.
+
+    Raises:
+      TypeError, ValueError: a bad argument, named.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
+    >>> fmap = feature_map(net, num_features=256)
+    >>> params = fmap.init(jax.random.key(0), (10,))
+    >>> fmap.apply(params, jnp.ones((3, 10))).shape
+    (3, 256)
+    """
+    if not isinstance(net, stax.Layer):
+        raise TypeError(
+            "feature_map: net must be a record of jax_ntk_sketch.stax, got "
+            f"{type(net).__name__}"
+        )
+    check_size("feature_map", "num_features", num_features)
+    kinds = (get,) if isinstance(get, str) else tuple(get)
+    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(_KINDS):
+        raise ValueError(
+            f'feature_map: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
+        )
+    if isinstance(method, str) and method == "auto":
+        method = _best(net)
+    record = methods.from_name(method)
+    return FeatureMap(
+        net, int(num_features), get if isinstance(get, str) else kinds, record
+    )
+
+
+def _best(net: stax.Layer) -> methods.Method:
+    """The most accurate method that supports the network (see the README's table)."""
+    try:
+        for ntk in (True, False):
+            rules.one_pass.zonal_kernel(net, ntk, methods.OnePass())
+    except ValueError:
+        return methods.NTKRandomFeatures()
+    return methods.OnePass()
+
+
+def _example_shape(example: Any) -> tuple[int, int]:
+    """Input dimension and number of examples, from a shape or an array."""
+    is_shape = isinstance(example, tuple | list) and all(
+        isinstance(size, int | np.integer) for size in example
+    )
+    shape = tuple(example) if is_shape else jnp.shape(example)[1:]
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(
+            "example must be the shape of one flat example, (d,), or an array (n, d); "
+            f"got {example if is_shape else f'an array of shape {jnp.shape(example)}'}"
+        )
+    return int(shape[0]), 1 if is_shape else max(1, jnp.shape(example)[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _stages(fmap: FeatureMap, kind: str, dim: int, batch: int) -> list[rules.Stage]:
+    # Only "exact" depends on the batch; the others share one entry of the cache.
+    if not isinstance(fmap.method, methods.Exact) and batch != 1:
+        return _stages(fmap, kind, dim, 1)
+    return rules.stages(fmap.net, fmap.method, kind, fmap.num_features, dim, batch)
+
+
+@functools.lru_cache(maxsize=256)
+def _param_shapes(fmap: FeatureMap, dim: int) -> Any:
+    shapes = jax.eval_shape(lambda key: fmap.init(key, (dim,)), jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.shape, shapes)

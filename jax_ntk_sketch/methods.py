@@ -1,0 +1,194 @@
+"""The approximation methods: records of their hyper-parameters, no arrays.
+
+A method is given to `jax_ntk_sketch.feature_map` as a record of this module or, for
+its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass", "exact", or
+"auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
+"""
+
+import dataclasses
+
+__all__ = [
+    "METHODS",
+    "Exact",
+    "Method",
+    "NTKRandomFeatures",
+    "NTKSketch",
+    "OnePass",
+    "from_name",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Base of the method records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NTKSketch(Method):
+    r"""The layer-by-layer sketch: polynomials of the arc-cosine kernels, PolySketch.
+
+    At each `Relu`, with :math:`\hat\phi` the NNGP features divided by their known norm:
+    :math:`\phi' = \bigoplus_i \sqrt{c_i} Z_i` and
+    :math:`\dot\phi = \bigoplus_i \sqrt{b_i} Z_i`, where :math:`Z_i` sketches
+    :math:`\hat\phi^{\otimes i}` and c, b are coefficients of kappa1 and kappa0; the NTK
+    features become a TensorSRHT of :math:`\psi \otimes \dot\phi`.
+
+    Attributes:
+      kappa1_degree: degree of the polynomial for kappa1, >= 1.
+      kappa0_degree: degree of the polynomial for kappa0, >= 1.
+      coefficients: "fit", nonnegative least squares on the cosines that the layer can
+        reach, or "taylor", the truncated power series.
+      leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
+      oversample: columns before the final compression, as a multiple of
+        `num_features`, >= 1; at 1 nothing is compressed.
+
+    Bias: the error of the polynomials, and O(1/num_features) from each further layer.
+    Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
+    """
+
+    kappa1_degree: int = 4
+    kappa0_degree: int = 3
+    coefficients: str = "fit"
+    leaf: str = "identity"
+    oversample: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_int(self, "kappa1_degree", least=1)
+        _check_int(self, "kappa0_degree", least=1)
+        _check_choice(self, "coefficients", ("fit", "taylor"))
+        _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
+        if not self.oversample >= 1:
+            raise ValueError(
+                f"NTKSketch: oversample must be >= 1, got {self.oversample!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NTKRandomFeatures(Method):
+    r"""Random features of kappa1 and kappa0, and a sketch of their tensor product.
+
+    At each `Relu`: :math:`\phi' = m_1^{-1/2} \mathrm{relu}(W\phi)` and :math:`\psi'`
+    estimates :math:`\psi \otimes \mathrm{step}(W_0\phi)`.
+
+    Attributes:
+      directions: rows of W: "gaussian", independent normal; "sphere", the leverage
+        variant, lengths fixed; "orthogonal", Haar blocks; "hadamard", signs and
+        Hadamard transforms, the fastest and within error bars the most accurate.
+      antithetic: use each direction of W twice, as w and -w, which makes the linear
+        half of kappa1 exact where blocks of directions are full.
+      product: how :math:`\psi \otimes \mathrm{step}(W_0\phi)` is reduced:
+        "tensor_srht", the published TensorSRHT; or "direct", each step feature times
+        one random projection of :math:`\psi`, which is the same with the first of the
+        two transforms left out (random features need no second mixing): less noise
+        and less work.
+      kappa1_share: part of the columns that :math:`\phi'` gets, in (0, 1).
+
+    Bias: none for one hidden layer ("hadamard" directions: negligible, see
+    `jax_ntk_sketch.random_features`); O(1/num_features) from each further layer.
+    Source: arXiv 2106.07880, Algorithm 2 and Section 3.2.
+    """
+
+    directions: str = "hadamard"
+    antithetic: bool = True
+    product: str = "direct"
+    kappa1_share: float = 0.45
+
+    def __post_init__(self) -> None:
+        _check_choice(
+            self, "directions", ("gaussian", "sphere", "orthogonal", "hadamard")
+        )
+        _check_choice(self, "product", ("direct", "tensor_srht"))
+        if not 0 < self.kappa1_share < 1:
+            raise ValueError(
+                "NTKRandomFeatures: kappa1_share must be between 0 and 1, got "
+                f"{self.kappa1_share!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePass(Method):
+    r"""One nonnegative polynomial for the whole network, one PolySketch.
+
+    The kernel of a fully connected network without biases between its `Relu` layers
+    is :math:`|x||y| f(\cos)` of the (bias-augmented) inputs; f is fitted by a
+    polynomial, the constant is one exact column, the linear part is exact where
+    columns allow, and each higher power is sketched.
+
+    Attributes:
+      degree: degree of the polynomial, >= 1.
+      coefficients: the polynomial: "fit", nonnegative least squares on [-1, 1], or
+        "taylor", the truncated power series.
+      leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
+      low: the fit is on cosines in [low, 1]; 0 is right for nonnegative inputs, such
+        as images that are not centred.
+
+    Bias: the error of the polynomial, which the plan reports; otherwise unbiased.
+    Source: the experiments of arXiv 2106.07880.
+    """
+
+    degree: int = 8
+    coefficients: str = "fit"
+    leaf: str = "identity"
+    low: float = -1.0
+
+    def __post_init__(self) -> None:
+        _check_int(self, "degree", least=1)
+        if not -1 <= self.low < 1:
+            raise ValueError(f"OnePass: low must be in [-1, 1), got {self.low!r}")
+        _check_choice(self, "coefficients", ("fit", "taylor"))
+        _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Method):
+    """The batch's own kernel, factored at every nonlinear layer: a test oracle.
+
+    Features depend on the whole batch: only features computed together have the
+    right inner products. `num_features` is ignored; cost is cubic in the batch.
+    """
+
+
+METHODS: dict[str, type[Method]] = {
+    "ntk_sketch": NTKSketch,
+    "ntk_random_features": NTKRandomFeatures,
+    "one_pass": OnePass,
+    "exact": Exact,
+}
+
+
+def from_name(method: "str | Method") -> Method:
+    """The record of a method given by name (with its defaults) or as a record.
+
+    Raises:
+      ValueError: an unknown name.
+      TypeError: neither a string nor a record.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(
+            "method must be a string or a record of jax_ntk_sketch.methods, "
+            f"got {method!r}"
+        )
+    if method not in METHODS:
+        known = ", ".join(map(repr, ["auto", *METHODS]))
+        raise ValueError(f"method must be one of {known}, got {method!r}")
+    return METHODS[method]()
+
+
+def _check_int(record: Method, name: str, least: int) -> None:
+    value = getattr(record, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(
+            f"{type(record).__name__}: {name} must be an integer >= {least}, "
+            f"got {value!r}"
+        )
+
+
+def _check_choice(record: Method, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(record, name)
+    if value not in choices:
+        raise ValueError(
+            f"{type(record).__name__}: {name} must be one of "
+            f"{', '.join(map(repr, choices))}, got {value!r}"
+        )

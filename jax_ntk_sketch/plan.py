@@ -1,0 +1,109 @@
+"""What a feature map costs, known before anything is allocated."""
+
+import dataclasses
+
+__all__ = ["Plan", "PlanRow"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """One step of a feature map.
+
+    Attributes:
+      name: kernel, position and what is done.
+      nngp, ntk: columns of the features that it returns.
+      param_bytes: bytes of its random parameters.
+      flops: floating-point operations per example.
+      floats: numbers alive at once per example while it runs.
+    """
+
+    name: str
+    nngp: int
+    ntk: int
+    param_bytes: int
+    flops: int
+    floats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Sizes, operations and bytes of a feature map; `str` is a table.
+
+    Attributes:
+      rows: one for each step.
+      method: the method's record, as text.
+      input_dim: d.
+      num_features: columns of the features.
+      batch_size: examples per call that `peak_bytes` assumes.
+    """
+
+    rows: tuple[PlanRow, ...]
+    method: str
+    input_dim: int
+    num_features: int
+    batch_size: int
+
+    @property
+    def param_bytes(self) -> int:
+        """Bytes of all random parameters."""
+        return sum(row.param_bytes for row in self.rows)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per example."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated peak bytes of one call in float32: batch and parameters.
+
+        The largest step's inputs, outputs and temporaries; compilers differ by what
+        they fuse or keep, within a factor of 2 where it was measured.
+        """
+        floats = max(row.floats for row in self.rows)
+        return 4 * floats * self.batch_size + self.param_bytes
+
+    def __str__(self) -> str:
+        head = ("step", "nngp", "ntk", "parameters", "flops/example", "floats/example")
+        table = [head] + [
+            (
+                row.name,
+                str(row.nngp),
+                str(row.ntk),
+                _bytes(row.param_bytes),
+                f"{row.flops:,}",
+                f"{row.floats:,}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        lines = [
+            line[0].ljust(widths[0])
+            + "".join(
+                f"  {cell.rjust(w)}"
+                for cell, w in zip(line[1:], widths[1:], strict=True)
+            )
+            for line in table
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join(
+            [
+                f"{self.method}: {self.input_dim} inputs -> {self.num_features} "
+                "features",
+                *lines,
+                f"total: parameters {_bytes(self.param_bytes)}, "
+                f"{self.flops:,} flops/example, peak {_bytes(self.peak_bytes)} "
+                f"(float32, batch of {self.batch_size})",
+            ]
+        )
+
+
+def _bytes(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1024 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"

@@ -1,0 +1,138 @@
+r"""Random directions w for features f(w · x), each kind a record with init and apply.
+
+All kinds have :math:`E\,w w^\top = I`, so that relu(w · x) keeps the scale of x. They
+differ in what else is exact and in cost:
+
+- `GaussianDirections`: independent N(0, I).
+- `SphereDirections`: Gaussian columns normalised to length √d. For features that are
+  homogeneous of degree 1 the length is pure noise; this is the leverage-score density
+  of arXiv 2106.07880, Section 3.2, which depends on w/|w| only.
+- `OrthogonalDirections`: blocks of a Haar-distributed rotation, length √d. Each is
+  uniform on the sphere; together they cover it evenly.
+- `HadamardDirections`: three rounds of random signs and Hadamard transform, length √D.
+  No matrix is stored or multiplied. Nearly, not exactly, uniform on the sphere.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch.sketch.base import check_input, check_size
+from jax_ntk_sketch.sketch.hadamard import (
+    hadamard_transform,
+    next_power_of_two,
+    pad_to,
+)
+
+__all__ = [
+    "DIRECTIONS",
+    "Directions",
+    "GaussianDirections",
+    "HadamardDirections",
+    "OrthogonalDirections",
+    "SphereDirections",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Base of the kinds: `num` directions in `input_dim` dimensions, as a matrix."""
+
+    input_dim: int
+    num: int
+
+    def __post_init__(self) -> None:
+        for name in ("input_dim", "num"):
+            check_size(type(self).__name__, name, getattr(self, name))
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per vector."""
+        return 2 * self.input_dim * self.num
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        """Draws the directions, float32 whatever the dtype of x will be."""
+        raise NotImplementedError
+
+    def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
+        """The projections w · x: `x` `(..., d)` to `(..., num)`, dtype of `x`."""
+        x = check_input(type(self).__name__, "x", x, self.input_dim)
+        return x @ params["w"].astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianDirections(Directions):
+    """Independent normal directions."""
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        return {"w": jax.random.normal(key, (self.input_dim, self.num), jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SphereDirections(Directions):
+    """Independent uniform directions of length √d."""
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        w = jax.random.normal(key, (self.input_dim, self.num), jnp.float32)
+        lengths = jnp.linalg.norm(w, axis=0)
+        return {"w": w * (math.sqrt(self.input_dim) / lengths)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OrthogonalDirections(Directions):
+    """Blocks of d mutually orthogonal uniform directions of length √d."""
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        d, blocks = self.input_dim, math.ceil(self.num / self.input_dim)
+        columns = min(d, self.num)
+        normal = jax.random.normal(key, (blocks, d, columns), jnp.float32)
+        q, r = jnp.linalg.qr(normal)
+        # QR is unique, and Q Haar distributed, only where R's diagonal is positive.
+        signs = jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))
+        w = q * (math.sqrt(d) * signs)[:, None, :]
+        return {"w": jnp.moveaxis(w, 0, 1).reshape(d, -1)[:, : self.num]}
+
+
+@dataclasses.dataclass(frozen=True)
+class HadamardDirections(Directions):
+    """Rows of blocks H σ₃ H σ₂ H σ₁ on x padded to D, a power of two; length √D."""
+
+    @property
+    def padded_dim(self) -> int:
+        """D, the next power of two of `input_dim`."""
+        return next_power_of_two(self.input_dim)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many rotations the directions are taken from."""
+        return math.ceil(self.num / self.padded_dim)
+
+    @property
+    def flops(self) -> int:
+        d = self.padded_dim
+        base = min(d, 64)
+        one = d * (2 * base + int(math.log2(d // base)) + 1)
+        return 3 * self.num_blocks * one
+
+    def init(self, key: jax.Array) -> dict[str, jax.Array]:
+        shape = (3, self.num_blocks, self.padded_dim)
+        return {"sign": jax.random.rademacher(key, shape, jnp.int8)}
+
+    def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
+        x = check_input(type(self).__name__, "x", x, self.input_dim)
+        y = pad_to(x, self.padded_dim)[..., None, :]
+        for sign in params["sign"].astype(x.dtype):
+            y = hadamard_transform(y * sign)
+        y = y.reshape(*x.shape[:-1], -1)[..., : self.num]
+        return y * jnp.asarray(math.sqrt(self.padded_dim), x.dtype)
+
+
+DIRECTIONS: dict[str, type[Directions]] = {
+    "gaussian": GaussianDirections,
+    "sphere": SphereDirections,
+    "orthogonal": OrthogonalDirections,
+    "hadamard": HadamardDirections,
+}

@@ -1,0 +1,36 @@
+"""Nonlinear layers: what precedes them is checked here, the method does the rest."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.kernels.power_series import kappa_values
+from jax_ntk_sketch.methods import Method
+from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
+
+__all__ = ["relu"]
+
+
+@rule.register
+def _(layer: stax.Relu, spec: Spec, context: Context) -> list[Stage]:
+    if not spec.gaussian:
+        raise ValueError(
+            "Relu must follow a linear layer such as Dense (its inputs must be "
+            "Gaussian), but it follows the input or another Relu"
+        )
+    stage = relu(context.method, spec, context)
+    # Two rectified Gaussians of cosine c have the cosine kappa1(c).
+    low = float(kappa_values(np.array(spec.low))[1])
+    return [dataclasses.replace(stage, spec=dataclasses.replace(stage.spec, low=low))]
+
+
+@functools.singledispatch
+def relu(method: Method, spec: Spec, context: Context) -> Stage:
+    """The stage of a `Relu` layer; one implementation per layer-by-layer method.
+
+    It returns at most `context.width` columns, NNGP and NTK together (NNGP alone
+    where the NTK is not wanted), or the least that it can.
+    """
+    raise TypeError(f"method {method!r} has no rule for Relu")

@@ -1,0 +1,71 @@
+"""Method "exact": the batch's own kernel, factored at every nonlinear layer."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch.kernels import relu_kernels
+from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.rules.activation import relu
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
+
+__all__ = ["factor"]
+
+
+@relu.register
+def _(method: Exact, spec: Spec, context: Context) -> Stage:
+    n = context.batch
+    out = Spec(n, n if context.ntk else 0)
+
+    def apply(params, f: Features) -> Features:
+        nngp, derivative = relu_kernels(_gram(f.nngp), f.norm2)
+        ntk = f.ntk
+        if context.ntk:
+            ntk = factor(_gram(f.ntk) * derivative)
+        return Features(factor(nngp), ntk, f.norm2 / 2)
+
+    kinds = 2 if context.ntk else 1
+    return Stage(
+        "Relu (exact)",
+        out,
+        apply,
+        flops=2 * n * (spec.nngp + spec.ntk) + kinds * n * n,
+        floats=spec.nngp + spec.ntk + 3 * kinds * n,
+    )
+
+
+def factor(k: jax.Array) -> jax.Array:
+    r"""A square factor F with :math:`F F^\top = k`, by Cholesky with diagonal pivoting.
+
+    Unlike an unpivoted factorisation it is backward stable for kernels that are
+    singular (duplicates, zero vectors), and its gradient stays finite there: columns
+    begin at the largest remaining diagonal and end where it is rounding error.
+
+    Args:
+      k: (n, n), symmetric positive semidefinite up to rounding.
+
+    Returns:
+      (n, n); rows of zeros where k has them.
+    """
+    n = k.shape[-1]
+    floor = n * jnp.finfo(k.dtype).eps * jnp.max(jnp.diagonal(k), initial=0)
+
+    def step(i, carry):
+        columns, rest = carry
+        pivot = jnp.argmax(jnp.where(rest > floor, rest, -1))
+        alive = rest[pivot] > floor
+        column = k[:, pivot] - jnp.matmul(
+            columns, columns[pivot], precision=jax.lax.Precision.HIGHEST
+        )
+        column = column * jax.lax.rsqrt(jnp.where(alive, rest[pivot], 1))
+        column = jnp.where(alive, column, 0)
+        rest = (rest - column**2).at[pivot].set(-1)
+        return columns.at[:, i].set(column), rest
+
+    # Of fixed length: only then can the loop be differentiated in reverse.
+    start = (jnp.zeros_like(k), jnp.diagonal(k))
+    columns, _ = jax.lax.fori_loop(0, n, step, start)
+    return columns
+
+
+def _gram(features: jax.Array) -> jax.Array:
+    return jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
