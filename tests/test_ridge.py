@@ -303,6 +303,17 @@ def test_singular_systems_raise(dtype):
         assert difference(got, w) < 1e-5
 
 
+def test_nearly_singular_is_told_from_ill_conditioned():
+    def solve(condition):
+        phi = with_condition(2000, 50, condition)
+        y = np.ones((2000, 1), np.float32)
+        return lm.ridge_solve(stream(phi, y, [2000]), 0.0, intercept=False)
+
+    assert solve(1e8).info.rounding < 0.1
+    with pytest.raises(np.linalg.LinAlgError, match="eigenvalues from"):
+        solve(1e10)
+
+
 def test_the_reg_that_the_error_advises_is_enough():
     phi, y = data()
     state = stream(np.hstack([phi, phi]), y, [300])
