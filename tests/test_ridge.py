@@ -195,6 +195,15 @@ def test_against_scikit_learn(intercept):
     assert np.abs(ours.intercept - theirs.intercept_).max() < 1e-5
 
 
+def test_without_intercept_it_is_kernel_ridge_with_the_shared_penalty():
+    phi, y = data()
+    new = data(seed=1)[0].astype(np.float64)
+    K = phi.astype(np.float64) @ phi.T.astype(np.float64)
+    dual = np.linalg.solve(K + lm.ridge_penalty(0.01, 300) * np.eye(300), y)
+    model = lm.fit_ridge(phi, y, reg=0.01, intercept=False)
+    assert difference(model.predict(new), new @ phi.T.astype(np.float64) @ dual) < 1e-6
+
+
 def test_weights_two_and_zero_are_copies_and_omissions():
     phi, y = data(n=30)
     weight = np.array([2.0, 0.0, 1.0] * 10, np.float32)
