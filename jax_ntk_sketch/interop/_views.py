@@ -21,7 +21,11 @@ Names = Mapping[str, Any]
 
 
 class View(types.ModuleType):
-    """A module together with names that it may lack; its own names come first."""
+    """A module together with names that it may lack.
+
+    The names that the module defines come first. Those that it computes on request
+    do not count: that is how JAX keeps a name that it warns about.
+    """
 
     def __init__(self, module: types.ModuleType, missing: Names) -> None:
         super().__init__(module.__name__, module.__doc__)
@@ -29,12 +33,9 @@ class View(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         module, missing = self.__dict__["_view"]
-        try:
-            return getattr(module, name)
-        except AttributeError:
-            if name not in missing:
-                raise
+        if name in missing and name not in vars(module):
             return missing[name]
+        return getattr(module, name)
 
     def __dir__(self) -> Iterator[str]:
         module, missing = self.__dict__["_view"]
@@ -99,7 +100,7 @@ class Finder(importlib.abc.MetaPathFinder):
         if fullname in self._left_out:
             loader = _LeftOut(self._left_out[fullname])
             return importlib.machinery.ModuleSpec(fullname, loader)
-        for finder in sys.meta_path:
+        for finder in list(sys.meta_path):
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(fullname, path, target)

@@ -34,15 +34,16 @@ def load() -> types.ModuleType:
     runs the unmodified package and gives its modules, and nobody else, the names
     that JAX has moved since; JAX itself is not changed, not even for a moment. A
     `neural_tangents` that has been imported already is returned as it is. The
-    first call takes about a second, later ones microseconds; after it a plain
-    `import neural_tangents` works too.
+    first call takes a fraction of a second, later ones microseconds; after it a
+    plain `import neural_tangents` works too.
 
-    What does not work:
+    What does not work (all but the first fail on JAX 0.5.3 in the same way):
 
     * `neural_tangents.experimental`, which needs TensorFlow, is left out.
     * `empirical_ntk_fn` with `NtkImplementation.STRUCTURED_DERIVATIVES` or `AUTO`;
-      both fail on JAX 0.5.3 already. `JACOBIAN_CONTRACTION`, the default, and
-      `NTK_VECTOR_PRODUCTS` work.
+      `JACOBIAN_CONTRACTION`, the default, and `NTK_VECTOR_PRODUCTS` work.
+    * `predict.gradient_descent_mse` of a kernel that `jit` or `vmap` traces;
+      outside of them, and `gradient_descent_mse_ensemble` within, work.
 
     Returns:
       The module: `stax`, `predict`, `batch`, `empirical_kernel_fn`, ...
@@ -61,9 +62,9 @@ def load() -> types.ModuleType:
     in Python", arXiv 1912.02803.
     """
     with _LOCK:
-        if _PACKAGE in sys.modules:
-            return importlib.import_module(_PACKAGE)
         try:
+            if _PACKAGE in sys.modules:
+                return importlib.import_module(_PACKAGE)
             with _finder(), _all_or_nothing():
                 return importlib.import_module(_PACKAGE)
         except ModuleNotFoundError as error:
@@ -73,7 +74,8 @@ def load() -> types.ModuleType:
                 f"Neural Tangents cannot be imported: {error.name} is not installed. "
                 "Install it without TensorFlow, which it does not need here:\n"
                 "  pip install frozendict typing_extensions\n"
-                "  pip install --no-deps neural-tangents"
+                "  pip install --no-deps neural-tangents",
+                name=error.name,
             ) from error
 
 
@@ -152,8 +154,8 @@ def _moved_names() -> dict[str, dict[str, Any]]:
     moved = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
     return {
         "jax.core": {name: getattr(core, name) for name in moved},
-        # No JAX that lacks this primitive binds it: Neural Tangents gives it a
-        # rule that is never looked up.
+        # Unused by JAX since 0.4.24: Neural Tangents gives it a rule that is never
+        # looked up.
         "jax.interpreters.ad": {"zeros_like_p": core.Primitive("zeros_like")},
         "jax.util": {"safe_map": _safe_map, "safe_zip": _safe_zip},
         "scipy.linalg": {},
