@@ -16,12 +16,7 @@ from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
 
 __all__ = ["PolySketch"]
 
-_LEAVES = {
-    "identity": None,
-    "count_sketch": CountSketch,
-    "osnap": OSNAP,
-    "srht": SRHT,
-}
+_LEAVES = ("identity", "count_sketch", "osnap", "srht")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +111,7 @@ class PolySketch:
         size = self.output_dims[1]
         if size == 0 or (self.leaf == "identity" and size == self.input_dim):
             return None
-        return (_LEAVES[self.leaf] or SRHT)(self.input_dim, size)
+        return _leaf(self.leaf, self.input_dim, size) or SRHT(self.input_dim, size)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Draws the randomness of every node."""
@@ -242,6 +237,16 @@ def _first_rows(z: jax.Array, size: int) -> jax.Array:
     return z[..., :size] * jnp.asarray(math.sqrt(z.shape[-1] / size), z.dtype)
 
 
+def _leaf(name: str, input_dim: int, output_dim: int) -> OSNAP | SRHT | None:
+    """The sketch of a leaf by its name; None is the identity."""
+    if name == "identity":
+        return None
+    if name == "osnap":  # of its usual sparsity, where there is room for it
+        usual = OSNAP.sparsity
+        return OSNAP(input_dim, output_dim, min(usual, output_dim))
+    return (SRHT if name == "srht" else CountSketch)(input_dim, output_dim)
+
+
 @functools.lru_cache(maxsize=256)
 def _tree(sketch: PolySketch) -> "_Leaf | _Node":
     wanted = {j: size for j, size in enumerate(sketch.output_dims) if j >= 2 and size}
@@ -251,8 +256,7 @@ def _tree(sketch: PolySketch) -> "_Leaf | _Node":
 def _grow(sketch: PolySketch, leaves: int, wanted: dict[int, int]) -> "_Leaf | _Node":
     """The subtree over `leaves` leaves that makes `wanted` (degree -> rows)."""
     if leaves == 1 or not any(j >= 2 for j in wanted):
-        kind = _LEAVES[sketch.leaf]
-        leaf = None if kind is None else kind(sketch.input_dim, sketch.inner_width)
+        leaf = _leaf(sketch.leaf, sketch.input_dim, sketch.inner_width)
         return _Leaf(leaf, sketch.input_dim)
     split = (leaves + 1) // 2
     below = {j: rows for j, rows in wanted.items() if j <= split}
