@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jax_ntk_sketch.cli.arguments import OneLineParser, UsageError
+from jax_ntk_sketch.cli.arguments import HelpFormatter, OneLineParser, UsageError
 
 __all__ = ["main"]
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             help=module.SUMMARY,
             description=f"{module.SUMMARY}{usual}",
             epilog=f"Commands: {', '.join(_COMMANDS)}.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

@@ -11,6 +11,7 @@ import numpy as np
 from jax_ntk_sketch import data
 
 __all__ = [
+    "HelpFormatter",
     "OneLineParser",
     "UsageError",
     "add_data_arguments",
@@ -30,6 +31,15 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UsageError(f"{message} (see --help)")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 @contextlib.contextmanager

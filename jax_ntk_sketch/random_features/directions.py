@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch.sketch.base import check_input, check_size
 from jax_ntk_sketch.sketch.hadamard import (
+    hadamard_flops,
     hadamard_transform,
     next_power_of_two,
     pad_to,
@@ -112,9 +113,7 @@ class HadamardDirections(Directions):
 
     @property
     def flops(self) -> int:
-        d = self.padded_dim
-        base = min(d, 64)
-        one = d * (2 * base + int(math.log2(d // base)) + 1)
+        one = hadamard_flops(self.padded_dim) + self.padded_dim
         return 3 * self.num_blocks * one
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:

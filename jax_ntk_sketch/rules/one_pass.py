@@ -145,7 +145,7 @@ def _polynomial(
 
 
 def _sizes(c: np.ndarray, input_dim: int, total: int) -> tuple[int, ...]:
-    """Columns of the powers 1..p, the linear one exact or sketched by what is less noisy.
+    """Columns of the powers 1..p, the linear one exact where that is less noisy.
 
     Noise is counted as in `noise_weights`; a sketched linear part without replacement
     has c_1^2 (1/m_1 - 1/d), an exact one none.

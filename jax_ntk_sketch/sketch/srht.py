@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
 from jax_ntk_sketch.sketch.hadamard import (
+    hadamard_flops,
     hadamard_transform,
     next_power_of_two,
-    pad_to,
 )
 
 __all__ = ["SRHT", "SignedHadamardRows"]
@@ -19,13 +19,19 @@ __all__ = ["SRHT", "SignedHadamardRows"]
 
 @dataclasses.dataclass(frozen=True)
 class SignedHadamardRows:
-    r"""`num_rows` rows of stacked random rotations :math:`H \mathrm{diag}(\sigma)`.
+    r"""The first `num_rows` rows of stacked random rotations :math:`H\sigma P`.
 
-    The rows of one rotation are taken without replacement, and a further, independent
-    rotation begins only when all rows of the last one are used. H is orthonormal of
-    size D, the next power of two of `input_dim`; vectors are padded with zeros.
-    The building block of SRHT and TensorSRHT; each row r has
+    H is orthonormal of size D, the next power of two of `input_dim`; P pads with
+    zeros and permutes all D entries at random, once; each further rotation has its own
+    signs, and begins only when all rows of the last one are used. The building block
+    of SRHT and TensorSRHT; each row r has
     :math:`E\,(r\cdot x)(r\cdot y) = \langle x, y\rangle / D`.
+
+    The published transforms sample rows of H instead of permuting its columns. The
+    covariance of two rows depends only on their difference (bitwise, in the group
+    that indexes the rows), and its average over permutations is the same for every
+    nonzero difference: so the first rows are as good as rows sampled without
+    replacement, and the D inputs are gathered instead of every output.
     """
 
     input_dim: int
@@ -44,44 +50,42 @@ class SignedHadamardRows:
     @property
     def flops(self) -> int:
         """Floating-point operations per vector, as the transform is written here."""
-        d = self.padded_dim
-        base = min(d, 64)
-        return self.num_blocks * d * (2 * base + int(math.log2(d // base)) + 1)
+        return self.num_blocks * (hadamard_flops(self.padded_dim) + self.padded_dim)
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Draws `sign` `(blocks, d)` int8 and `row` `(num_rows,)` int32."""
-        sign_key, row_key = jax.random.split(key)
-        shape = (self.num_blocks, self.input_dim)
-        order = jax.vmap(lambda k: jax.random.permutation(k, self.padded_dim))(
-            jax.random.split(row_key, self.num_blocks)
-        )
-        start = self.padded_dim * jnp.arange(self.num_blocks, dtype=jnp.int32)
-        rows = (order.astype(jnp.int32) + start[:, None]).reshape(-1)
+        """Draws `order` `(D,)` int32 and `sign` `(blocks, D)` int8, 0 for padding."""
+        sign_key, order_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, self.padded_dim).astype(jnp.int32)
+        shape = (self.num_blocks, self.padded_dim)
+        sign = jax.random.rademacher(sign_key, shape, jnp.int8)
         return {
-            "sign": jax.random.rademacher(sign_key, shape, jnp.int8),
-            "row": rows[: self.num_rows],
+            "order": jnp.minimum(order, self.input_dim - 1),
+            "sign": jnp.where(order < self.input_dim, sign, 0).astype(jnp.int8),
         }
 
     def apply(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         """The products of the rows with `x` `(..., d)`: `(..., num_rows)`."""
-        signed = x[..., None, :] * params["sign"].astype(x.dtype)
-        rotated = hadamard_transform(pad_to(signed, self.padded_dim))
+        # In bounds by construction; checking each index costs more than the gather.
+        x = x.at[..., params["order"]].get(mode="promise_in_bounds")
+        rotated = hadamard_transform(x[..., None, :] * params["sign"].astype(x.dtype))
         flat = rotated.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
-        return jnp.take(flat, params["row"], axis=-1)
+        return flat[..., : self.num_rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class SRHT:
     r"""Random signs, Hadamard transform, sampled rows: :math:`\sqrt{D/m} P H \sigma x`.
 
-    Rows are sampled without replacement; where `output_dim` exceeds the padded size
-    D, independent rotations are stacked, so that a multiple of D is an exact isometry.
+    Rows are taken without replacement (see `SignedHadamardRows`); where `output_dim`
+    exceeds the padded size D, independent rotations are stacked, so that a multiple of
+    D is an exact isometry.
 
     Args:
       input_dim: d, any positive size; padded with zeros to D, a power of two.
       output_dim: m, any positive size.
 
-    Cost: :math:`\lceil m/D\rceil D \log D` a vector; parameters d + 4 m bytes.
+    Cost: :math:`\lceil m/D\rceil D \log D` a vector; parameters 4 D bytes and one per
+    entry of each rotation.
     Guarantee: unbiased, :math:`E\langle Sx, Sy\rangle = \langle x, y\rangle`; variance
     at most about :math:`(1 - m/D)(\|x\|^2\|y\|^2 + \langle x, y\rangle^2)/m`.
     Source: Ailon and Chazelle (2009); Tropp, "Improved analysis of the subsampled

@@ -19,8 +19,8 @@ class TensorSRHT:
 
     .. math:: S(u \otimes v)_i = m^{-1/2}\,(H_1\sigma_1 u)_{r_i}\,(H_2\sigma_2 v)_{q_i}
 
-    with Hadamard matrices of entries ±1, independent signs, and rows r, q sampled
-    independently of each other, each without replacement.
+    with Hadamard matrices of entries ±1, independent signs, and rows r, q independent
+    of each other, each taken without replacement (see `SignedHadamardRows`).
 
     Args:
       input_dims: (d1, d2), the sizes of the two vectors.
