@@ -72,7 +72,8 @@ def test_regression_from_a_table(tmp_path, capsys):
     path.write_text("\n".join(["a,b,c,price", *lines]))
     out = tmp_path / "out"
     argv = ["fc", "--data", str(path), "--target", "price", "--output", str(out)]
-    argv += [*TINY, "--b-std", "0.1", "--methods", "ntk_random_features"]
+    argv += [*TINY, "--b-std", "0.1", "--depth", "1"]
+    argv += ["--methods", "ntk_random_features"]
     assert main(argv) == 0
     content = json.loads((out / "report.json").read_text())
     assert content["metric"] == "mean squared error"

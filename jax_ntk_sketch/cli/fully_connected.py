@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_ntk_sketch import feature_map, kernels, stax, validation
 from jax_ntk_sketch.cli import arguments
+from jax_ntk_sketch.cli.blas import one_thread_if_small
 from jax_ntk_sketch.cli.exact import (
     ExactFit,
     Kernel,
@@ -137,17 +138,18 @@ def run(args: argparse.Namespace) -> None:
         "float64, three times that while it is solved.",
         flush=True,
     )
-    exact = fit_exact(kernel, targets, args.reg)
-    matrix = Kernel(kernel.function).symmetric(data.x_train[compared])
     keys = jax.random.split(jax.random.key(args.seed), (len(maps), args.num_seeds))
-    rows = [
-        _evaluate(fmap, method, targets, exact, compared, matrix, map_keys)
-        for map_keys, (method, fmap) in progress(
-            list(zip(keys, maps, strict=True)),
-            "feature maps",
-            enabled=False if args.no_progress else None,
-        )
-    ]
+    with one_thread_if_small(n):
+        exact = fit_exact(kernel, targets, args.reg)
+        matrix = Kernel(kernel.function).symmetric(data.x_train[compared])
+        rows = [
+            _evaluate(fmap, method, targets, exact, compared, matrix, map_keys)
+            for map_keys, (method, fmap) in progress(
+                list(zip(keys, maps, strict=True)),
+                "feature maps",
+                enabled=False if args.no_progress else None,
+            )
+        ]
     outcome = Outcome(
         data=data,
         net=net,

@@ -18,6 +18,7 @@ from jax_ntk_sketch.rules.stage import (
     Stage,
     allocate,
     constant,
+    inner_width,
     normalised,
     safe_sqrt,
 )
@@ -119,8 +120,7 @@ def _polynomial(
     ones = int(c[0] > 0) + int(kernel.constant > 0)
     sizes = _sizes(c[1:], a, context.width - ones)
     columns = ones + sum(sizes)
-    width = max(*sizes[1:], context.width // 2) if len(sizes) > 1 else None
-    poly = PolySketch(a, len(sizes), sizes, width or None, method.leaf)
+    poly = PolySketch(a, len(sizes), sizes, inner_width(columns), method.leaf)
 
     def apply(params, f: Features) -> Features:
         z = poly.apply(params, normalised(f.nngp, f.norm2))

@@ -14,6 +14,7 @@ from jax_ntk_sketch.rules.stage import (
     Stage,
     allocate,
     constant,
+    inner_width,
     normalised,
     safe_sqrt,
 )
@@ -57,7 +58,7 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
         weights[0] = 0  # the linear part of kappa0 is the features themselves
         inner = np.array(allocate(weights, context.width))
     dims = tuple(int(max(s, i)) for s, i in zip(sizes, inner, strict=True))
-    poly = PolySketch(a, degree, dims, context.width, method.leaf)
+    poly = PolySketch(a, degree, dims, inner_width(context.width), method.leaf)
     dotted = 1 + a + int(inner.sum())
     mix = TensorSRHT((max(1, spec.ntk), dotted), max(1, product))
 

@@ -19,6 +19,7 @@ __all__ = [
     "Stage",
     "allocate",
     "constant",
+    "inner_width",
     "normalised",
     "rule",
     "safe_sqrt",
@@ -145,3 +146,12 @@ def allocate(weights: np.ndarray, total: int) -> tuple[int, ...]:
         for i in order[: total - sizes.sum()]:
             sizes[i] += 1
     return tuple(int(size) for size in sizes)
+
+
+def inner_width(columns: int) -> int:
+    """Columns inside a PolySketch whose powers have about `columns` together.
+
+    A quarter, as a power of two: measured on MNIST at degree 8, wider inner nodes take
+    two to four times as long and lower the error by 2 % at most.
+    """
+    return 1 << max(5, (columns // 4).bit_length() - 1)
