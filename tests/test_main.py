@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_ntk_sketch import data, stax
-from jax_ntk_sketch.cli import exact, fully_connected, main, report, ridge
+from jax_ntk_sketch.cli import blas, exact, fully_connected, main, report, ridge
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.cli.features import CompiledFeatures
 
@@ -236,6 +236,24 @@ def test_job_keeps_the_old_report_if_writing_fails(tmp_path, monkeypatch, capsys
 
 
 # Regressions
+
+
+def test_small_solves_use_one_blas_thread(monkeypatch):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def threads():
+        info = threadpoolctl.threadpool_info()
+        return [pool["num_threads"] for pool in info if pool["user_api"] == "blas"]
+
+    before = threads()
+    with blas.one_thread_if_small(1000):
+        assert set(threads()) == {1}
+    with blas.one_thread_if_small(100_000):
+        assert threads() == before
+    assert threads() == before
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with blas.one_thread_if_small(1000):
+        assert threads() == before
 
 
 def toy(task="classification", n=30, n_test=8):
