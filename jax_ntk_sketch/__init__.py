@@ -7,6 +7,7 @@ against the exact kernel (`validation`).
 """
 
 from jax_ntk_sketch import (
+    data,
     interop,
     kernels,
     linear_model,
@@ -24,6 +25,7 @@ __all__ = [
     "FeatureMap",
     "KernelFeatures",
     "Plan",
+    "data",
     "feature_map",
     "interop",
     "kernels",

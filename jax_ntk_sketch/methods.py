@@ -92,7 +92,7 @@ class NTKRandomFeatures(Method):
     directions: str = "hadamard"
     antithetic: bool = True
     product: str = "direct"
-    kappa1_share: float = 0.45
+    kappa1_share: float = 0.5
 
     def __post_init__(self) -> None:
         _check_choice(

@@ -57,12 +57,14 @@ def zonal_kernel(net: stax.Layer, ntk: bool, method: OnePass) -> ZonalKernel | N
         return None
     prefix, block = layers[: relus[0]], layers[relus[0] : relus[-1] + 1]
     dense = [layer for layer in prefix if isinstance(layer, stax.Dense)]
-    if ntk and any(layer.b_std for layer in dense[1:]):
-        raise ValueError(
-            'method "one_pass" supports a bias on the first Dense before the first '
-            f"Relu only, got {prefix}; use b_std=None there, or "
-            'method="ntk_random_features"'
-        )
+    for layer in [*dense[1:], *block] if ntk else block:
+        if isinstance(layer, stax.Dense) and layer.b_std:
+            raise ValueError(
+                'method "one_pass" needs a kernel that depends on the cosine alone, '
+                "so it supports biases only on the first Dense layer and behind the "
+                f"last Relu; {layer!r} has one elsewhere. Use b_std=None there, or "
+                'method="ntk_random_features" or "ntk_sketch"'
+            )
     # Without biases but the first, each Dense before the first Relu adds the NNGP
     # kernel once more to the NTK, so that the entering NTK is a multiple of it.
     multiple = len(dense)

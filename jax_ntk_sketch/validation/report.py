@@ -63,7 +63,7 @@ class Estimate:
 
     def __str__(self) -> str:
         error = self.standard_error
-        if not error:
+        if not error or error < 1e-12 * abs(self.mean):  # equal but for rounding
             return f"{self.mean:.4g}"
         if max(abs(self.mean), error) < 1e-4:
             return f"{self.mean:.1e} ± {error:.0e}"
