@@ -90,11 +90,19 @@ class OrthogonalDirections(Directions):
         d, blocks = self.input_dim, math.ceil(self.num / self.input_dim)
         columns = min(d, self.num)
         normal = jax.random.normal(key, (blocks, d, columns), jnp.float32)
-        q, r = jnp.linalg.qr(normal)
+        q, r = jax.vmap(_qr)(normal)
         # QR is unique, and Q Haar distributed, only where R's diagonal is positive.
         signs = jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))
         w = q * (math.sqrt(d) * signs)[:, None, :]
         return {"w": jnp.moveaxis(w, 0, 1).reshape(d, -1)[:, : self.num]}
+
+
+# XLA's CPU runtime can deadlock where several factorisations of stacked matrices run
+# in one program (seen with JAX 0.10.2 on two cores): each waits for the threads that
+# the others hold. Matrices one by one are safe, so that is what `vmap` means here.
+@jax.custom_batching.sequential_vmap
+def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.linalg.qr(a)
 
 
 @dataclasses.dataclass(frozen=True)
