@@ -1,0 +1,212 @@
+"""What every sketch, random feature and feature map keeps; one test file runs
+
+@pytest.mark.parametrize("rule", contract.RULES)
+@pytest.mark.parametrize("case", registry.SKETCHES, ids=str)
+def test_contract(rule, case):
+    getattr(contract, rule)(case)
+"""
+
+import copy
+import dataclasses
+import functools
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from helpers import x64
+from registry import DIM, Case, apply, features, init, jit_once
+
+RULES = (
+    "shapes_zeros_and_determinism",
+    "jit_and_vmap_over_keys_equal_a_loop",
+    "vmap_over_examples_equals_a_loop",
+    "mean_of_gram_matrices_is_exact",
+    "gradients_are_finite",
+    "dtypes_are_kept",
+    "no_retrace_and_equal_records",
+    "a_million_columns_by_shape_alone",
+    "legacy_keys_are_keys",
+)
+# Relative to the largest entry: one rounding of every operation, and some more.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+SEEDS = 1500
+# Probability that a correct case fails its test of the mean, were seeds not fixed.
+ALARM = 1e-4
+
+
+def examples(n: int = 5) -> np.ndarray:
+    """Rows of different lengths; the last two are a copy of the first and zero."""
+    x = np.random.default_rng(0).normal(size=(n, DIM)).astype(np.float32)
+    x *= np.linspace(0.3, 2, n)[:, None]
+    x[-2], x[-1] = x[0], 0
+    return x
+
+
+X = examples()
+KEY = jax.random.key(3)
+KEYS = jax.random.split(KEY, SEEDS)
+
+
+@functools.lru_cache(maxsize=2)
+def prepared(case: Case):
+    """Parameters, drawn outside `jit`, and compiled `apply`: shared by all rules."""
+    params = init(case.record, KEYS[0])
+    return params, jit_once(functools.partial(apply, case.record))
+
+
+@functools.lru_cache(maxsize=2)
+def sampled(case: Case) -> list[np.ndarray]:
+    """Every output for `SEEDS` keys, (SEEDS, n, columns), under `jit` and `vmap`."""
+    one = functools.partial(features, case.record)
+    out = jit_once(jax.vmap(one, (0, None)))(KEYS, X)
+    return [np.asarray(z) for z in out]
+
+
+def assert_close(actual, desired, dtype="float32"):
+    actual, desired = jax.tree.leaves(actual), jax.tree.leaves(desired)
+    for a, b in zip(actual, desired, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        atol = TOLERANCE[dtype] * np.max(np.abs(b), initial=0)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def assert_mean(samples, exact, alarm=ALARM, slack=0.0, rounding=1e-5):
+    """The mean over the first axis is `exact`, by t-tests of all entries at once.
+
+    Args:
+      samples: (seeds, ...), independent.
+      exact: (...), the expectation.
+      alarm: probability that it fails though all is well (Bonferroni).
+      slack: a bias of this size, relative to the largest entry, is let through.
+      rounding: likewise, for what single precision does.
+    """
+    samples = np.asarray(samples, np.float64)
+    exact = np.asarray(exact, np.float64)
+    seeds = len(samples)
+    assert seeds >= 200
+    error = np.abs(samples.mean(0) - exact)
+    sigma = samples.std(0, ddof=1) / math.sqrt(seeds)
+    limit = scipy.stats.t.isf(alarm / (2 * max(exact.size, 1)), seeds - 1)
+    allowed = limit * sigma + (slack + rounding) * np.max(np.abs(exact), initial=0)
+    worst = np.max((error - allowed) / np.maximum(sigma, 1e-30), initial=-np.inf)
+    assert (error <= allowed).all(), f"{worst + limit:.1f} standard errors off"
+
+
+def shapes_zeros_and_determinism(case: Case):
+    params, run = prepared(case)
+    out = jax.tree.leaves(run(params, X))
+    assert [z.shape for z in out] == [(len(X), size) for size in case.columns]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    for z in out:
+        assert np.isfinite(z).all()
+        assert not case.zero or not np.any(z[-1])
+        if not case.from_batch:
+            np.testing.assert_array_equal(z[0], z[-2])
+    same = init(case.record, KEYS[0])
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    for z, again in zip(out, jax.tree.leaves(run(same, X)), strict=True):
+        np.testing.assert_array_equal(z, again)
+    if jax.tree.leaves(params):
+        # Every key its own features. (The column of ones of degree 0 has no key.)
+        for z in sampled(case):
+            assert z.shape[2] <= 1 or len(np.unique(z[:4], axis=0)) == 4
+
+
+def jit_and_vmap_over_keys_equal_a_loop(case: Case):
+    _, run = prepared(case)
+    out = sampled(case)
+    for i in (0, 1):
+        params = init(case.record, KEYS[i])
+        eager = jax.tree.leaves(apply(case.record, params, X))
+        assert_close([z[i] for z in out], eager)
+        assert_close(run(params, X), eager)
+
+
+def vmap_over_examples_equals_a_loop(case: Case):
+    params, run = prepared(case)
+    batches = np.stack([X, 1.5 * X[::-1] + 0.1 * X[1]])
+    mapped = jax.vmap(functools.partial(apply, case.record), (None, 0))
+    out = jax.tree.leaves(jit_once(mapped)(params, batches))
+    for i, batch in enumerate(batches):
+        assert_close([z[i] for z in out], run(params, batch))
+
+
+def mean_of_gram_matrices_is_exact(case: Case):
+    if case.kernel is None:
+        return
+    for z, exact in zip(sampled(case), case.kernel(X), strict=True):
+        assert_mean(np.einsum("sim,sjm->sij", z, z), exact, slack=case.slack)
+
+
+def gradients_are_finite(case: Case):
+    """With respect to x, also where rows coincide and at zero."""
+    weights = np.random.default_rng(1).normal(size=(len(X), len(X)))
+
+    def loss(params, x):
+        outs = jax.tree.leaves(apply(case.record, params, x))
+        return sum(jnp.sum(weights.astype(x.dtype) * (z @ z.T)) for z in outs)
+
+    slope = jit_once(jax.grad(loss, argnums=1))
+    for x in (X, np.zeros_like(X)):
+        assert np.isfinite(slope(prepared(case)[0], x)).all()
+
+
+def dtypes_are_kept(case: Case):
+    params, run = prepared(case)
+    leaves = jax.tree.leaves(params)
+    assert all(leaf.dtype in (np.int8, np.int32, np.float32) for leaf in leaves)
+    single = jax.tree.leaves(run(params, X))
+    for dtype in (jnp.float16, jnp.bfloat16):
+        for z in jax.tree.leaves(run(params, X.astype(dtype))):
+            assert z.dtype == dtype
+            assert np.isfinite(z.astype(np.float32)).all()
+    with x64():
+        double = jax.tree.leaves(run(params, X.astype(np.float64)))
+        kept = jax.tree.leaves(run(params, X))
+    for z32, z64, z in zip(single, double, kept, strict=True):
+        assert (z32.dtype, z64.dtype, z.dtype) == ("float32", "float64", "float32")
+        z32, z64 = np.asarray(z32), np.asarray(z64)
+        if case.from_batch:  # unique up to a rotation, and steep where rows coincide
+            np.testing.assert_allclose(z32 @ z32.T, z64 @ z64.T, atol=1e-3)
+        else:
+            assert_close(z32, z64)
+
+
+def no_retrace_and_equal_records(case: Case):
+    record = case.record
+    copies = (copy.deepcopy(record), dataclasses.replace(record))
+    for other in (*copies, pickle.loads(pickle.dumps(record))):
+        assert other == record and hash(other) == hash(record)
+    traces = []
+
+    @functools.partial(jit_once, static_argnums=0)
+    def run(record, params, x):
+        traces.append(record)
+        return apply(record, params, x)
+
+    run(record, prepared(case)[0], X)
+    run(copies[0], init(record, KEYS[1]), 1 - X)
+    assert len(traces) == 1
+
+
+def a_million_columns_by_shape_alone(case: Case):
+    record = case.large
+    dims = getattr(record, "input_dims", (getattr(record, "input_dim", DIM),))
+
+    def run(key, *xs):
+        if isinstance(dims, tuple) and len(xs) == 2:
+            return record.apply(record.init(key), *xs)
+        return features(record, key, *xs)
+
+    xs = [jax.ShapeDtypeStruct((3, dim), np.float32) for dim in dims]
+    shapes = jax.tree.leaves(jax.eval_shape(run, KEY, *xs))
+    assert all(z.shape[0] == 3 for z in shapes)
+    assert case.from_batch or sum(z.shape[1] for z in shapes) >= 10**6
+
+
+def legacy_keys_are_keys(case: Case):
+    legacy = init(case.record, jax.random.key_data(KEYS[0]))
+    jax.tree.map(np.testing.assert_array_equal, legacy, prepared(case)[0])

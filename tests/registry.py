@@ -1,0 +1,324 @@
+"""Every sketch, random feature and feature map; `contract.py` has what all keep."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import kernels, methods, random_features, sketch, stax
+from jax_ntk_sketch.rules.one_pass import zonal_kernel
+
+DIM = 6
+ROOT2 = 2**0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A record of the package and what is known of its features.
+
+    Attributes:
+      name: for the test's name.
+      record: the frozen record; it has `init` and `apply`.
+      columns: of every output, in order.
+      kernel: x (n, d) to the exact expectations of the Gram matrices of the outputs,
+        float64; None where there is none in closed form.
+      large: the same kind of record with a million columns in all.
+      slack: largest relative bias, where the features are known not to be unbiased.
+      zero: whether the zero vector has zero features.
+      from_batch: whether the features depend on the whole batch.
+    """
+
+    name: str
+    record: Any
+    columns: tuple[int, ...]
+    kernel: Callable[[np.ndarray], list[np.ndarray]] | None = None
+    large: Any = None
+    slack: float = 0.0
+    zero: bool = True
+    from_batch: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def init(record: Any, key: jax.Array) -> Any:
+    return record.init(key, *([(DIM,)] if isinstance(record, jns.FeatureMap) else []))
+
+
+def apply(record: Any, params: Any, x: Any) -> Any:
+    """Features of x (n, DIM); TensorSRHT takes two parts of it."""
+    if isinstance(record, sketch.TensorSRHT):
+        return record.apply(params, x[..., :2], x[..., 2:])
+    return record.apply(params, x)
+
+
+def features(record: Any, key: jax.Array, x: Any) -> list[jax.Array]:
+    return jax.tree.leaves(apply(record, init(record, key), x))
+
+
+# Half the time of these tests is compilation, of programs that run once or twice.
+jit_once = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """The same for operations outside `jit`."""
+    old = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", old)
+
+
+# Exact kernels, in NumPy and float64; they share nothing with the package.
+
+
+def kappa0(alpha):
+    return (np.pi - np.arccos(np.clip(alpha, -1, 1))) / np.pi
+
+
+def kappa1(alpha):
+    alpha = np.clip(alpha, -1, 1)
+    return np.sqrt(1 - alpha**2) / np.pi + alpha * kappa0(alpha)
+
+
+def cosines(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Products of norms, and cosines (1 on the diagonal, 0 for zero vectors)."""
+    norms = np.sqrt(np.diagonal(k))
+    product = np.outer(norms, norms)
+    alpha = np.divide(k, product, out=np.zeros_like(k), where=product > 0)
+    np.fill_diagonal(alpha, (norms > 0).astype(float))
+    return product, alpha
+
+
+def network_kernels(net, x, kappa0=kappa0, kappa1=kappa1) -> dict[str, np.ndarray]:
+    """NNGP and NTK of a network, or of one whose kappas are polynomials."""
+    x = np.asarray(x, np.float64)
+    nngp = x @ x.T / x.shape[1]
+    ntk = np.zeros_like(nngp)
+    for layer in stax.walk(net):
+        if isinstance(layer, stax.Dense):
+            nngp = layer.W_std**2 * nngp + (layer.b_std or 0) ** 2
+            ntk = layer.W_std**2 * ntk + nngp
+        elif isinstance(layer, stax.Relu):
+            product, alpha = cosines(nngp)
+            nngp = product * kappa1(alpha) / 2
+            ntk = ntk * kappa0(alpha) / 2
+    return {"nngp": nngp, "ntk": ntk}
+
+
+def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
+    """What "ntk_sketch" estimates: for one hidden layer its mean is exactly this."""
+    kappas = []
+    for fit, taylor, degree in (
+        (kernels.fit_kappa0, kernels.kappa0_coefficients, method.kappa0_degree),
+        (kernels.fit_kappa1, kernels.kappa1_coefficients, method.kappa1_degree),
+    ):
+        if method.coefficients == "fit":
+            c = fit(degree, low=-1.0).coefficients
+        else:
+            c = taylor(degree)
+        kappas.append(np.polynomial.Polynomial(np.array(c)))
+    return network_kernels(net, x, *kappas)
+
+
+def one_pass_kernel(net, method: methods.OnePass, kind: str, x) -> np.ndarray:
+    """What "one_pass" estimates: the kernel with the polynomial in place of f."""
+    kernel = zonal_kernel(net, kind == "ntk", method)
+    product, alpha = cosines(network_kernels(kernel.prefix, x)["nngp"])
+    f = np.polynomial.Polynomial(kernel.coefficients)
+    return product * f(alpha) + kernel.constant
+
+
+# Sketches.
+
+
+def inner(x):
+    x = np.asarray(x, np.float64)
+    return x @ x.T
+
+
+def _sketches() -> list[Case]:
+    def case(name, record, large, kernel, columns=None):
+        return Case(name, record, columns or (record.output_dim,), kernel, large)
+
+    def powers(*degrees):
+        return lambda x: [inner(x) ** j for j in degrees]
+
+    def tensor(x):
+        return [inner(x[:, :2]) * inner(x[:, 2:])]
+
+    big, cases = 10**6, []
+    for record, large in (
+        (sketch.CountSketch(DIM, 7), sketch.CountSketch(784, big)),
+        (sketch.OSNAP(DIM, 7, sparsity=3), sketch.OSNAP(784, big)),
+        (sketch.SRHT(DIM, 5), sketch.SRHT(784, big)),
+    ):
+        name = type(record).__name__
+        cases.append(case(name, record, large, powers(1)))
+    more = sketch.SRHT(DIM, 19)
+    cases.append(case("SRHT-stacked", more, sketch.SRHT(784, big), powers(1)))
+    record = sketch.TensorSketch(DIM, 3, 9)
+    large = sketch.TensorSketch(784, 3, big)
+    cases.append(case("TensorSketch", record, large, powers(3)))
+    record, large = sketch.TensorSRHT((2, 4), 11), sketch.TensorSRHT((784, 9), big)
+    cases.append(case("TensorSRHT", record, large, tensor))
+    for name, arguments in {
+        "PolySketch-3": (3, 13),
+        "PolySketch-5-osnap": (5, (3, 0, 9, 11, 5), 12, "osnap"),
+        "PolySketch-2-srht": (2, (7, 9), 10, "srht"),
+    }.items():
+        record = sketch.PolySketch(DIM, *arguments)
+        degree, leaf = record.degree, record.leaf
+        large = sketch.PolySketch(784, degree, big // degree, leaf=leaf)
+        exact = functools.partial(_powers_of, degrees=record.output_dims)
+        cases.append(Case(name, record, record.output_dims, exact, large, zero=False))
+    return cases
+
+
+def _powers_of(x, degrees):
+    return [inner(x) ** j if m else 0 * inner(x) for j, m in enumerate(degrees)]
+
+
+# Random features.
+
+
+def relu_kernel(x):
+    product, alpha = cosines(inner(x))
+    return product * kappa1(alpha) / 2
+
+
+def step_kernel(x):
+    product, alpha = cosines(inner(x))
+    return (product > 0) * kappa0(alpha) / 2
+
+
+def _random_features() -> list[Case]:
+    cases = []
+    for i, (name, directions) in enumerate(random_features.DIRECTIONS.items()):
+        # "hadamard" is not exactly uniform, least so in few dimensions.
+        slack = 0.03 if name == "hadamard" else 0.0
+        step = random_features.StepFeatures(DIM, 11, name)
+        relu = random_features.ReluFeatures(DIM, 11, name, antithetic=i % 2 == 0)
+        cases += [
+            Case(
+                f"{type(record).__name__}-{name}",
+                record,
+                (11,),
+                lambda x, kernel=kernel: [kernel(x)],
+                dataclasses.replace(record, input_dim=784, num=10**6),
+                slack,
+            )
+            for record, kernel in ((step, step_kernel), (relu, relu_kernel))
+        ]
+        cases.append(
+            Case(
+                directions.__name__,
+                directions(DIM, 11),
+                (11,),
+                lambda x: [11 * inner(x)],
+                directions(784, 10**6),
+            )
+        )
+    return cases
+
+
+# Feature maps.
+
+SHALLOW = stax.serial(stax.Dense(4, ROOT2), stax.Relu(), stax.Dense(1, 1.3))
+BIASED = stax.serial(
+    stax.Dense(4, 1.2, 0.4), stax.Relu(), stax.Dense(1, ROOT2, 0.3), stax.Identity()
+)
+HEADLESS = stax.serial(stax.serial(stax.Dense(4, 1.1), stax.Dense(3)), stax.Relu())
+DEEP = stax.serial(
+    stax.Dense(4, ROOT2), stax.Relu(), stax.serial(stax.Dense(4, ROOT2), stax.Relu()),
+    stax.Dense(2, 0.9),
+)  # fmt: skip
+DEEP_BIASED = stax.serial(*[stax.Dense(4, 1.2, 0.3), stax.Relu()] * 2, stax.Dense(1))
+LINEAR = stax.serial(stax.Dense(4, 1.3, 0.2), stax.Identity(), stax.Dense(1, 0.7))
+NETS = {
+    "shallow": SHALLOW,
+    "biased": BIASED,
+    "headless": HEADLESS,
+    "deep": DEEP,
+    "deep-biased": DEEP_BIASED,
+    "linear": LINEAR,
+}
+RF = methods.NTKRandomFeatures
+PUBLISHED_RF = RF(directions="gaussian", antithetic=False, product="tensor_srht")
+TAYLOR_SKETCH = methods.NTKSketch(
+    kappa1_degree=4, kappa0_degree=5, coefficients="taylor", leaf="srht", oversample=1.5
+)
+FIT_SKETCH = methods.NTKSketch(kappa1_degree=2, kappa0_degree=3)
+FIT_PASS = methods.OnePass(degree=4)
+TAYLOR_PASS = methods.OnePass(degree=5, coefficients="taylor", leaf="osnap")
+BOTH = ("nngp", "ntk")
+
+# name: (network, method, get, columns, whether its mean is known).
+_MAPS: dict[str, tuple] = {
+    "exact-deep-biased": ("deep-biased", methods.Exact(), BOTH, (5, 10), False),
+    "exact-deep": ("deep", methods.Exact(), "ntk", (10,), False),
+    "rf-shallow": ("shallow", RF(directions="orthogonal"), BOTH, 37, True),
+    "rf-biased": ("biased", RF(directions="sphere", antithetic=False), "ntk", 41, True),
+    "rf-headless": ("headless", RF(directions="gaussian"), "ntk", 30, True),
+    "rf-deep": ("deep", RF(), "ntk", 41, False),
+    "rf-published-shallow": ("shallow", PUBLISHED_RF, "ntk", 37, True),
+    "rf-published-deep-biased": ("deep-biased", PUBLISHED_RF, BOTH, 42, False),
+    "sketch-shallow": ("shallow", FIT_SKETCH, BOTH, 37, True),
+    "sketch-biased": ("biased", TAYLOR_SKETCH, "ntk", 45, True),
+    "sketch-deep": ("deep", FIT_SKETCH, "ntk", 41, False),
+    "sketch-deep-biased": ("deep-biased", TAYLOR_SKETCH, "nngp", 41, False),
+    "one_pass-shallow": ("shallow", TAYLOR_PASS, "ntk", 33, True),
+    "one_pass-biased": ("biased", FIT_PASS, BOTH, 37, True),
+    "one_pass-headless": ("headless", FIT_PASS, "ntk", 12, True),
+    "one_pass-deep": ("deep", FIT_PASS, "ntk", 30, True),
+    "linear": ("linear", FIT_PASS, BOTH, 29, True),
+    "linear-compressed": ("linear", FIT_PASS, "ntk", 9, True),
+}
+
+
+def map_kernels(fmap: jns.FeatureMap, x) -> list[np.ndarray]:
+    """The exact means of the features' Gram matrices, in the order of the leaves."""
+    kinds = [fmap.get] if isinstance(fmap.get, str) else fmap.get
+    hidden = any(isinstance(layer, stax.Relu) for layer in stax.walk(fmap.net))
+    if isinstance(fmap.method, methods.OnePass) and hidden:
+        return [one_pass_kernel(fmap.net, fmap.method, kind, x) for kind in kinds]
+    if isinstance(fmap.method, methods.NTKSketch):
+        both = sketch_kernels(fmap.net, fmap.method, x)
+    else:
+        both = network_kernels(fmap.net, x)
+    return [both[kind] for kind in kinds]
+
+
+def _feature_maps() -> list[Case]:
+    cases = []
+    for name, (net, method, get, num, known) in _MAPS.items():
+        net, kinds = NETS[net], (get,) if isinstance(get, str) else get
+        columns = num if isinstance(num, tuple) else (num,) * len(kinds)
+        fmap = jns.feature_map(net, num_features=columns[0], get=get, method=method)
+        cases.append(
+            Case(
+                name,
+                fmap,
+                columns,
+                functools.partial(map_kernels, fmap) if known else None,
+                dataclasses.replace(fmap, num_features=10**6),
+                zero=not any(getattr(layer, "b_std", None) for layer in stax.walk(net)),
+                from_batch=isinstance(method, methods.Exact),
+            )
+        )
+    return cases
+
+
+SKETCHES = _sketches()
+RANDOM_FEATURES = _random_features()
+FEATURE_MAPS = _feature_maps()
+ALL = SKETCHES + RANDOM_FEATURES + FEATURE_MAPS
