@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch.random_features.directions import DIRECTIONS, Directions
-from jax_ntk_sketch.sketch.base import check_key
+from jax_ntk_sketch.sketch.base import check_key, set_sizes
 
 __all__ = ["ReluFeatures", "StepFeatures"]
 
@@ -20,6 +20,9 @@ class StepFeatures:
       input_dim: d.
       num: m, the number of features.
       directions: kind of directions, a key of `DIRECTIONS`.
+
+    Raises:
+      TypeError, ValueError: a size or name out of range, named.
 
     Cost: that of the projections.
     Guarantee: unbiased ("hadamard": nearly), variance of an inner product
@@ -35,6 +38,9 @@ class StepFeatures:
     input_dim: int
     num: int
     directions: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def _directions(self) -> Directions:
@@ -69,6 +75,9 @@ class ReluFeatures:
         together carry t, so the linear half of kappa1 has no noise but that of
         :math:`\sum (w\cdot x)(w\cdot y)`, none in full orthogonal blocks.
 
+    Raises:
+      TypeError, ValueError: a size or name out of range, named.
+
     Cost: that of the projections, half of them if antithetic.
     Guarantee: unbiased ("hadamard": nearly). The zero vector has zero features.
     Source: Cho and Saul (2009); arXiv 2106.07880, equation 5.
@@ -82,6 +91,9 @@ class ReluFeatures:
     num: int
     directions: str = "gaussian"
     antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def _directions(self) -> Directions:
@@ -105,3 +117,12 @@ class ReluFeatures:
             other = -projections[..., : self.num - projections.shape[-1]]
             projections = jnp.concatenate([projections, other], axis=-1)
         return jax.nn.relu(projections)
+
+
+def _check(record: StepFeatures | ReluFeatures) -> None:
+    set_sizes(record, "input_dim", "num")
+    if record.directions not in DIRECTIONS:
+        raise ValueError(
+            f"{type(record).__name__}: directions must be one of "
+            f"{', '.join(map(repr, DIRECTIONS))}, got {record.directions!r}"
+        )

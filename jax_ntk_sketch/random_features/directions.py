@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_size
+from jax_ntk_sketch.sketch.base import check_input, set_sizes
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
@@ -46,8 +46,7 @@ class Directions:
     num: int
 
     def __post_init__(self) -> None:
-        for name in ("input_dim", "num"):
-            check_size(type(self).__name__, name, getattr(self, name))
+        set_sizes(self, "input_dim", "num")
 
     @property
     def flops(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["check_input", "check_key", "check_size"]
+__all__ = ["check_input", "check_key", "check_size", "set_sizes"]
 
 
 def check_size(owner: str, name: str, value: Any, least: int = 1) -> int:
@@ -20,6 +20,16 @@ def check_size(owner: str, name: str, value: Any, least: int = 1) -> int:
             f"{owner}: {name} must be an integer >= {least}, got {value!r}"
         )
     return number
+
+
+def set_sizes(record: Any, *names: str) -> None:
+    """Checks integer fields of a frozen record and stores them as plain `int`.
+
+    Integers of NumPy are equal to ours, but lack some of their methods.
+    """
+    for name in names:
+        size = check_size(type(record).__name__, name, getattr(record, name))
+        object.__setattr__(record, name, size)
 
 
 def check_key(owner: str, key: Any) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
 
 __all__ = ["OSNAP", "CountSketch"]
 
@@ -45,8 +45,7 @@ class OSNAP:
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        for name in ("input_dim", "output_dim", "sparsity"):
-            check_size(owner, name, getattr(self, name))
+        set_sizes(self, "input_dim", "output_dim", "sparsity")
         if self.sparsity > self.output_dim:
             raise ValueError(
                 f"{owner}: sparsity {self.sparsity} must not exceed output_dim "

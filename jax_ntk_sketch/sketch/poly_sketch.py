@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sketch.base import check_input, check_key, check_size, set_sizes
 from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
 from jax_ntk_sketch.sketch.srht import SRHT, SignedHadamardRows
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
@@ -65,22 +65,22 @@ class PolySketch:
     leaf: str = "identity"
 
     def __post_init__(self) -> None:
-        check_size("PolySketch", "input_dim", self.input_dim)
-        check_size("PolySketch", "degree", self.degree)
+        set_sizes(self, "input_dim", "degree")
         if isinstance(self.output_dim, Sequence):
-            sizes = tuple(self.output_dim)
+            sizes = tuple(
+                check_size("PolySketch", "output_dim", size, least=0)
+                for size in self.output_dim
+            )
             object.__setattr__(self, "output_dim", sizes)
             if len(sizes) != self.degree:
                 raise ValueError(
                     f"PolySketch: output_dim must have one size for each of the "
                     f"degrees 1..{self.degree}, got {len(sizes)} sizes"
                 )
-            for size in sizes:
-                check_size("PolySketch", "output_dim", size, least=0)
         else:
-            check_size("PolySketch", "output_dim", self.output_dim)
+            set_sizes(self, "output_dim")
         if self.width is not None:
-            check_size("PolySketch", "width", self.width)
+            set_sizes(self, "width")
         if self.leaf not in _LEAVES:
             raise ValueError(
                 f"PolySketch: leaf must be one of {', '.join(map(repr, _LEAVES))}, "

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
@@ -101,8 +101,7 @@ class SRHT:
     output_dim: int
 
     def __post_init__(self) -> None:
-        check_size("SRHT", "input_dim", self.input_dim)
-        check_size("SRHT", "output_dim", self.output_dim)
+        set_sizes(self, "input_dim", "output_dim")
 
     @property
     def _rows(self) -> SignedHadamardRows:

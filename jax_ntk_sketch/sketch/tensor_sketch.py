@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
 from jax_ntk_sketch.sketch.count_sketch import CountSketch
 from jax_ntk_sketch.sketch.hadamard import pad_to
 
@@ -43,8 +43,7 @@ class TensorSketch:
     output_dim: int
 
     def __post_init__(self) -> None:
-        for name in ("input_dim", "degree", "output_dim"):
-            check_size("TensorSketch", name, getattr(self, name))
+        set_sizes(self, "input_dim", "degree", "output_dim")
 
     @property
     def num_buckets(self) -> int:

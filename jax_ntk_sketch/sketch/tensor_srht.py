@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sketch.base import check_input, check_key, check_size, set_sizes
 from jax_ntk_sketch.sketch.srht import SignedHadamardRows
 
 __all__ = ["TensorSRHT"]
@@ -44,14 +44,12 @@ class TensorSRHT:
     output_dim: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_dims", tuple(self.input_dims))
-        if len(self.input_dims) != 2:
-            raise ValueError(
-                f"TensorSRHT: input_dims must be two sizes, got {self.input_dims}"
-            )
-        for dim in self.input_dims:
-            check_size("TensorSRHT", "input_dims", dim)
-        check_size("TensorSRHT", "output_dim", self.output_dim)
+        dims = tuple(self.input_dims)
+        if len(dims) != 2:
+            raise ValueError(f"TensorSRHT: input_dims must be two sizes, got {dims}")
+        dims = tuple(check_size("TensorSRHT", "input_dims", dim) for dim in dims)
+        object.__setattr__(self, "input_dims", dims)
+        set_sizes(self, "output_dim")
 
     @property
     def factors(self) -> tuple[SignedHadamardRows, SignedHadamardRows]:
