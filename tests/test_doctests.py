@@ -1,0 +1,50 @@
+"""Every example in a docstring, and the README's, runs as it is written."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(jns.__path__, "jax_ntk_sketch.")
+    if not info.name.endswith("__main__")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    names = {"jax": jax, "jnp": jnp, "np": np, "jns": jns}
+    result = doctest.testmod(module, extraglobs=names, optionflags=FLAGS)
+    assert result.failed == 0
+
+
+def test_most_modules_have_examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    with_examples = sum(
+        any(test.examples for test in finder.find(importlib.import_module(name)))
+        for name in MODULES
+    )
+    assert with_examples >= len(MODULES) / 3
+
+
+def test_readme():
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.S | re.M)
+    assert blocks
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), namespace)
+    phi, x = namespace["phi"], namespace["x"]
+    exact = namespace["kernel_fn"](x, None, "ntk")
+    assert jns.validation.relative_error(exact, phi @ phi.T) < 0.1
