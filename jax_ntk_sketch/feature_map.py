@@ -63,7 +63,10 @@ class FeatureMap:
         """
         key = check_key("FeatureMap.init", key)
         dim, _ = _example_shape(example)
-        params = {}
+        # Sketches pad, so that other sizes could have parameters of the same shapes:
+        # the sizes are kept in the shape of an array without entries.
+        sizes = jnp.zeros((0, dim, self.num_features), jnp.float32)
+        params: dict[str, Any] = {"sizes": sizes}
         for kind in self._kinds:
             built = _stages(self, kind, dim, 1)
             keys = jax.random.split(key, len(built))

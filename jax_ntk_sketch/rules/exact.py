@@ -33,6 +33,7 @@ def _(method: Exact, spec: Spec, context: Context) -> Stage:
     )
 
 
+@jax.jit
 def factor(k: jax.Array) -> jax.Array:
     r"""A square factor F with :math:`F F^\top = k`, by Cholesky with diagonal pivoting.
 

@@ -1,0 +1,199 @@
+"""What feature maps refuse, what they convert, and sizes of every kind."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import methods, sketch, stax
+from jax_ntk_sketch.rules.stage import allocate
+
+DENSE = stax.Dense(1, 2**0.5)
+NET = stax.serial(DENSE, stax.Relu(), DENSE, stax.Relu(), DENSE)
+BIASED = stax.serial(*[stax.Dense(1, 1.5, 0.1), stax.Relu()] * 2, stax.Dense(1, 1, 0.1))
+KEY = jax.random.key(0)
+METHODS = ("one_pass", "ntk_random_features", "ntk_sketch")
+X = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("net", [NET, BIASED], ids=["homogeneous", "biased"])
+@pytest.mark.parametrize("method", METHODS)
+def test_exactly_num_features_columns_and_the_least(method, net, get):
+    """The error names the least, the least works, and so do odd sizes above it."""
+    if method == "one_pass" and net is BIASED:
+        with pytest.raises(ValueError, match='"one_pass" needs a kernel that depends'):
+            jns.feature_map(net, num_features=64, method=method).init(KEY, (6,))
+        return
+    try:
+        jns.feature_map(net, num_features=1, get=get, method=method).init(KEY, (6,))
+        least = 1
+    except ValueError as error:
+        assert "num_features must be at least" in str(error)
+        least = int(str(error).split("at least ")[1].split()[0])
+    assert least <= 20
+    for m in (least, least + 1, 37, 101):
+        fmap = jns.feature_map(net, num_features=m, get=get, method=method)
+        shape = jax.eval_shape(
+            lambda key, f=fmap: f.apply(f.init(key, (6,)), jnp.asarray(X)), KEY
+        )
+        assert shape.shape == (3, m)
+
+
+def test_both_kernels_at_once_are_the_single_ones():
+    for method in (*METHODS, "exact"):
+        both = jns.feature_map(NET, num_features=50, get=("ntk", "nngp"), method=method)
+        phi = both.apply(both.init(KEY, X), X)
+        assert isinstance(phi, jns.KernelFeatures)
+        for kind in ("ntk", "nngp"):
+            one = jns.feature_map(NET, num_features=50, get=kind, method=method)
+            np.testing.assert_array_equal(
+                getattr(phi, kind), one.apply(one.init(KEY, X), X)
+            )
+
+
+def test_batches_do_not_change_the_features():
+    fmap = jns.feature_map(NET, num_features=60)
+    x = np.random.default_rng(1).standard_normal((11, 6)).astype(np.float32)
+    params = fmap.init(KEY, x)
+    whole = fmap.apply(params, x)
+    for size in (1, 4, 11, 20):
+        parts = fmap.apply(params, x, batch_size=size)
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1"):
+        fmap.apply(params, x, batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_integers_and_booleans_are_floats(dtype):
+    fmap = jns.feature_map(NET, num_features=60)
+    x = np.array([[1, 0, 3, 0, 1, 2]], dtype)
+    params = fmap.init(KEY, x)
+    phi = fmap.apply(params, x)
+    assert phi.dtype == np.float32
+    np.testing.assert_array_equal(phi, fmap.apply(params, x.astype(np.float32)))
+
+
+def test_auto_takes_one_pass_where_it_can():
+    assert jns.feature_map(NET, num_features=9).method == methods.OnePass()
+    random_features = methods.NTKRandomFeatures()
+    assert jns.feature_map(BIASED, num_features=9).method == random_features
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"net": "mlp"}, TypeError, "net must be a record of jax_ntk_sketch.stax"),
+        ({"num_features": 0}, ValueError, "num_features must be an integer >= 1"),
+        ({"num_features": 2.5}, TypeError, "num_features must be an integer"),
+        ({"get": "kernel"}, ValueError, "get must be"),
+        ({"get": ("ntk", "ntk")}, ValueError, "get must be"),
+        ({"get": ()}, ValueError, "get must be"),
+        ({"method": "sketch"}, ValueError, "method must be one of 'auto', 'ntk_sket"),
+        ({"method": 3}, TypeError, "method must be a string or a record"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, match):
+    with pytest.raises(error, match=match):
+        jns.feature_map(**{"net": NET, "num_features": 64, **arguments})
+
+
+@pytest.mark.parametrize(
+    "build, match",
+    [
+        (lambda: methods.NTKSketch(kappa1_degree=0), "kappa1_degree must be"),
+        (lambda: methods.NTKSketch(kappa0_degree=1.5), "kappa0_degree must be"),
+        (lambda: methods.NTKSketch(coefficients="best"), "coefficients must be one"),
+        (lambda: methods.NTKSketch(oversample=0.5), "oversample must be >= 1"),
+        (lambda: methods.NTKRandomFeatures(directions="x"), "directions must be one"),
+        (lambda: methods.NTKRandomFeatures(product="x"), "product must be one of"),
+        (lambda: methods.NTKRandomFeatures(kappa1_share=1), "kappa1_share must be"),
+        (lambda: methods.OnePass(degree=True), "degree must be an integer"),
+        (lambda: methods.OnePass(leaf="x"), "leaf must be one of"),
+        (lambda: methods.OnePass(low=1.0), "low must be in"),
+    ],
+)
+def test_bad_hyper_parameters_are_named(build, match):
+    with pytest.raises(ValueError, match=match):
+        build()
+
+
+def test_bad_examples_and_parameters_are_named():
+    fmap = jns.feature_map(NET, num_features=64)
+    params = fmap.init(KEY, (6,))
+    for example in ((), (6, 6), (0,), X[0], np.ones((2, 3, 4))):
+        with pytest.raises(ValueError, match="example must be the shape of one flat"):
+            fmap.init(KEY, example)
+    with pytest.raises(ValueError, match=r"use x\[None\] for one example"):
+        fmap.apply(params, X[0])
+    with pytest.raises(ValueError, match="x must have shape"):
+        fmap.apply(params, X[None])
+    with pytest.raises(ValueError, match="params do not belong to this map"):
+        fmap.apply(params, X[:, :5])
+    other = jns.feature_map(NET, num_features=65)
+    with pytest.raises(ValueError, match="params do not belong to this map"):
+        other.apply(params, X)
+    with pytest.raises(TypeError, match="x must be real"):
+        fmap.apply(params, X.astype(complex))
+
+
+def test_bad_keys_are_named():
+    fmap = jns.feature_map(NET, num_features=64)
+    with pytest.raises(TypeError, match=r"make one with jax.random.key\(seed\)"):
+        fmap.init(0, (6,))
+    with pytest.raises(ValueError, match="must be one key, got an array of keys"):
+        fmap.init(jax.random.split(KEY), (6,))
+    with pytest.raises(TypeError, match="got an array of float32"):
+        fmap.init(jnp.zeros(2), (6,))
+    with pytest.raises(TypeError, match="no legacy PRNG key"):
+        fmap.init(jnp.zeros(3, jnp.uint32), (6,))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        fmap.init(KEY, (6,)),
+        fmap.init(jax.random.PRNGKey(0), (6,)),
+    )
+
+
+def test_layers_out_of_place_are_named():
+    for net in (stax.Relu(), stax.serial(DENSE, stax.Relu(), stax.Relu())):
+        for method in ("ntk_random_features", "exact"):
+            with pytest.raises(ValueError, match="Relu must follow a linear layer"):
+                jns.feature_map(net, num_features=64, method=method).init(KEY, (6,))
+
+
+@pytest.mark.parametrize(
+    "build, error, match",
+    [
+        (lambda: sketch.SRHT(0, 4), ValueError, "SRHT: input_dim must be"),
+        (lambda: sketch.CountSketch(4, 2.5), TypeError, "CountSketch: output_dim must"),
+        (lambda: sketch.OSNAP(4, 3, 4), ValueError, "sparsity 4 must not exceed"),
+        (lambda: sketch.TensorSketch(4, 0, 8), ValueError, "TensorSketch: degree must"),
+        (lambda: sketch.TensorSRHT((4,), 8), ValueError, "must be two sizes"),
+        (lambda: sketch.PolySketch(4, 3, (2, 2)), ValueError, "one size for each of"),
+        (lambda: sketch.PolySketch(4, 3, 8, leaf="x"), ValueError, "leaf must be one"),
+        (
+            lambda: sketch.hadamard_transform(jnp.ones(6)),
+            ValueError,
+            "must be a power of two, got 6",
+        ),
+        (
+            lambda: sketch.SRHT(4, 4).apply(sketch.SRHT(4, 4).init(KEY), jnp.ones(5)),
+            ValueError,
+            "last axis of x must have size 4",
+        ),
+    ],
+)
+def test_bad_sketches_are_named(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+def test_allocation_uses_every_column():
+    for weights in ([1.0, 2.0, 3.0], [0.0, 5.0, 1e-9], [1.0], [0.0, 0.0]):
+        for total in (0, 1, 2, 7, 100):
+            sizes = allocate(np.array(weights), total)
+            positive = np.array(weights) > 0
+            assert all((np.array(sizes) > 0) == positive)
+            least = int(positive.sum())
+            assert sum(sizes) == (max(total, least) if least else 0)

@@ -1,0 +1,62 @@
+"""The plan against what really happens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import methods, stax
+
+DENSE = stax.Dense(1, 2**0.5, 0.1)
+NETS = {
+    "shallow": stax.serial(DENSE, stax.Relu(), DENSE),
+    "deep": stax.serial(*[stax.Dense(1, 1.4), stax.Relu()] * 3, stax.Dense(1, 1.4)),
+}
+METHODS = ("one_pass", "ntk_random_features", "ntk_sketch")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETS)
+def test_bytes_and_columns(name, method):
+    fmap = jns.feature_map(
+        NETS[name], num_features=300, get=("nngp", "ntk"), method=method
+    )
+    plan = fmap.plan((20,))
+    params = fmap.init(jax.random.key(0), (20,))
+    assert plan.param_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert plan.num_features == 300
+    assert str(plan).count("\n") == len(plan.rows) + 3
+    for word in ("peak", "flops/example", method.split("_")[0]):
+        assert word in str(plan).lower().replace("onepass", "one")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_peak_memory_and_operations_against_the_compiler(method):
+    """Within a factor of 2 and of 2.5 of what XLA reports for a batch of 256."""
+    fmap = jns.feature_map(NETS["deep"], num_features=1024, method=method)
+    x = jnp.zeros((256, 100))
+    params = fmap.init(jax.random.key(0), x)
+    compiled = jax.jit(fmap.apply).lower(params, x).compile()
+    memory = compiled.memory_analysis()
+    measured = memory.temp_size_in_bytes + memory.output_size_in_bytes + x.nbytes
+    plan = fmap.plan(x)
+    assert plan.batch_size == 256
+    ratio = (plan.peak_bytes - plan.param_bytes) / measured
+    assert 0.5 < ratio < 2, ratio
+    cost = compiled.cost_analysis()
+    ratio = plan.flops * 256 / cost["flops"]
+    assert 0.4 < ratio < 2.5, ratio
+
+
+def test_nothing_is_allocated():
+    """A map of a hundred million features is planned in no time and no memory."""
+    fmap = jns.feature_map(
+        NETS["deep"], num_features=10**8, method=methods.NTKRandomFeatures()
+    )
+    assert fmap.plan((1000,)).param_bytes > 10**8
+
+
+def test_the_fit_error_is_said():
+    plan = jns.feature_map(NETS["deep"], num_features=300).plan(np.ones((2, 20)))
+    assert "fit error" in str(plan)

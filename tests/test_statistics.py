@@ -1,0 +1,149 @@
+"""How errors fall with size, and biases that are stated: many seeds, error bars.
+
+Means of sketches and of unbiased features are in the contract suite.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.validation import fitted_slope
+
+DENSE = stax.Dense(1, 2**0.5)
+SEEDS = 300
+X = np.random.default_rng(0).standard_normal((12, 24)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with registry.quick_compilation():
+        yield
+
+
+def network(depth):
+    return stax.serial(*[DENSE, stax.Relu()] * depth, DENSE)
+
+
+@functools.lru_cache
+def grams(depth, method, num_features, seeds=SEEDS):
+    """(seeds, n, n) in float64."""
+    fmap = jns.feature_map(network(depth), num_features=num_features, method=method)
+
+    def gram(key):
+        phi = fmap.apply(fmap.init(key, X), X)
+        return jnp.matmul(phi, phi.T, precision=jax.lax.Precision.HIGHEST)
+
+    keys = jax.random.split(jax.random.key(1), seeds)
+    return np.asarray(jax.jit(jax.vmap(gram))(keys), np.float64)
+
+
+def exact(depth):
+    return np.asarray(kernels.fully_connected_kernel(X, depth=depth, W_std=2**0.5))
+
+
+# Powers are sketched at degree 3: the tree then has no inner nodes whose width is
+# rounded to powers of two, and the noise is that of the columns asked for.
+METHODS = {
+    "one_pass": methods.OnePass(degree=3),
+    "random features": methods.NTKRandomFeatures(),
+    "published random features": methods.NTKRandomFeatures(
+        directions="gaussian", antithetic=False, product="tensor_srht"
+    ),
+    "leverage variant": methods.NTKRandomFeatures(directions="sphere"),
+    "ntk_sketch": methods.NTKSketch(kappa1_degree=2, kappa0_degree=1),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_error_falls_like_the_inverse_square_root(name, depth):
+    """Slope of the root mean square error between -0.65 and -0.4.
+
+    Random features are compared with the exact kernel, polynomial methods with their
+    own mean: at fixed degree the error of the polynomial does not fall.
+    """
+    sizes = (96, 256, 768)
+    errors = []
+    for m in sizes:
+        g = grams(depth, METHODS[name], m)
+        centre = exact(depth) if "features" in name or "lever" in name else g.mean(0)
+        errors.append(np.sqrt(np.mean((g - centre) ** 2)))
+    slope = fitted_slope(sizes, errors)
+    assert -0.65 <= slope <= -0.4, (slope, errors)
+
+
+def test_deep_random_features_have_a_bias_that_falls_like_one_over_m():
+    """Two hidden layers: kappa1 is not linear, so its noise in layer 1 has a mean."""
+    method = METHODS["published random features"]
+    biases, bars = [], []
+    for m in (64, 256):
+        g = grams(2, method, m, 3000)
+        off = ~np.eye(len(X), dtype=bool)
+        # Averaged over pairs with the sign that the bias has: kappa1 is convex.
+        difference = (g - exact(2))[:, off].mean(axis=1)
+        biases.append(abs(difference.mean()))
+        bars.append(difference.std(ddof=1) / np.sqrt(len(g)))
+    assert biases[1] + 3 * bars[1] < 0.02 * np.abs(exact(2)).mean()
+    assert biases[1] < biases[0] / 2 + 3 * (bars[0] + bars[1])
+
+
+@pytest.mark.parametrize("coefficients", ["fit", "taylor"])
+@pytest.mark.parametrize("degree", [2, 5])
+def test_one_pass_estimates_its_polynomial(degree, coefficients):
+    """Unbiased for the polynomial, whose error is what the plan says."""
+    method = methods.OnePass(degree=degree, coefficients=coefficients)
+    g = grams(2, method, 128, 400)
+    kernel = jns.rules.one_pass.zonal_kernel(network(2), True, method)
+    lengths = np.linalg.norm(X, axis=1)
+    cosines = (X @ X.T) / np.outer(lengths, lengths)
+    norms = np.outer(lengths, lengths) * 2 / X.shape[1]
+    wanted = norms * np.polynomial.polynomial.polyval(cosines, kernel.coefficients)
+    bars = g.std(axis=0, ddof=1) / np.sqrt(len(g))
+    # 144 entries: a correct code fails with probability 1e-4 or less.
+    np.testing.assert_array_less(
+        np.abs(g.mean(axis=0) - wanted), 5 * bars + 1e-5 * np.abs(wanted).max()
+    )
+    fit = np.abs(wanted - exact(2)) / (norms * exact(2)[0, 0] / norms[0, 0])
+    assert fit.max() <= kernel.max_error * 1.001 + 1e-5
+
+
+@pytest.mark.parametrize("num", [5, 16])
+def test_variance_of_step_features(num):
+    r"""Independent directions: Var = p (1 - p) / m with p = kappa0 / 2."""
+    features = jns.random_features.StepFeatures(3, num)
+    x = X[:4, :3]
+
+    def gram(key):
+        phi = features.apply(features.init(key), x)
+        return phi @ phi.T
+
+    seeds = 20000
+    keys = jax.random.split(jax.random.key(2), seeds)
+    g = np.asarray(jax.jit(jax.vmap(gram))(keys), np.float64)
+    lengths = np.linalg.norm(x, axis=1)
+    p = np.asarray(kernels.kappa0((x @ x.T) / np.outer(lengths, lengths))) / 2
+    # A sample variance has a relative error of about sqrt(2 / seeds).
+    np.testing.assert_allclose(g.var(axis=0), p * (1 - p) / num, rtol=0.06)
+    np.testing.assert_allclose(g.mean(axis=0), p, atol=5 * 0.5 / np.sqrt(num * seeds))
+
+
+def test_variance_of_count_sketch():
+    """Var <Sx, Sy> = (|x|² |y|² + <x, y>² - 2 Σ x² y²) / m."""
+    m, seeds = 7, 20000
+    sketch = jns.sketch.CountSketch(24, m)
+    x, y = X[0], X[1]
+    keys = jax.random.split(jax.random.key(3), seeds)
+
+    def product(key):
+        params = sketch.init(key)
+        return sketch.apply(params, x) @ sketch.apply(params, y)
+
+    values = np.asarray(jax.jit(jax.vmap(product))(keys), np.float64)
+    formula = (x @ x) * (y @ y) + (x @ y) ** 2 - 2 * np.sum(x**2 * y**2)
+    np.testing.assert_allclose(values.var(), formula / m, rtol=0.08)
