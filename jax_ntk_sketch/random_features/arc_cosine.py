@@ -58,7 +58,13 @@ class StepFeatures:
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
         """Features of `x` `(..., d)`: `(..., m)`; their derivative is 0."""
         projections = self._directions.apply(params, x)
-        return (projections > 0).astype(projections.dtype) * jnp.asarray(
+        # Signed sums of few different numbers are often exactly 0 (one-hot inputs,
+        # "hadamard" directions); to count all of those as off takes up to half of the
+        # diagonal away. So every other one is on, but none for the zero vector.
+        tied = (projections == 0) & (jnp.arange(self.num) % 2 == 0)
+        nonzero = jnp.any(jnp.asarray(x) != 0, axis=-1, keepdims=True)
+        on = ((projections > 0) | tied) & nonzero
+        return on.astype(projections.dtype) * jnp.asarray(
             self.num**-0.5, projections.dtype
         )
 

@@ -106,12 +106,17 @@ def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class HadamardDirections(Directions):
-    """Rows of blocks H σ₃ H σ₂ H σ₁ on x padded to D, a power of two; length √D."""
+    """Rows of blocks H σ₃ H σ₂ H σ₁ on x padded to D, a power of two; length √D.
+
+    For small D too few directions can occur (D = 4: kappa0 is off by up to 0.26), so D
+    is at least 64. Then the means of kappa0 and kappa1 were within 0.007 of exact, 3.5
+    standard errors, for dense, constant, one-hot and 0/1 inputs in 4 to 784 dimensions.
+    """
 
     @property
     def padded_dim(self) -> int:
-        """D, the next power of two of `input_dim`."""
-        return next_power_of_two(self.input_dim)
+        """D, the next power of two of `input_dim`, and at least 64."""
+        return max(64, next_power_of_two(self.input_dim))
 
     @property
     def num_blocks(self) -> int:
