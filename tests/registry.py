@@ -204,8 +204,8 @@ def step_kernel(x):
 def _random_features() -> list[Case]:
     cases = []
     for i, (name, directions) in enumerate(random_features.DIRECTIONS.items()):
-        # "hadamard" is not exactly uniform, least so in few dimensions.
-        slack = 0.03 if name == "hadamard" else 0.0
+        # "hadamard" is not exactly uniform.
+        slack = 0.005 if name == "hadamard" else 0.0
         step = random_features.StepFeatures(DIM, 11, name)
         relu = random_features.ReluFeatures(DIM, 11, name, antithetic=i % 2 == 0)
         cases += [
