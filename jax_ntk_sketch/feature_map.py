@@ -217,17 +217,16 @@ def feature_map(
             f"{type(net).__name__}"
         )
     check_size("feature_map", "num_features", num_features)
-    kinds = (get,) if isinstance(get, str) else tuple(get)
-    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(_KINDS):
+    if not isinstance(get, str):
+        get = tuple(get) if isinstance(get, Sequence) else (get,)
+    if get not in (*_KINDS, _KINDS, _KINDS[::-1]):
         raise ValueError(
             f'feature_map: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
         )
     if isinstance(method, str) and method == "auto":
         method = _best(net)
     record = methods.from_name(method)
-    return FeatureMap(
-        net, int(num_features), get if isinstance(get, str) else kinds, record
-    )
+    return FeatureMap(net, int(num_features), get, record)
 
 
 def _best(net: stax.Layer) -> methods.Method:
