@@ -28,6 +28,7 @@ class Case:
       kernel: x (n, d) to the exact expectations of the Gram matrices of the outputs,
         float64; None where there is none in closed form.
       large: the same kind of record with a million columns in all.
+      variance: likewise the exact variances of the first Gram matrix.
       slack: largest relative bias, where the features are known not to be unbiased.
       zero: whether the zero vector has zero features.
       from_batch: whether the features depend on the whole batch.
@@ -38,6 +39,7 @@ class Case:
     columns: tuple[int, ...]
     kernel: Callable[[np.ndarray], list[np.ndarray]] | None = None
     large: Any = None
+    variance: Callable[[np.ndarray], np.ndarray] | None = None
     slack: float = 0.0
     zero: bool = True
     from_batch: bool = False
@@ -146,31 +148,98 @@ def inner(x):
     return x @ x.T
 
 
+def one_term(x):
+    """m times the variance of CountSketch, of which all other formulas are made."""
+    square = np.square(np.asarray(x, np.float64))
+    norms = square.sum(1)
+    return np.outer(norms, norms) + inner(x) ** 2 - 2 * square @ square.T
+
+
+def osnap_variance(x, blocks):
+    return one_term(x) * sum(1 / size for size in blocks) / len(blocks) ** 2
+
+
+def rows_moments(x, rows):
+    """E A_i A_j of the products A_i = (r_i x)(r_i y) of rows of entries ±1, (rows, rows).
+
+    Rows of one rotation cannot coincide, which makes them negatively correlated.
+    """
+    size = sketch.next_power_of_two(x.shape[1])
+    i, j = np.indices((rows, rows))
+    same, one = i == j, i // size == j // size
+    factor = same - (one & ~same) / max(size - 1, 1)
+    return inner(x)[..., None, None] ** 2 + factor * one_term(x)[..., None, None]
+
+
+def srht_variance(x, rows):
+    return rows_moments(x, rows).mean((-1, -2)) - inner(x) ** 2
+
+
+def tensor_srht_variance(x, rows):
+    products = rows_moments(x[:, :2], rows) * rows_moments(x[:, 2:], rows)
+    return products.mean((-1, -2)) - tensor(x)[0] ** 2
+
+
+def tensor(x):
+    return [inner(x[:, :2]) * inner(x[:, 2:])]
+
+
+def powers(x, degrees):
+    return [inner(x) ** j for j in degrees]
+
+
 def _sketches() -> list[Case]:
-    def case(name, record, large, kernel, columns=None):
-        return Case(name, record, columns or (record.output_dim,), kernel, large)
+    def case(name, record, kernel, large, variance=None, zero=True):
+        columns = getattr(record, "output_dims", (record.output_dim,))
+        return Case(name, record, columns, kernel, large, variance, zero=zero)
 
-    def powers(*degrees):
-        return lambda x: [inner(x) ** j for j in degrees]
+    def power(j):
+        return functools.partial(powers, degrees=(j,))
 
-    def tensor(x):
-        return [inner(x[:, :2]) * inner(x[:, 2:])]
-
-    big, cases = 10**6, []
-    for record, large in (
-        (sketch.CountSketch(DIM, 7), sketch.CountSketch(784, big)),
-        (sketch.OSNAP(DIM, 7, sparsity=3), sketch.OSNAP(784, big)),
-        (sketch.SRHT(DIM, 5), sketch.SRHT(784, big)),
-    ):
-        name = type(record).__name__
-        cases.append(case(name, record, large, powers(1)))
-    more = sketch.SRHT(DIM, 19)
-    cases.append(case("SRHT-stacked", more, sketch.SRHT(784, big), powers(1)))
-    record = sketch.TensorSketch(DIM, 3, 9)
-    large = sketch.TensorSketch(784, 3, big)
-    cases.append(case("TensorSketch", record, large, powers(3)))
-    record, large = sketch.TensorSRHT((2, 4), 11), sketch.TensorSRHT((784, 9), big)
-    cases.append(case("TensorSRHT", record, large, tensor))
+    big, partial = 10**6, functools.partial
+    cases = [
+        case(
+            "CountSketch",
+            sketch.CountSketch(DIM, 7),
+            power(1),
+            sketch.CountSketch(784, big),
+            partial(osnap_variance, blocks=(7,)),
+        ),
+        case(
+            "OSNAP",
+            sketch.OSNAP(DIM, 7, sparsity=3),
+            power(1),
+            sketch.OSNAP(784, big),
+            partial(osnap_variance, blocks=(2, 2, 3)),
+        ),
+        case(
+            "SRHT",
+            sketch.SRHT(DIM, 5),
+            power(1),
+            sketch.SRHT(784, big),
+            partial(srht_variance, rows=5),
+        ),
+        case(
+            "SRHT-stacked",
+            sketch.SRHT(DIM, 19),
+            power(1),
+            sketch.SRHT(784, big),
+            partial(srht_variance, rows=19),
+        ),
+        case(
+            "TensorSketch",
+            sketch.TensorSketch(DIM, 3, 9),
+            power(3),
+            sketch.TensorSketch(784, 3, big),
+        ),
+        case(
+            "TensorSRHT",
+            sketch.TensorSRHT((2, 4), 11),
+            tensor,
+            sketch.TensorSRHT((784, 9), big),
+            partial(tensor_srht_variance, rows=11),
+        ),
+    ]
     for name, arguments in {
         "PolySketch-3": (3, 13),
         "PolySketch-5-osnap": (5, (3, 0, 9, 11, 5), 12, "osnap"),
@@ -179,13 +248,13 @@ def _sketches() -> list[Case]:
         record = sketch.PolySketch(DIM, *arguments)
         degree, leaf = record.degree, record.leaf
         large = sketch.PolySketch(784, degree, big // degree, leaf=leaf)
-        exact = functools.partial(_powers_of, degrees=record.output_dims)
-        cases.append(Case(name, record, record.output_dims, exact, large, zero=False))
+        exact = partial(_powers_of, sizes=record.output_dims)
+        cases.append(case(name, record, exact, large, zero=False))
     return cases
 
 
-def _powers_of(x, degrees):
-    return [inner(x) ** j if m else 0 * inner(x) for j, m in enumerate(degrees)]
+def _powers_of(x, sizes):
+    return [inner(x) ** j if m else 0 * inner(x) for j, m in enumerate(sizes)]
 
 
 # Random features.
@@ -201,33 +270,72 @@ def step_kernel(x):
     return (product > 0) * kappa0(alpha) / 2
 
 
+def step_variance(x, num):
+    p = step_kernel(x)
+    return p * (1 - p) / num
+
+
+def relu_squares(x, sphere):
+    """E relu(w.x)^2 relu(w.y)^2: the arc-cosine kernel of degree 2 over 2 pi."""
+    product, alpha = cosines(inner(x))
+    angle = np.arccos(np.clip(alpha, -1, 1))
+    j2 = 3 * np.sin(angle) * alpha + (np.pi - angle) * (1 + 2 * alpha**2)
+    # Directions of fixed length instead of normal ones: a factor of d / (d + 2).
+    return product**2 * j2 / (2 * np.pi) * (DIM / (DIM + 2) if sphere else 1)
+
+
+def relu_variance(x, num, sphere, antithetic):
+    """Independent directions or, if antithetic, pairs of them and one for odd `num`."""
+    pairs = num // 2 if antithetic else 0
+    second, mean = relu_squares(x, sphere), relu_kernel(x)
+    pair, single = 2 * second - 4 * mean**2, second - mean**2
+    return (pairs * pair + (num - 2 * pairs) * single) / num**2
+
+
+def direction_variance(x, num, sphere):
+    norms = np.square(np.asarray(x, np.float64)).sum(1)
+    fourth = np.outer(norms, norms) + 2 * inner(x) ** 2
+    return num * (fourth * (DIM / (DIM + 2) if sphere else 1) - inner(x) ** 2)
+
+
 def _random_features() -> list[Case]:
-    cases = []
-    for i, (name, directions) in enumerate(random_features.DIRECTIONS.items()):
+    cases, num = [], 11
+    for name, directions in random_features.DIRECTIONS.items():
         # "hadamard" is not exactly uniform.
         slack = 0.005 if name == "hadamard" else 0.0
-        step = random_features.StepFeatures(DIM, 11, name)
-        relu = random_features.ReluFeatures(DIM, 11, name, antithetic=i % 2 == 0)
+        # Elsewhere directions depend on each other, and there are no formulas.
+        known, sphere = name in ("gaussian", "sphere"), name == "sphere"
+        anti = name in ("gaussian", "orthogonal")
+        step = random_features.StepFeatures(DIM, num, name)
+        relu = random_features.ReluFeatures(DIM, num, name, antithetic=anti)
+        bare = directions(DIM, num)
+        formulas = (
+            (step, step_kernel, functools.partial(step_variance, num=num)),
+            (
+                relu,
+                relu_kernel,
+                functools.partial(
+                    relu_variance, num=num, sphere=sphere, antithetic=anti
+                ),
+            ),
+            (
+                bare,
+                lambda x: num * inner(x),
+                functools.partial(direction_variance, num=num, sphere=sphere),
+            ),
+        )
         cases += [
             Case(
                 f"{type(record).__name__}-{name}",
                 record,
-                (11,),
+                (num,),
                 lambda x, kernel=kernel: [kernel(x)],
                 dataclasses.replace(record, input_dim=784, num=10**6),
-                slack,
+                variance if known else None,
+                0.0 if record is bare else slack,
             )
-            for record, kernel in ((step, step_kernel), (relu, relu_kernel))
+            for record, kernel, variance in formulas
         ]
-        cases.append(
-            Case(
-                directions.__name__,
-                directions(DIM, 11),
-                (11,),
-                lambda x: [11 * inner(x)],
-                directions(784, 10**6),
-            )
-        )
     return cases
 
 
