@@ -160,7 +160,7 @@ def osnap_variance(x, blocks):
 
 
 def rows_moments(x, rows):
-    """E A_i A_j of the products A_i = (r_i x)(r_i y) of rows of entries ±1, (rows, rows).
+    """E A_i A_j of the products A_i = (r_i x)(r_i y), for rows r of entries ±1.
 
     Rows of one rotation cannot coincide, which makes them negatively correlated.
     """

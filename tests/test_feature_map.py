@@ -1,8 +1,21 @@
-"""Feature maps: the contract, exact identities, exact moments, bad input."""
+"""Feature maps: the contract, and what holds for all of them exactly.
+
+Bad input is in `test_feature_map_input.py`, sizes and costs in `test_plan.py`.
+"""
+
+import functools
 
 import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import registry
+from helpers import x64
+from jax.sharding import Mesh, PartitionSpec
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import methods, stax
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -15,3 +28,119 @@ def quick_compilation():
 @pytest.mark.parametrize("case", registry.FEATURE_MAPS, ids=str)
 def test_contract(rule, case):
     getattr(contract, rule)(case)
+
+
+SEVERAL = [
+    case
+    for case in registry.FEATURE_MAPS
+    if case.name in ("rf-deep", "sketch-deep", "one_pass-deep")
+]
+X = contract.X
+
+
+@pytest.mark.parametrize("case", SEVERAL, ids=str)
+def test_features_of_networks_without_biases_are_homogeneous(case):
+    """Of degree 1, exactly for powers of two, over ten orders of magnitude."""
+    params, run = contract.prepared(case)
+    for scale in (2.0**-16, 2.0**16):
+        np.testing.assert_allclose(
+            run(params, scale * X), scale * np.asarray(run(params, X)), rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("case", SEVERAL, ids=str)
+def test_features_belong_to_their_example(case):
+    """Not to the batch: rows one by one, in another order, and none at all."""
+    params, run = contract.prepared(case)
+    phi = run(params, X)
+    contract.assert_close(run(params, X[::-1]), phi[::-1])
+    contract.assert_close(case.record.apply(params, X[2:3]), phi[2:3])
+    assert case.record.apply(params, X[:0]).shape == (0, phi.shape[1])
+
+
+@pytest.mark.parametrize("case", SEVERAL, ids=str)
+def test_sharded_over_examples_equals_unsharded(case):
+    """On a mesh of whatever devices there are."""
+    params, run = contract.prepared(case)
+    devices = jax.devices()
+    x = np.concatenate([X] * len(devices))
+    rows = PartitionSpec("rows")
+    sharded = jax.shard_map(
+        case.record.apply,
+        mesh=Mesh(np.array(devices), ("rows",)),
+        in_specs=(PartitionSpec(), rows),
+        out_specs=rows,
+    )
+    contract.assert_close(registry.jit_once(sharded)(params, x), run(params, x))
+
+
+@pytest.mark.parametrize("case", SEVERAL, ids=str)
+def test_gradients_are_derivatives(case):
+    """In double precision, along a random direction, by central differences."""
+    params, _ = contract.prepared(case)
+    rng = np.random.default_rng(3)
+    x, v, w = rng.normal(size=(3, 4, registry.DIM))
+    w = w @ w.T
+
+    def loss(x):
+        phi = case.record.apply(params, x)
+        return jnp.sum(w * (phi @ phi.T))
+
+    with x64():
+        step = 1e-5
+        slope = np.sum(np.asarray(registry.jit_once(jax.grad(loss))(x)) * v)
+        loss = registry.jit_once(loss)
+        difference = (loss(x + step * v) - loss(x - step * v)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_the_same_in_double_precision_mode():
+    """The same key gives the same parameters whether or not x64 is enabled."""
+    record = registry.FEATURE_MAPS[2].record
+    single = record.init(contract.KEY, (registry.DIM,))
+    with x64():
+        double = record.init(contract.KEY, (registry.DIM,))
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True):
+        assert a.dtype == b.dtype
+        contract.assert_close(a, b)
+
+
+@pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "ntk_random_features"])
+def test_weights_and_biases_of_size_zero(method):
+    """W_std = 0 ends every dependence on x; b_std = 0 is no bias."""
+    dense = functools.partial(stax.Dense, 1)
+    dead = stax.serial(dense(1.2), stax.Relu(), dense(0.0, 0.5))
+    fmap = jns.feature_map(dead, num_features=40, get=registry.BOTH, method=method)
+    phi = fmap.apply(fmap.init(contract.KEY, X), X)
+    for z in phi:
+        contract.assert_close(z @ z.T, np.full((5, 5), 0.25))
+    pairs = [
+        jns.feature_map(
+            stax.serial(dense(1.2, b), stax.Relu(), dense(1.1, b)),
+            num_features=40,
+            method=method,
+        )
+        for b in (None, 0.0)
+    ]
+    first, second = (f.apply(f.init(contract.KEY, X), X) for f in pairs)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_get_is_one_name_or_both():
+    net = registry.SHALLOW
+    for get in (("ntk",), ["nngp"], None, 3, {"ntk", "nngp"}):
+        with pytest.raises(ValueError, match='get must be "ntk", "nngp" or a tuple of'):
+            jns.feature_map(net, num_features=40, get=get)
+    fmap = jns.feature_map(net, num_features=40, get=["ntk", "nngp"])
+    assert hash(fmap) == hash(
+        jns.feature_map(net, num_features=40, get=("ntk", "nngp"))
+    )
+
+
+def test_sketch_parameters_are_small():
+    """Signs are bytes and indices four: nothing is stored as a matrix."""
+    dim, m = 784, 4096
+    net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
+    for method in (methods.OnePass(), methods.NTKSketch(), methods.NTKRandomFeatures()):
+        plan = jns.feature_map(net, num_features=m, method=method).plan((dim,))
+        assert plan.param_bytes < 0.05 * 4 * dim * m

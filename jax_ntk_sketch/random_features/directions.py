@@ -10,7 +10,10 @@ differ in what else is exact and in cost:
 - `OrthogonalDirections`: blocks of a Haar-distributed rotation, length √d. Each is
   uniform on the sphere; together they cover it evenly.
 - `HadamardDirections`: three rounds of random signs and Hadamard transform, length √D.
-  No matrix is stored or multiplied. Nearly, not exactly, uniform on the sphere.
+  No matrix is stored or multiplied. Nearly, not exactly, uniform on the sphere: the
+  bias of arc-cosine features is up to 2 % of K(x, x) in two dimensions and below the
+  0.4 % that two million directions resolve in four and more (random and axis-aligned
+  inputs).
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, set_sizes
+from jax_ntk_sketch.sketch.base import check_input, random_signs, set_sizes
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
@@ -130,14 +133,15 @@ class HadamardDirections(Directions):
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
         shape = (3, self.num_blocks, self.padded_dim)
-        return {"sign": jax.random.rademacher(key, shape, jnp.int8)}
+        return {"sign": random_signs(key, shape)}
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
         x = check_input(type(self).__name__, "x", x, self.input_dim)
         y = pad_to(x, self.padded_dim)[..., None, :]
         for sign in params["sign"].astype(x.dtype):
             y = hadamard_transform(y * sign)
-        y = y.reshape(*x.shape[:-1], -1)[..., : self.num]
+        y = y.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
+        y = y[..., : self.num]
         return y * jnp.asarray(math.sqrt(self.padded_dim), x.dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["check_input", "check_key", "check_size", "set_sizes"]
+__all__ = ["check_input", "check_key", "check_size", "random_signs", "set_sizes"]
 
 
 def check_size(owner: str, name: str, value: Any, least: int = 1) -> int:
@@ -78,3 +78,13 @@ def check_input(owner: str, name: str, x: Any, dim: int) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jnp.result_type(float))
     return x
+
+
+def random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Independent signs ±1, int8.
+
+    `jax.random.rademacher` compares floats of the default precision, so that its
+    signs change with the x64 flag; these are random bits, and cheaper.
+    """
+    bits = jax.random.bits(key, shape, jnp.uint8)
+    return 1 - 2 * (bits & 1).astype(jnp.int8)

@@ -6,7 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
+from jax_ntk_sketch.sketch.base import (
+    check_input,
+    check_key,
+    random_signs,
+    set_sizes,
+)
 
 __all__ = ["OSNAP", "CountSketch"]
 
@@ -66,7 +71,7 @@ class OSNAP:
         shape = (self.sparsity, self.input_dim)
         return {
             "bucket": jax.random.randint(bucket_key, shape, start, stop, jnp.int32),
-            "sign": jax.random.rademacher(sign_key, shape, jnp.int8),
+            "sign": random_signs(sign_key, shape),
         }
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:

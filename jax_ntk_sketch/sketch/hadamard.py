@@ -69,7 +69,8 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
     stride = base
     while stride < size:
         radix = min(_RADIX, size // stride)
-        y = _butterfly(y.reshape(*x.shape[:-1], -1, radix, stride))
+        groups = size // (radix * stride)
+        y = _butterfly(y.reshape(*x.shape[:-1], groups, radix, stride))
         stride *= radix
     return y.reshape(x.shape)
 

@@ -7,7 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
+from jax_ntk_sketch.sketch.base import (
+    check_input,
+    check_key,
+    random_signs,
+    set_sizes,
+)
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
@@ -57,7 +62,7 @@ class SignedHadamardRows:
         sign_key, order_key = jax.random.split(key)
         order = jax.random.permutation(order_key, self.padded_dim).astype(jnp.int32)
         shape = (self.num_blocks, self.padded_dim)
-        sign = jax.random.rademacher(sign_key, shape, jnp.int8)
+        sign = random_signs(sign_key, shape)
         return {
             "order": jnp.minimum(order, self.input_dim - 1),
             "sign": jnp.where(order < self.input_dim, sign, 0).astype(jnp.int8),
