@@ -29,6 +29,7 @@ RULES = (
     "no_retrace_and_equal_records",
     "a_million_columns_by_shape_alone",
     "legacy_keys_are_keys",
+    "no_key_is_used_twice",
 )
 # Relative to the largest entry: one rounding of every operation, and some more.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -215,3 +216,13 @@ def a_million_columns_by_shape_alone(case: Case):
 def legacy_keys_are_keys(case: Case):
     legacy = init(case.record, jax.random.key_data(KEYS[0]))
     jax.tree.map(np.testing.assert_array_equal, legacy, prepared(case)[0])
+
+
+def no_key_is_used_twice(case: Case):
+    """JAX's own checker; statistics cannot see what reuse does to unlike draws."""
+    record = case.record
+    if isinstance(getattr(record, "get", None), tuple):
+        # Both kernels use the same keys on purpose, each of them once.
+        record = dataclasses.replace(record, get="ntk")
+    with jax.debug_key_reuse(True):
+        jax.eval_shape(functools.partial(init, record), jax.random.key(11))
