@@ -1,0 +1,445 @@
+"""Whitening and standardisation: closed forms, streams, dtypes, bad input."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import x64
+from sklearn import datasets
+
+from jax_ntk_sketch.preprocessing import (
+    channel_apply,
+    channel_fit,
+    channel_from_covariance,
+    covariance_init,
+    covariance_merge,
+    covariance_update,
+    standardize,
+    zca_apply,
+    zca_fit,
+    zca_from_covariance,
+)
+
+RNG = np.random.default_rng(0)
+MIX = RNG.normal(size=(12, 12)) * np.geomspace(1, 1e-2, 12)
+X = RNG.normal(size=(300, 12)) @ MIX + RNG.normal(size=12)
+IMAGES = X.reshape(300, 2, 2, 3)
+
+
+def covariance(x):
+    return np.cov(np.asarray(x, np.float64).reshape(len(x), -1).T, bias=True)
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def stream(x, splits, **options):
+    """The states of consecutive parts of x."""
+    parts = np.split(x, splits)
+    empty = covariance_init(x.shape[1:], **options)
+    return [covariance_update(empty, part) for part in parts]
+
+
+# Whitening.
+
+
+@pytest.mark.parametrize("reg", [0.0, 1e-4, 0.1, 10.0])
+@pytest.mark.parametrize("in_units", [True, False])
+def test_whitened_covariance_is_the_closed_form(reg, in_units):
+    """cov(W x) = C (C + reg)^-1, in the eigenvectors of C."""
+    c = covariance(X)
+    amount = reg * np.trace(c) / len(c) if in_units else reg
+    with x64():
+        params = zca_fit(X, reg=reg, relative=in_units)
+        whitened = covariance(zca_apply(params, X))
+        expected = c @ np.linalg.inv(c + amount * np.eye(len(c)))
+        np.testing.assert_allclose(whitened, expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(params.reg, amount, rtol=1e-12)
+        values = np.linalg.eigvalsh(c)[::-1]
+        np.testing.assert_allclose(params.eigenvalues, values, rtol=1e-10)
+        ratios = values / (values + amount)
+        np.testing.assert_allclose(params.variances, ratios, rtol=1e-10)
+        np.testing.assert_allclose(params.effective_rank, ratios.sum(), rtol=1e-10)
+
+
+def test_matrix_is_symmetric_positive_and_the_inverse_root():
+    with x64():
+        params = zca_fit(X, reg=0.01)
+        w = np.asarray(params.whitening)
+    np.testing.assert_array_equal(w, w.T)
+    assert np.linalg.eigvalsh(w).min() > 0
+    inverse = np.linalg.inv(covariance(X) + float(params.reg) * np.eye(12))
+    np.testing.assert_allclose(w @ w, inverse, rtol=0, atol=1e-10 * abs(inverse).max())
+
+
+def test_float32_is_the_float64_matrix_rounded():
+    x = X.astype(np.float32)
+    params = zca_fit(x, reg=0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    with x64():
+        exact = zca_fit(x.astype(np.float64), reg=0.1)
+        y = zca_apply(exact, x.astype(np.float64))
+    np.testing.assert_array_equal(params.whitening, exact.whitening.astype(np.float32))
+    np.testing.assert_allclose(zca_apply(params, x), y, rtol=0, atol=1e-5)
+
+
+def test_digits_against_numpy():
+    """8x8 digits have pixels that are 0 in all images."""
+    x = datasets.load_digits().images
+    flat = x.reshape(len(x), -1)
+    assert (flat.std(axis=0) == 0).any()
+    c = covariance(x)
+    amount = 0.1 * np.trace(c) / 64
+    u, s, _ = np.linalg.svd(c)
+    expected = (flat - flat.mean(axis=0)) @ (u / np.sqrt(s + amount)) @ u.T
+    with x64():
+        y = np.asarray(zca_apply(zca_fit(x, reg=0.1), x)).reshape(len(x), -1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-10)
+    y32 = zca_apply(zca_fit(x.astype(np.float32), reg=0.1), x.astype(np.float32))
+    np.testing.assert_allclose(y32.reshape(len(x), -1), expected, rtol=0, atol=1e-5)
+    assert abs(y32[:, flat.std(axis=0).reshape(8, 8) == 0]).max() < 1e-12
+
+
+def test_relative_regularisation_does_not_depend_on_the_scale():
+    with x64():
+        one = zca_apply(zca_fit(X, reg=0.3), X)
+        two = zca_apply(zca_fit(1000 * X, reg=0.3), 1000 * X)
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-10)
+        same = zca_fit(X, reg=0.3 * np.trace(covariance(X)) / 12, relative=False)
+        np.testing.assert_allclose(one, zca_apply(same, X), rtol=0, atol=1e-10)
+        absolute = [zca_fit(s * X, reg=0.3, relative=False) for s in (1, 1000)]
+        assert absolute[0].effective_rank < absolute[1].effective_rank - 1
+
+
+def test_fewer_examples_than_dimensions():
+    with x64():
+        params = zca_fit(X[:5], reg=0.1)
+        assert float(params.effective_rank) < 4  # the mean costs one
+        y = zca_apply(params, X)
+    assert np.isfinite(y).all()
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("splits", [[150], [1, 2, 299], list(range(7, 300, 7))])
+def test_splits_orders_and_merges_agree(splits):
+    whole = covariance_update(covariance_init((2, 2, 3)), IMAGES)
+    assert relative(whole.covariance, covariance(X)) < 1e-14
+    parts = stream(IMAGES, splits)
+    for order in (parts, parts[::-1]):
+        merged = functools.reduce(covariance_merge, order)
+        assert merged.count == 300
+        assert relative(merged.mean, whole.mean) < 1e-13
+        assert relative(merged.covariance, whole.covariance) < 1e-13
+    with x64():
+        one = zca_fit(IMAGES, reg=1e-3)
+        for other in (
+            zca_from_covariance(merged, reg=1e-3),
+            zca_fit(IMAGES, reg=1e-3, batch_size=17),
+        ):
+            assert relative(other.whitening, one.whitening) < 1e-10
+            assert other.mean.shape == (2, 2, 3)
+
+
+def test_updates_leave_the_state_alone_and_empty_batches_too():
+    empty = covariance_init(12)
+    state = covariance_update(empty, X)
+    assert empty.count == 0 and not empty.scatter.any()
+    for same in (
+        covariance_update(state, X[:0]),
+        covariance_merge(state, empty),
+        covariance_merge(empty, state),
+    ):
+        np.testing.assert_array_equal(same.scatter, state.scatter)
+        np.testing.assert_array_equal(same.mean, state.mean)
+    leaves, tree = jax.tree.flatten(state)
+    assert all(leaf.dtype == np.float64 for leaf in leaves)
+    assert jax.tree.unflatten(tree, leaves).count == 300
+
+
+@pytest.mark.parametrize("splits", [[], [100, 200], list(range(10, 300, 10))])
+def test_a_large_mean_does_not_cost_digits(splits):
+    """7e7 in float64: sums of squares would keep no digit of the variances."""
+    x = (np.round(X * 2**20) / 2**20) + 2.0**26  # exact in float64
+    state = functools.reduce(covariance_merge, stream(x, splits))
+    assert relative(state.covariance, covariance(np.round(X * 2**20) / 2**20)) < 1e-8
+    assert relative((x * x).mean(0) - x.mean(0) ** 2, covariance(x).diagonal()) > 1
+
+
+def test_a_large_mean_in_float32():
+    """What is left is the rounding of the examples, 1e4 * 2^-24 each."""
+    x = (X + 1e4).astype(np.float32)
+    state = covariance_update(covariance_init(12), x)
+    assert relative(state.covariance, covariance(x)) < 1e-12
+    assert relative(state.covariance, covariance(X)) < 1e-3
+    params = zca_fit(x, reg=0.1)
+    closed = np.sort(np.asarray(params.variances))
+    whitened = np.linalg.eigvalsh(covariance(zca_apply(params, x)))
+    np.testing.assert_allclose(whitened, closed, rtol=0, atol=1e-5)
+
+
+def test_diagonal_states_are_the_diagonal():
+    full = functools.reduce(covariance_merge, stream(X, [20, 200]))
+    diagonal = functools.reduce(covariance_merge, stream(X, [20, 200], diagonal=True))
+    np.testing.assert_allclose(diagonal.scatter, full.scatter.diagonal(), rtol=1e-13)
+
+
+# Standardisation.
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.5])
+def test_standardize_each_example(eps):
+    with x64():
+        y = np.asarray(standardize(IMAGES, eps=eps)).reshape(300, 12)
+    variance = X.var(axis=1)
+    np.testing.assert_allclose(y.mean(axis=1), 0, atol=1e-14)
+    np.testing.assert_allclose(y.var(axis=1), variance / (variance + eps), rtol=1e-12)
+    centred = X - X.mean(axis=1, keepdims=True)
+    expected = centred / np.sqrt(variance + eps)[:, None]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("axis", [(1, 2), (-3, -2), 3, [1]])
+def test_standardize_over_chosen_axes(axis):
+    axes = tuple(axis) if isinstance(axis, list) else axis
+    with x64():
+        y = standardize(IMAGES, axis=axis)
+    mean, std = (f(IMAGES, axis=axes, keepdims=True) for f in (np.mean, np.std))
+    np.testing.assert_allclose(y, (IMAGES - mean) / std, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4, 1e-20, 255.0])
+def test_constant_images_become_zeros(value):
+    x = jnp.full((2, 32, 32, 3), value)
+    np.testing.assert_array_equal(standardize(x), 0)
+    gradient = jax.grad(lambda x: jnp.sum(standardize(x) ** 2 + standardize(x)))(x)
+    assert np.isfinite(gradient).all()
+
+
+def test_standardize_gradient():
+    from jax.test_util import check_grads
+
+    with x64():
+        check_grads(standardize, (jnp.asarray(IMAGES[:2]),), order=1, modes=["rev"])
+
+
+def test_standardize_does_not_lose_digits_to_brightness():
+    x = np.asarray(np.round(RNG.normal(size=(3, 3072)) * 64), np.float32)
+    y, bright = standardize(x), standardize(x + np.float32(1e5))
+    np.testing.assert_allclose(bright, y, rtol=0, atol=2e-6)
+
+
+def test_channels_against_numpy():
+    axes = (0, 1, 2)
+    mean, std = IMAGES.mean(axes), IMAGES.std(axes)
+    with x64():
+        params = channel_fit(IMAGES, batch_size=13)
+        np.testing.assert_allclose(params.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(params.std, std, rtol=1e-12)
+        y = channel_apply(params, IMAGES)
+        np.testing.assert_allclose(y, (IMAGES - mean) / std, rtol=0, atol=1e-12)
+        for state in (
+            *stream(X.reshape(-1, 3), []),
+            *stream(X.reshape(-1, 3), [], diagonal=True),
+        ):
+            streamed = channel_from_covariance(state)
+            np.testing.assert_allclose(streamed.std, std, rtol=1e-12)
+
+
+def test_constant_channel_is_centred():
+    x = np.concatenate([X[:, :2], np.full((300, 1), 0.1)], axis=1).astype(np.float32)
+    params = channel_fit(x, batch_size=7)
+    assert params.std[2] == 0
+    np.testing.assert_array_equal(channel_apply(params, x)[:, 2], 0)
+
+
+# What all have in common.
+
+APPLY = {
+    "zca": lambda x: zca_apply(zca_fit(IMAGES.astype(np.float32)), x),
+    "standardize": standardize,
+    "channels": lambda x: channel_apply(channel_fit(IMAGES.astype(np.float32)), x),
+}
+
+
+@pytest.mark.parametrize("name", APPLY)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "uint8", "bool"])
+def test_shapes_and_dtypes_are_kept(name, dtype):
+    x = jnp.asarray(100 * jnp.abs(jnp.asarray(IMAGES[:40]))).astype(dtype)
+    y = APPLY[name](x)
+    assert y.shape == x.shape
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    assert y.dtype == (x.dtype if floating else jnp.float32)
+    # Integers are converted as they are.
+    precise = APPLY[name](x.astype(jnp.float32))
+    np.testing.assert_array_equal(y, precise.astype(y.dtype))
+    assert APPLY[name](x[:0]).shape == (0, 2, 2, 3)
+
+
+@pytest.mark.parametrize("fit", [zca_fit, channel_fit])
+def test_fit_of_integers_and_of_coarse_floats(fit):
+    integers = RNG.integers(0, 256, size=(100, 2, 2, 3)).astype(np.uint8)
+    for x in (integers, jnp.asarray(integers), jnp.asarray(integers, jnp.bfloat16)):
+        params = fit(x)
+        same = fit(integers.astype(np.float32))
+        for got, expected in zip(*map(jax.tree.leaves, (params, same)), strict=True):
+            assert got.dtype == jnp.float32
+            np.testing.assert_array_equal(got, expected)
+    with x64():
+        assert fit(integers).mean.dtype == jnp.float64
+        assert fit(integers.astype(np.float32)).mean.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shape", [(12,), (4, 3), (1, 2, 2, 3)])
+def test_any_trailing_shape(shape):
+    x = X.reshape(300, *shape)
+    with x64():
+        flat = zca_apply(zca_fit(X), X)
+        np.testing.assert_array_equal(zca_apply(zca_fit(x), x).reshape(300, 12), flat)
+
+
+@pytest.mark.parametrize("name", ["zca", "standardize", "channels"])
+def test_transformations_of_jax(name):
+    x = jnp.asarray(IMAGES, jnp.float32)
+    params = {"zca": zca_fit, "channels": channel_fit}.get(name, lambda x: ())(x)
+    function = {"zca": zca_apply, "channels": channel_apply}.get(
+        name, lambda _, x: standardize(x)
+    )
+    eager = function(params, x)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    close(jax.jit(function)(params, x), eager)
+    close(jax.vmap(lambda x: function(params, x[None])[0])(x), eager)
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    if name != "standardize":
+        close(jax.vmap(function, (0, None))(twice, x)[1], eager)
+    gradient = jax.grad(lambda x: jnp.sum(function(params, x) ** 2))(x)
+    assert np.isfinite(gradient).all()
+    out = jax.eval_shape(
+        function, params, jax.ShapeDtypeStruct((7, 2, 2, 3), "float32")
+    )
+    assert out.shape == (7, 2, 2, 3)
+
+
+def test_what_is_fitted_is_frozen():
+    for params in (zca_fit(X), channel_fit(X), covariance_init(3)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            params.mean = 0
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_bad_examples_are_named(bad, batch_size):
+    x = IMAGES.copy()
+    x[217, 1, 0, 2] = bad
+    for fit in (zca_fit, channel_fit):
+        with pytest.raises(ValueError, match="example 217 of x has NaN or inf"):
+            fit(x, batch_size=batch_size)
+    with pytest.raises(ValueError, match="covariance_update: example 217"):
+        covariance_update(covariance_init((2, 2, 3)), x)
+    # Apply is pure: what is bad stays with its example.
+    y = np.asarray(zca_apply(zca_fit(IMAGES), x)).reshape(300, 12)
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(y).all(1)), [217])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: zca_fit(X[:1]), ValueError, "2 examples or more, got 1"),
+        (lambda: channel_fit(X[:1]), ValueError, "2 examples or more, got 1"),
+        (lambda: zca_fit(X, reg=-0.1), ValueError, "reg must be .* got -0.1"),
+        (lambda: zca_fit(X, reg=np.nan), ValueError, "reg must be .* got nan"),
+        (lambda: zca_fit(X, reg=True), ValueError, "reg must be .* got True"),
+        (lambda: zca_fit(X, reg=[1, 2]), TypeError, "reg must be a number"),
+        (lambda: zca_fit(X, batch_size=0), ValueError, "batch_size must be positive"),
+        (lambda: zca_fit(X, batch_size=2.0), TypeError, "batch_size must be an int"),
+        (lambda: zca_fit(X[:, 0]), ValueError, r"shape \(n, \.\.\.\).* got \(300,\)"),
+        (lambda: zca_fit(X[:, :0]), ValueError, r"with entries, got \(300, 0\)"),
+        (lambda: zca_fit(X + 0j), TypeError, "real numbers, got dtype complex128"),
+        (lambda: zca_fit([["a", "b"]]), TypeError, "real numbers, got dtype <U1"),
+        (lambda: jax.jit(zca_fit)(X), TypeError, "zca_fit runs on the host"),
+        (lambda: zca_fit(X[:5], reg=0), ValueError, "rank 4 of 12 from 5 .* reg > 0"),
+        (lambda: zca_fit(0 * X), ValueError, "all 300 examples are equal"),
+        (
+            lambda: zca_fit(np.repeat(X, 2, axis=1), reg=0),
+            ValueError,
+            "rank 12 of 24 from 300 .*dependent",
+        ),
+        (
+            lambda: zca_apply(zca_fit(IMAGES), X),
+            ValueError,
+            r"shape \(n, 2, 2, 3\).* got \(300, 12\)",
+        ),
+        (lambda: zca_apply(zca_fit(X), X[0]), ValueError, r"one example as x\[None\]"),
+        (lambda: zca_apply(zca_fit(X), X + 0j), TypeError, "got dtype complex128"),
+        (lambda: channel_apply(channel_fit(X), X[:, :5]), ValueError, "12 channels"),
+        (lambda: standardize(X[0]), ValueError, r"x\[None\]"),
+        (lambda: standardize(X, eps=-1), ValueError, "eps must be .* got -1"),
+        (lambda: standardize(X, axis=0), ValueError, "axis must name .* got 0"),
+        (lambda: standardize(X, axis=2), ValueError, "axis must name .* got 2"),
+        (lambda: standardize(X, axis=()), ValueError, r"axis must name .* got \(\)"),
+        (lambda: standardize(IMAGES, axis=(1, -3)), ValueError, "different axes"),
+        (lambda: standardize(X, axis=1.0), TypeError, "axis must be None, an integer"),
+        (lambda: covariance_init(0), ValueError, "dim must be positive, got 0"),
+        (lambda: covariance_init(()), ValueError, r"dim must be positive, got \(\)"),
+        (lambda: covariance_init(2.5), TypeError, "dim must be an integer or a shape"),
+        (
+            lambda: covariance_update(covariance_init(5), X),
+            ValueError,
+            r"shape \(n, 5\).* got \(300, 12\)",
+        ),
+        (
+            lambda: covariance_merge(covariance_init(5), covariance_init(6)),
+            ValueError,
+            r"mean has shapes \(5,\) and \(6,\)",
+        ),
+        (
+            lambda: covariance_merge(
+                covariance_init(5), covariance_init(5, diagonal=True)
+            ),
+            ValueError,
+            r"scatter has shapes \(5, 5\) and \(5,\)",
+        ),
+        (
+            lambda: zca_from_covariance(covariance_init(5)),
+            ValueError,
+            "2 examples or more, got 0",
+        ),
+        (
+            lambda: zca_from_covariance(stream(X, [], diagonal=True)[0]),
+            ValueError,
+            "diagonal=False",
+        ),
+        (
+            lambda: zca_from_covariance(stream(X, [])[0], dtype=jnp.bfloat16),
+            TypeError,
+            "dtype must be float32 or float64, got bfloat16",
+        ),
+        (
+            lambda: channel_from_covariance(stream(IMAGES, [])[0]),
+            ValueError,
+            r"x.reshape\(-1, c\)",
+        ),
+        (
+            lambda: channel_from_covariance(covariance_init(3, diagonal=True)),
+            ValueError,
+            "2 rows or more, got 0",
+        ),
+    ],
+)
+def test_mistakes(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_equal_examples_with_an_absolute_regulariser():
+    x = np.full((4, 3), 0.1, np.float32)
+    y = zca_apply(zca_fit(x, reg=1e-3, relative=False), x)
+    np.testing.assert_array_equal(y, 0)
