@@ -91,6 +91,35 @@ class Dataset:
             raise ValueError(f"{self.name}: classes of a regression task")
         return np.unique(np.concatenate([self.y_train, self.y_test]))
 
+    def images(self) -> "Dataset":
+        """The same data as (n, height, width, channels), as Conv layers take it.
+
+        Grey images (n, height, width) get a channel axis of size 1.
+
+        Raises:
+          ValueError: examples of another shape: rows of a table, flattened images.
+
+        >>> y = np.arange(2)
+        >>> grey = Dataset(np.ones((2, 8, 8)), y, np.ones((2, 8, 8)), y, "a", TASKS[0])
+        >>> grey.images().x_train.shape
+        (2, 8, 8, 1)
+        """
+        if self.x_train.ndim == 4:
+            return self
+        shape = self.x_train.shape[1:]
+        if len(shape) != 2:
+            raise ValueError(
+                f"{self.name}: examples of shape {shape} are not images; expected "
+                "(height, width) or (height, width, channels), so reshape x_train and "
+                "x_test first"
+            )
+        return dataclasses.replace(
+            self,
+            x_train=self.x_train[..., None],
+            x_test=self.x_test[..., None],
+            notes=(*self.notes, f"images of shape {shape} given one channel"),
+        )
+
     def flattened(self) -> "Dataset":
         """The same data with one axis per example, as Dense layers take it."""
         if self.x_train.ndim == 2:
@@ -125,31 +154,29 @@ class Dataset:
             ),
         )
 
-    def take(self, num_train: int, num_test: int, *, seed: int = 0) -> "Dataset":
+    def take(
+        self, num_train: int | None, num_test: int | None, *, seed: int = 0
+    ) -> "Dataset":
         """At most `num_train` and `num_test` rows, drawn without replacement.
 
         Args:
-          num_train: largest number of training rows, >= 1.
-          num_test: largest number of test rows, >= 1.
+          num_train: largest number of training rows, >= 1; None for all.
+          num_test: largest number of test rows, >= 1; None for all.
           seed: of the draw; the same seed gives the same rows.
 
         Returns:
           A `Dataset`; parts that are small enough already stay as they are.
         """
-        rng = np.random.default_rng(seed)
+        drawn, notes = draw_rows(
+            {"train": len(self.x_train), "test": len(self.x_test)},
+            {"train": num_train, "test": num_test},
+            seed,
+        )
         arrays: dict[str, np.ndarray] = {}
-        notes = list(self.notes)
-        for part, limit in (("train", num_train), ("test", num_test)):
-            if limit < 1:
-                raise ValueError(f"num_{part} must be at least 1, got {limit}")
-            n = len(getattr(self, f"x_{part}"))
-            if limit >= n:
-                continue
-            rows = rng.permutation(n)[:limit]
+        for part, rows in drawn.items():
             arrays[f"x_{part}"] = getattr(self, f"x_{part}")[rows]
             arrays[f"y_{part}"] = getattr(self, f"y_{part}")[rows]
-            notes.append(f"{limit} of {n} {part} rows drawn with seed {seed}")
-        return dataclasses.replace(self, **arrays, notes=tuple(notes))  # type: ignore[arg-type]
+        return dataclasses.replace(self, **arrays, notes=(*self.notes, *notes))  # type: ignore[arg-type]
 
 
 def check_finite(array: np.ndarray, where: str) -> None:
@@ -177,7 +204,9 @@ def to_examples(x: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
       it holds pixels.
     """
     if x.dtype == np.uint8:
-        return x.astype(np.float32) / np.float32(255), True
+        pixels = x.astype(np.float32)
+        pixels /= 255  # in place: an image set is large
+        return pixels, True
     if not (x.dtype == np.bool_ or np.issubdtype(x.dtype, np.number)) or (
         np.issubdtype(x.dtype, np.complexfloating)
     ):
@@ -217,6 +246,33 @@ def to_targets(y: np.ndarray, task: str | None, where: str) -> tuple[np.ndarray,
             )
         y = y.astype(np.int64)
     return (y if text else y.astype(np.int64)), task
+
+
+def draw_rows(
+    sizes: dict[str, int], limits: dict[str, int | None], seed: int
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Row numbers of a random subset of each part that is above its limit.
+
+    Args:
+      sizes: number of rows of the parts.
+      limits: largest number of rows of each, >= 1; None for no limit.
+      seed: of NumPy's generator; the same seed gives the same rows.
+
+    Returns:
+      Row numbers of the parts that are cut, and a note for each.
+    """
+    rng = np.random.default_rng(seed)
+    rows, notes = {}, []
+    for part, n in sizes.items():
+        limit = limits[part]
+        if limit is None:
+            continue
+        if limit < 1:
+            raise ValueError(f"num_{part} must be at least 1, got {limit}")
+        if limit < n:
+            rows[part] = rng.permutation(n)[:limit]
+            notes.append(f"{limit} of {n} {part} rows drawn with seed {seed}")
+    return rows, tuple(notes)
 
 
 def split_rows(

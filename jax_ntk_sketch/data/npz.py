@@ -54,18 +54,20 @@ def load_npz(
     """
     path = existing_file(path)
     name = path.stem
-    arrays = _read(path)
+    arrays = read_arrays(path)
+    if "jpeg_train" in arrays:
+        raise ValueError(f"{path} holds JPEG files; read it with load_jpeg_npz or load")
     if "x_train" in arrays:
         if ("x_test" in arrays) != ("y_test" in arrays):
             raise ValueError(f"{path}: x_test and y_test must come together")
-        x, y = arrays["x_train"], _get(arrays, "y_train", path)
+        x, y = arrays["x_train"], get_array(arrays, "y_train", path)
         if "x_test" not in arrays:
             return split_dataset(
                 x, y, name=name, task=task, test_fraction=test_fraction, seed=seed
             )
         return _parts(x, y, arrays["x_test"], arrays["y_test"], name, task)
-    x = _get(arrays, "x" if "x" in arrays else "X", path)
-    y = _get(arrays, "y", path)
+    x = get_array(arrays, "x" if "x" in arrays else "X", path)
+    y = get_array(arrays, "y", path)
     if "test_mask" not in arrays:
         return split_dataset(
             x, y, name=name, task=task, test_fraction=test_fraction, seed=seed
@@ -80,7 +82,7 @@ def load_npz(
     return _parts(x[~mask], y[~mask], x[mask], y[mask], name, task, (note,))
 
 
-def _read(path) -> dict[str, np.ndarray]:
+def read_arrays(path) -> dict[str, np.ndarray]:
     """The numeric and text arrays of an archive, without ever unpickling."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a NumPy archive (.npz), or is cut short")
@@ -96,12 +98,14 @@ def _read(path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _get(arrays: dict[str, np.ndarray], key: str, path) -> np.ndarray:
+def get_array(
+    arrays: dict[str, np.ndarray], key: str, path, expected: str = _EXPECTED
+) -> np.ndarray:
+    """The array called `key`, or an error that names those found and `expected`."""
     if key not in arrays:
         found = ", ".join([*arrays][:8]) + (", ..." if len(arrays) > 8 else "")
         raise ValueError(
-            f"{path}: no array {key!r}; found {found or 'nothing'}; "
-            f"expected {_EXPECTED}"
+            f"{path}: no array {key!r}; found {found or 'nothing'}; expected {expected}"
         )
     return arrays[key]
 
