@@ -251,11 +251,15 @@ def test_channels_against_numpy():
             np.testing.assert_allclose(streamed.std, std, rtol=1e-12)
 
 
-def test_constant_channel_is_centred():
-    x = np.concatenate([X[:, :2], np.full((300, 1), 0.1)], axis=1).astype(np.float32)
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e10 / 3])
+def test_constant_entries_have_no_variance(value):
+    """Exactly: rounding would be divided by itself."""
+    x = np.concatenate([X[:, :2], np.full((300, 1), value)], axis=1)
     params = channel_fit(x, batch_size=7)
     assert params.std[2] == 0
     np.testing.assert_array_equal(channel_apply(params, x)[:, 2], 0)
+    state = functools.reduce(covariance_merge, stream(x, [11, 200]))
+    np.testing.assert_array_equal(state.scatter[2], 0)
 
 
 # What all have in common.

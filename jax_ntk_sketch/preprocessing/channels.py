@@ -37,8 +37,8 @@ def channel_fit(x: ArrayLike, *, batch_size: int | None = None) -> ChannelParams
     """Mean and standard deviation of each channel over examples and pixels.
 
     For tables (n, d) a channel is a column, and this is the usual standardisation of
-    fully connected kernels. For images `standardize` mostly does better, and
-    `zca_fit` more.
+    fully connected kernels. For convolutional kernels on images see
+    `jax_ntk_sketch.preprocessing.zca`.
 
     Args:
       x: training examples (n, *spatial, c), channels last, n >= 2; real, integers as

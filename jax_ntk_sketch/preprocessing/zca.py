@@ -12,8 +12,10 @@ When it matters. Convolutional kernels on natural images gain several points of
 accuracy: without it a published Myrtle-5 kernel drops to about 76 % on CIFAR-10,
 which users report as a bug. Fully connected kernels see the examples by their inner
 products alone, which whitening with few examples erases (n <= d and
-:math:`\epsilon = 0`: all of them, Wadia et al.); on small data they gain little or
-lose. Compare on held-out training images.
+:math:`\epsilon = 0`: all of them, Wadia et al.). On small data they gain little or
+lose: the NTK of three layers, trained on 3500 standardised CIFAR-10 images, had 47 %
+right without ZCA, 31 % with reg = 0.1, 37 % with reg = 1. Compare on held-out
+training images.
 
 Pipeline: `zca_fit(standardize(train))`, then `zca_apply` on both sets.
 
@@ -119,14 +121,13 @@ def zca_fit(
         `reg` added.
 
     Cost: n d^2 multiply-adds for the covariance and about 9 d^3 for its
-    eigendecomposition, in float64 on the host: for d = 3072 on two cores 0.3 s per
-    1000 examples and half a minute. Memory about 40 d^2 bytes (0.4 GB).
+    eigendecomposition, in float64 on the host: for d = 3072 on two cores 0.5 s per
+    1000 examples and 20 to 30 s. Memory about 40 d^2 bytes (0.4 GB).
 
     Guarantee: W is exactly symmetric. In float64 the whitened training examples have
     the covariance with eigenvalues `variances` to 1e-10 or better; in float32 W is
     rounded once, and applying it errs by 1e-7 times sqrt((largest eigenvalue + reg) /
-    (smallest + reg)). An entry that is constant becomes
-    0, to rounding.
+    (smallest + reg)). An entry that is constant becomes 0, to rounding.
 
     >>> x = jax.random.normal(jax.random.key(0), (500, 2))
     >>> x = x @ jnp.array([[3.0, 1.0], [0.0, 1.0]])
