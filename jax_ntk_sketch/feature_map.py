@@ -52,7 +52,8 @@ class FeatureMap:
         Args:
           key: a PRNG key (typed; a legacy `uint32` key is accepted). The features of
             one kernel are the same whether the other is asked for with it or not.
-          example: the shape of one example, `(d,)`, or an array of them, `(n, d)`.
+          example: the shape of one example, `(d,)` or for images `(h, w, c)`, or an
+            array of them, `(n, d)`.
 
         Returns:
           A pytree of arrays, small integers and float32.
@@ -62,13 +63,13 @@ class FeatureMap:
             the method cannot do, with what it can.
         """
         key = check_key("FeatureMap.init", key)
-        dim, _ = _example_shape(example)
+        shape, _ = _example_shape(example)
         # Sketches pad, so that other sizes could have parameters of the same shapes:
         # the sizes are kept in the shape of an array without entries.
-        sizes = jnp.zeros((0, dim, self.num_features), jnp.float32)
+        sizes = jnp.zeros((0, *shape, self.num_features), jnp.float32)
         params: dict[str, Any] = {"sizes": sizes}
         for kind in self._kinds:
-            built = _stages(self, kind, dim, 1)
+            built = _stages(self, kind, shape, 1)
             keys = jax.random.split(key, len(built))
             params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
         return params
@@ -97,14 +98,14 @@ class FeatureMap:
             another map or input size; `batch_size` with method "exact".
         """
         x = jnp.asarray(x)
-        if x.ndim != 2:
+        if x.ndim < 2:
             raise ValueError(
                 "FeatureMap.apply: x must have shape (n, d), a batch of flat examples, "
-                f"got shape {x.shape}"
+                f"or (n, *spatial, c), one of images; got shape {x.shape}"
                 + ("; use x[None] for one example" if x.ndim == 1 else "")
             )
         x = check_input("FeatureMap.apply", "x", x, x.shape[-1])
-        self._check_params(params, x.shape[-1])
+        self._check_params(params, x.shape[1:])
         if batch_size is None:
             return self._apply(params, x)
         check_size("FeatureMap.apply", "batch_size", batch_size)
@@ -118,8 +119,8 @@ class FeatureMap:
     def _apply(self, params: dict[str, Any], x: jax.Array) -> Any:
         out = {}
         for kind in self._kinds:
-            f = rules.Features(x, x[:, :0], jnp.zeros(len(x), x.dtype))
-            built = _stages(self, kind, x.shape[-1], len(x))
+            f = rules.Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
+            built = _stages(self, kind, x.shape[1:], len(x))
             for stage, p in zip(built, params[kind], strict=True):
                 f = stage.apply(p, f)
             out[kind] = getattr(f, kind)
@@ -141,11 +142,11 @@ class FeatureMap:
         >>> feature_map(net, num_features=64).plan((784,)).num_features
         64
         """
-        dim, count = _example_shape(example)
+        shape, count = _example_shape(example)
         batch = check_size("FeatureMap.plan", "batch_size", batch_size or count)
         rows, width = [], self.num_features
         for kind in self._kinds:
-            built = _stages(self, kind, dim, batch)
+            built = _stages(self, kind, shape, batch)
             for i, stage in enumerate(built):
                 shapes = jax.eval_shape(stage.init, jax.random.key(0))
                 size = sum(
@@ -165,16 +166,16 @@ class FeatureMap:
                 )
             if isinstance(self.method, methods.Exact):
                 width = getattr(built[-1].spec, kind)
-        return Plan(tuple(rows), repr(self.method), dim, width, batch)
+        return Plan(tuple(rows), repr(self.method), shape, width, batch)
 
-    def _check_params(self, params: Any, dim: int) -> None:
-        wanted = _param_shapes(self, dim)
+    def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:
+        wanted = _param_shapes(self, shape)
         given = jax.tree.map(jnp.shape, params)
         if given != wanted:
             raise ValueError(
-                f"FeatureMap.apply: params do not belong to this map of inputs (n, "
-                f"{dim}): x must have the size that init was told, and params must "
-                "come from init of an equal feature map"
+                "FeatureMap.apply: params do not belong to this map of inputs (n, "
+                f"{', '.join(map(str, shape))}): x must have the size that init was "
+                "told, and params must come from init of an equal feature map"
             )
 
 
@@ -239,18 +240,19 @@ def _best(net: stax.Layer) -> methods.Method:
     return methods.OnePass()
 
 
-def _example_shape(example: Any) -> tuple[int, int]:
-    """Input dimension and number of examples, from a shape or an array."""
+def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
+    """Shape of one example and their number, from a shape or an array."""
     is_shape = isinstance(example, tuple | list) and all(
         isinstance(size, int | np.integer) for size in example
     )
     shape = tuple(example) if is_shape else jnp.shape(example)[1:]
-    if len(shape) != 1 or shape[0] < 1:
+    if not shape or min(shape) < 1:
         raise ValueError(
-            "example must be the shape of one flat example, (d,), or an array (n, d); "
-            f"got {example if is_shape else f'an array of shape {jnp.shape(example)}'}"
+            "example must be the shape of one example, (d,) or (*spatial, channels), "
+            "or an array of examples, (n, d) or (n, *spatial, channels); got "
+            f"{example if is_shape else f'an array of shape {jnp.shape(example)}'}"
         )
-    return int(shape[0]), 1 if is_shape else max(1, jnp.shape(example)[0])
+    return tuple(map(int, shape)), 1 if is_shape else max(1, jnp.shape(example)[0])
 
 
 def _in_batches(run: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any:
@@ -267,14 +269,16 @@ def _in_batches(run: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any
 
 
 @functools.lru_cache(maxsize=256)
-def _stages(fmap: FeatureMap, kind: str, dim: int, batch: int) -> list[rules.Stage]:
+def _stages(
+    fmap: FeatureMap, kind: str, shape: tuple[int, ...], batch: int
+) -> list[rules.Stage]:
     # Only "exact" depends on the batch; the others share one entry of the cache.
     if not isinstance(fmap.method, methods.Exact) and batch != 1:
-        return _stages(fmap, kind, dim, 1)
-    return rules.stages(fmap.net, fmap.method, kind, fmap.num_features, dim, batch)
+        return _stages(fmap, kind, shape, 1)
+    return rules.stages(fmap.net, fmap.method, kind, fmap.num_features, shape, batch)
 
 
 @functools.lru_cache(maxsize=256)
-def _param_shapes(fmap: FeatureMap, dim: int) -> Any:
-    shapes = jax.eval_shape(lambda key: fmap.init(key, (dim,)), jax.random.key(0))
+def _param_shapes(fmap: FeatureMap, shape: tuple[int, ...]) -> Any:
+    shapes = jax.eval_shape(lambda key: fmap.init(key, shape), jax.random.key(0))
     return jax.tree.map(lambda leaf: leaf.shape, shapes)

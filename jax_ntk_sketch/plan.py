@@ -32,14 +32,14 @@ class Plan:
     Attributes:
       rows: one for each step.
       method: the method's record, as text.
-      input_dim: d.
+      input_shape: of one example.
       num_features: columns of the features.
       batch_size: examples per call that `peak_bytes` assumes.
     """
 
     rows: tuple[PlanRow, ...]
     method: str
-    input_dim: int
+    input_shape: tuple[int, ...]
     num_features: int
     batch_size: int
 
@@ -88,7 +88,7 @@ class Plan:
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join(
             [
-                f"{self.method}: {self.input_dim} inputs -> {self.num_features} "
+                f"{self.method}: inputs {self.input_shape} -> {self.num_features} "
                 "features",
                 *lines,
                 f"total: parameters {_bytes(self.param_bytes)}, "

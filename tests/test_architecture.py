@@ -19,6 +19,8 @@ ALLOWED = {
     "plan": set(),
     "progress": set(),
     "data": set(),
+    "preprocessing": set(),
+    "recipes": {"stax"},
     "kernels": {"stax"},
     "sketch": set(),
     "random_features": {"sketch", "kernels"},
@@ -64,6 +66,7 @@ def test_optional_packages_are_imported_where_they_belong(path):
         "neural_tangents": {"interop"},
         "sklearn": {"interop", "data"},
         "matplotlib": {"validation", "cli"},
+        "PIL": {"data"},
         "tensorflow": set(),
         "tf2jax": set(),
         "optax": {"linear_model"},
@@ -98,7 +101,7 @@ from jax._src import xla_bridge
 assert not xla_bridge._backends, xla_bridge._backends
 assert jax.config.values == before
 import sys
-for name in ("neural_tangents", "sklearn", "matplotlib", "optax", "tensorflow"):
+for name in ("neural_tangents", "sklearn", "matplotlib", "optax", "tensorflow", "PIL"):
     assert name not in sys.modules, name
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT.parent)}

@@ -122,8 +122,11 @@ def test_bad_hyper_parameters_are_named(build, match):
 def test_bad_examples_and_parameters_are_named():
     fmap = jns.feature_map(NET, num_features=64)
     params = fmap.init(KEY, (6,))
-    for example in ((), (6, 6), (0,), X[0], np.ones((2, 3, 4))):
-        with pytest.raises(ValueError, match="example must be the shape of one flat"):
+    for example in ((6, 6), np.ones((2, 3, 4))):
+        with pytest.raises(ValueError, match="still has spatial axes"):
+            fmap.init(KEY, example)
+    for example in ((), (0,), (3, 0), X[0]):
+        with pytest.raises(ValueError, match="example must be the shape of one ex"):
             fmap.init(KEY, example)
     with pytest.raises(ValueError, match=r"use x\[None\] for one example"):
         fmap.apply(params, X[0])

@@ -133,6 +133,62 @@ def _(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
     return load().stax.serial(*map(to_stax, net.layers or (stax.Identity(),)))
 
 
+@to_stax.register
+def _(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
+    return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.axis)
+
+
+@to_stax.register
+def _(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
+    if any(step != 1 for step in net.dilation or ()):
+        raise ValueError(
+            f"to_stax: Neural Tangents has no dilated convolution, got {net!r}; "
+            'features of it, method="exact" included, work'
+        )
+    return load().stax.Conv(
+        net.out_chan,
+        net.filter_shape,
+        net.strides,
+        net.padding,
+        net.W_std,
+        b_std=net.b_std,
+        dimension_numbers=net.dimension_numbers,
+    )
+
+
+@to_stax.register
+def _(net: stax.AvgPool) -> tuple[Callable, Callable, Callable]:
+    return load().stax.AvgPool(
+        net.window_shape,
+        net.strides,
+        net.padding,
+        net.normalize_edges,
+        channel_axis=net.channel_axis,
+    )
+
+
+@to_stax.register
+def _(net: stax.SumPool) -> tuple[Callable, Callable, Callable]:
+    return load().stax.SumPool(
+        net.window_shape, net.strides, net.padding, channel_axis=net.channel_axis
+    )
+
+
+@to_stax.register
+def _(net: stax.GlobalAvgPool) -> tuple[Callable, Callable, Callable]:
+    return load().stax.GlobalAvgPool(channel_axis=net.channel_axis)
+
+
+@to_stax.register
+def _(net: stax.GlobalSumPool) -> tuple[Callable, Callable, Callable]:
+    return load().stax.GlobalSumPool(channel_axis=net.channel_axis)
+
+
+@to_stax.register
+def _(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Flatten()
+
+
 @contextmanager
 def _finder() -> Iterator[None]:
     """While it lasts, modules of Neural Tangents are imported with views."""

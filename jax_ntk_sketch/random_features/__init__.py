@@ -6,6 +6,7 @@ from jax_ntk_sketch.random_features.directions import (
     Directions,
     GaussianDirections,
     HadamardDirections,
+    HadamardPatchDirections,
     OrthogonalDirections,
     SphereDirections,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Directions",
     "GaussianDirections",
     "HadamardDirections",
+    "HadamardPatchDirections",
     "OrthogonalDirections",
     "ReluFeatures",
     "SphereDirections",

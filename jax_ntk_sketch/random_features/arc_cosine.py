@@ -57,13 +57,16 @@ class StepFeatures:
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
         """Features of `x` `(..., d)`: `(..., m)`; their derivative is 0."""
-        projections = self._directions.apply(params, x)
+        nonzero = jnp.any(jnp.asarray(x) != 0, axis=-1)
+        return self.activate(self._directions.apply(params, x), nonzero)
+
+    def activate(self, projections: jax.Array, nonzero: jax.Array) -> jax.Array:
+        """Features from w · x `(..., m)` and whether x is not zero `(...)`."""
         # Signed sums of few different numbers are often exactly 0 (one-hot inputs,
         # "hadamard" directions); to count all of those as off takes up to half of the
         # diagonal away. So every other one is on, but none for the zero vector.
         tied = (projections == 0) & (jnp.arange(self.num) % 2 == 0)
-        nonzero = jnp.any(jnp.asarray(x) != 0, axis=-1, keepdims=True)
-        on = ((projections > 0) | tied) & nonzero
+        on = ((projections > 0) | tied) & nonzero[..., None]
         return on.astype(projections.dtype) * jnp.asarray(
             self.num**-0.5, projections.dtype
         )
@@ -103,8 +106,12 @@ class ReluFeatures:
 
     @property
     def _directions(self) -> Directions:
-        count = (self.num + 1) // 2 if self.antithetic else self.num
-        return DIRECTIONS[self.directions](self.input_dim, count)
+        return DIRECTIONS[self.directions](self.input_dim, self.num_directions)
+
+    @property
+    def num_directions(self) -> int:
+        """How many different directions there are."""
+        return (self.num + 1) // 2 if self.antithetic else self.num
 
     @property
     def flops(self) -> int:
@@ -117,7 +124,10 @@ class ReluFeatures:
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
         """Features of `x` `(..., d)`: `(..., m)`."""
-        projections = self._directions.apply(params, x)
+        return self.activate(self._directions.apply(params, x))
+
+    def activate(self, projections: jax.Array) -> jax.Array:
+        """Features from w · x `(..., num_directions)`."""
         projections = projections * jnp.asarray(self.num**-0.5, projections.dtype)
         if self.antithetic:
             other = -projections[..., : self.num - projections.shape[-1]]

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch.sketch import PatchSRHT, Window
 from jax_ntk_sketch.sketch.base import check_input, random_signs, set_sizes
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
@@ -36,6 +37,7 @@ __all__ = [
     "Directions",
     "GaussianDirections",
     "HadamardDirections",
+    "HadamardPatchDirections",
     "OrthogonalDirections",
     "SphereDirections",
 ]
@@ -143,6 +145,44 @@ class HadamardDirections(Directions):
         y = y.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
         y = y[..., : self.num]
         return y * jnp.asarray(math.sqrt(self.padded_dim), x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class HadamardPatchDirections:
+    """Directions for the patches of an image: rows of a `PatchSRHT`, length √(q c).
+
+    The signs of the fold take the place of two of the three rounds of
+    `HadamardDirections`: each entry is already a signed sum of q c / num numbers.
+
+    Args:
+      window: which pixels make a patch.
+      channels: c, of the image.
+      num: directions.
+      bias: a constant coordinate of this value is part of the patch; 0 for none.
+    """
+
+    window: Window
+    channels: int
+    num: int
+    bias: float = 0.0
+
+    @property
+    def _sketch(self) -> PatchSRHT:
+        return PatchSRHT(self.window, self.channels, self.num, self.bias)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per position."""
+        return self._sketch.flops + self.num
+
+    def init(self, key: jax.Array) -> Any:
+        """Draws the signs."""
+        return self._sketch.init(key)
+
+    def apply(self, params: Any, x: Any) -> jax.Array:
+        """The projections: `x` `(..., *spatial, c)` to `(..., *positions, num)`."""
+        z = self._sketch.apply(params, x)
+        return z * jnp.asarray(math.sqrt(self.num), z.dtype)
 
 
 DIRECTIONS: dict[str, type[Directions]] = {

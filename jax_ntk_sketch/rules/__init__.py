@@ -5,9 +5,11 @@ from jax_ntk_sketch.rules import (
     exact,
     linear,
     one_pass,
+    patches,
     pipeline,
     sampled,
     sketched,
+    spatial,
 )
 from jax_ntk_sketch.rules.pipeline import stages
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
@@ -21,9 +23,11 @@ __all__ = [
     "exact",
     "linear",
     "one_pass",
+    "patches",
     "pipeline",
     "rule",
     "sampled",
     "sketched",
+    "spatial",
     "stages",
 ]

@@ -8,9 +8,10 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.kernels.power_series import kappa_values
 from jax_ntk_sketch.methods import Method
+from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
 
-__all__ = ["relu"]
+__all__ = ["relu", "takes_patches"]
 
 
 @rule.register
@@ -20,10 +21,27 @@ def _(layer: stax.Relu, spec: Spec, context: Context) -> list[Stage]:
             "Relu must follow a linear layer such as Dense (its inputs must be "
             "Gaussian), but it follows the input or another Relu"
         )
+    before: list[Stage] = []
+    if spec.window and not takes_patches(context.method, spec, context):
+        before = [settled(spec, context)]
+        spec = before[-1].spec
     stage = relu(context.method, spec, context)
     # Two rectified Gaussians of cosine c have the cosine kappa1(c).
     low = float(kappa_values(np.array(spec.low))[1])
-    return [dataclasses.replace(stage, spec=dataclasses.replace(stage.spec, low=low))]
+    out = dataclasses.replace(
+        stage.spec,
+        low=low,
+        shape=spec.positions,
+        own_norms=spec.own_norms,
+        raw=False,
+    )
+    return [*before, dataclasses.replace(stage, spec=out)]
+
+
+@functools.singledispatch
+def takes_patches(method: Method, spec: Spec, context: Context) -> bool:
+    """Whether the method's `relu` reads patches of these sizes from their image."""
+    return False
 
 
 @functools.singledispatch

@@ -13,23 +13,23 @@ __all__ = ["factor"]
 
 @relu.register
 def _(method: Exact, spec: Spec, context: Context) -> Stage:
-    n = context.batch
+    n = context.batch * spec.pixels  # all positions of all examples are rows
     out = Spec(n, n if context.ntk else 0)
 
     def apply(params, f: Features) -> Features:
-        nngp, derivative = relu_kernels(_gram(f.nngp), f.norm2)
+        nngp, derivative = relu_kernels(_gram(f.nngp), f.norm2.reshape(-1))
         ntk = f.ntk
         if context.ntk:
-            ntk = factor(_gram(f.ntk) * derivative)
-        return Features(factor(nngp), ntk, f.norm2 / 2)
+            ntk = factor(_gram(f.ntk) * derivative).reshape(*f.norm2.shape, n)
+        return Features(factor(nngp).reshape(*f.norm2.shape, n), ntk, f.norm2 / 2)
 
     kinds = 2 if context.ntk else 1
     return Stage(
         "Relu (exact)",
         out,
         apply,
-        flops=2 * n * (spec.nngp + spec.ntk) + kinds * n * n,
-        floats=spec.nngp + spec.ntk + 3 * kinds * n,
+        flops=spec.pixels * (2 * n * (spec.nngp + spec.ntk) + kinds * n * n),
+        floats=spec.floats() + 3 * kinds * n * spec.pixels,
     )
 
 
@@ -69,4 +69,5 @@ def factor(k: jax.Array) -> jax.Array:
 
 
 def _gram(features: jax.Array) -> jax.Array:
+    features = features.reshape(-1, features.shape[-1])
     return jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)

@@ -1,11 +1,18 @@
 """Linear layers: exact for every method, since they act on features linearly."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, constant, rule
 
 __all__: list[str] = []
+
+# Layers that do not care about patches, or do something better with them.
+_KEEP_PATCHES = (stax.Serial, stax.Identity, stax.Relu)
 
 
 @rule.register
@@ -17,7 +24,11 @@ def _(layer: stax.Identity, spec: Spec, context: Context) -> list[Stage]:
 def _(layer: stax.Serial, spec: Spec, context: Context) -> list[Stage]:
     stages: list[Stage] = []
     for inner in layer.layers:
-        stages += rule(inner, stages[-1].spec if stages else spec, context)
+        before = stages[-1].spec if stages else spec
+        if before.window and not isinstance(inner, _KEEP_PATCHES):
+            stages.append(settled(before, context))
+            before = stages[-1].spec
+        stages += rule(inner, before, context)
     return stages
 
 
@@ -26,7 +37,8 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
     """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns."""
     bias = 1 if layer.b_std else 0
     nngp = spec.nngp + bias
-    out = Spec(nngp, spec.ntk + nngp if context.ntk else 0, True, spec.low)
+    ntk = spec.ntk + nngp if context.ntk else 0
+    out = dataclasses.replace(spec, nngp=nngp, ntk=ntk, gaussian=True)
 
     def apply(params, f: Features) -> Features:
         nngp = layer.W_std * f.nngp
@@ -39,6 +51,26 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
             ntk = jnp.concatenate([layer.W_std * ntk, nngp], axis=-1)
         return Features(nngp, ntk, norm2)
 
-    columns = out.nngp + out.ntk
-    floats = spec.nngp + spec.ntk + columns
-    return [Stage(repr(layer), out, apply, flops=columns, floats=floats)]
+    floats = spec.floats() + out.floats()
+    return [Stage(repr(layer), out, apply, flops=out.floats(), floats=floats)]
+
+
+@rule.register
+def _(layer: stax.LayerNorm, spec: Spec, context: Context) -> list[Stage]:
+    """Both kernels over the root of their variances; gradients see these as constant.
+
+    That is the infinite-width limit that Neural Tangents defines.
+    """
+    if not spec.gaussian:
+        raise ValueError(
+            "LayerNorm must follow a linear layer such as Conv or Dense (its inputs "
+            "must be Gaussian), but it follows the input or a Relu"
+        )
+
+    def apply(params, f: Features) -> Features:
+        total = f.norm2 + jnp.asarray(layer.eps, f.norm2.dtype)
+        scale = jax.lax.rsqrt(total)[..., None]
+        return Features(f.nngp * scale, f.ntk * scale, f.norm2 / total)
+
+    floats = 2 * spec.floats()
+    return [Stage(repr(layer), spec, apply, flops=spec.floats(), floats=floats)]

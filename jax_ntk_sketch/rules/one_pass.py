@@ -126,7 +126,7 @@ def _polynomial(
 
     def apply(params, f: Features) -> Features:
         z = poly.apply(params, normalised(f.nngp, f.norm2))
-        norm = safe_sqrt(f.norm2)[:, None]
+        norm = safe_sqrt(f.norm2)[..., None]
         parts = [
             norm * jnp.asarray(math.sqrt(cj), zj.dtype) * zj
             for cj, zj in zip(c, z, strict=True)

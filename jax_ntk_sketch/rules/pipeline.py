@@ -30,9 +30,14 @@ def pipeline(
 
 
 def stages(
-    net: stax.Layer, method: Method, kind: str, num_features: int, dim: int, batch: int
+    net: stax.Layer,
+    method: Method,
+    kind: str,
+    num_features: int,
+    shape: tuple[int, ...],
+    batch: int,
 ) -> list[Stage]:
-    """All stages of the map from inputs (n, dim) to `num_features` features of `kind`.
+    """All stages of the map from inputs (n, *shape) to `num_features` of `kind`.
 
     Nonlinear layers are given the largest width with which the linear layers behind
     them do not exceed `num_features`; what is left over is zero columns.
@@ -43,8 +48,15 @@ def stages(
 
     def build(width: int) -> list[Stage]:
         context = Context(method, kind == "ntk", width, batch)
-        first = _input(dim)
-        return [first, *pipeline(method, net, first.spec, context)]
+        first = _input(net, shape)
+        built = [first, *pipeline(method, net, first.spec, context)]
+        if built[-1].spec.positions or built[-1].spec.window:
+            raise ValueError(
+                "the network's output still has spatial axes, of sizes "
+                f"{built[-1].spec.positions}: end it with Flatten, GlobalAvgPool or "
+                "GlobalSumPool (and Dense)"
+            )
+        return built
 
     if isinstance(method, Exact):
         return build(0)
@@ -69,15 +81,60 @@ def _columns(built: list[Stage], kind: str) -> int:
     return getattr(built[-1].spec, kind)
 
 
-def _input(dim: int) -> Stage:
-    """Neural Tangents' input kernel: the inner product over the dimension."""
+def _input(net: stax.Layer, shape: tuple[int, ...]) -> Stage:
+    """Neural Tangents' input kernel: the inner product over the channels.
+
+    Inside, channels are the last axis.
+    """
+    axis = _channel_axis(net, len(shape) + 1)
+    dim = shape[axis - 1]
+    spatial = shape[: axis - 1] + shape[axis:]
 
     def apply(params, f: Features) -> Features:
-        x = f.nngp
+        x = jnp.moveaxis(f.nngp, axis, -1)
         scaled = x * jnp.asarray(dim**-0.5, x.dtype)
-        return Features(scaled, x[:, :0], jnp.sum(scaled**2, axis=-1))
+        return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
-    return Stage("input", Spec(dim, 0), apply, flops=3 * dim, floats=2 * dim)
+    spec = Spec(dim, 0, shape=spatial)
+    floats = 2 * spec.floats()
+    return Stage("input", spec, apply, flops=3 * dim * spec.pixels, floats=floats)
+
+
+def _channel_axis(net: stax.Layer, ndim: int) -> int:
+    """The axis of the channels in the input, on which all layers must agree."""
+    stated: dict[int, stax.Layer] = {}
+    for layer in stax.walk(net):
+        if isinstance(layer, stax.LayerNorm):
+            axis = layer.axis
+        elif hasattr(layer, "channel_axis"):
+            axis = layer.channel_axis
+        elif isinstance(layer, stax.Dense) and ndim > 2:
+            axis = -1
+        elif isinstance(layer, stax.Flatten):
+            break
+        else:
+            continue
+        if not -ndim < axis < ndim:
+            raise ValueError(
+                f"{layer!r} has its channels on axis {axis}, but the input has {ndim} "
+                "axes, the batch included"
+            )
+        stated.setdefault(axis % ndim, layer)
+        if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
+            break
+    if len(stated) > 1:
+        first, second = list(stated.values())[:2]
+        raise ValueError(
+            f"{first!r} and {second!r} disagree on the axis of the channels; give all "
+            "layers before Flatten or global pooling the same one"
+            + (
+                " (a Dense layer acts on the last axis: with channels first use Conv "
+                "of filter size 1)"
+                if any(isinstance(layer, stax.Dense) for layer in (first, second))
+                else ""
+            )
+        )
+    return next(iter(stated), ndim - 1)
 
 
 def _output(kind: str, spec: Spec, num_features: int) -> Stage:

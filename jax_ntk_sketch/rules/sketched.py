@@ -79,21 +79,23 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
         unit = normalised(f.nngp, f.norm2)
         z = poly.apply(params["powers"], unit)
         half = jnp.asarray(0.5**0.5, unit.dtype)
-        nngp = powers(z, c, sizes) * (half * safe_sqrt(f.norm2))[:, None]
+        nngp = powers(z, c, sizes) * (half * safe_sqrt(f.norm2))[..., None]
         ntk = f.ntk
         if context.ntk:
             exact = (z[0], unit, *z[2:])
             dot = powers(exact, b, [a, *inner[1:]])
             ntk = half * mix.apply(params["mix"], ntk, dot)
-        return Features(nngp, ntk, f.norm2 / 2)
+        norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else f.norm2 / 2
+        return Features(nngp, ntk, norm2)
 
     return Stage(
         "Relu (sketch)",
         Spec(first, product),
         apply,
         init,
-        flops=poly.flops + (mix.flops + dotted if context.ntk else 0) + first,
-        floats=spec.nngp + spec.ntk + sum(dims) + dotted + 4 * context.width,
+        flops=spec.pixels
+        * (poly.flops + (mix.flops + dotted if context.ntk else 0) + first),
+        floats=spec.floats() + spec.pixels * (sum(dims) + dotted + 4 * context.width),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Method
+from jax_ntk_sketch.sketch import Window
 
 __all__ = [
     "Context",
@@ -27,12 +29,16 @@ __all__ = [
 
 
 class Features(NamedTuple):
-    """The running features of a batch of n examples.
+    """The running features of a batch of n examples, at each of their positions.
 
     Attributes:
-      nngp: (n, a), inner products approximate the running NNGP kernel.
-      ntk: (n, b), likewise the NTK; b = 0 while the NTK is zero or not wanted.
-      norm2: (n,), the diagonal of the NNGP kernel, exact.
+      nngp: (n, *shape, a), inner products approximate the running NNGP kernel.
+      ntk: (n, *shape, b), likewise the NTK; b = 0 while it is zero or not wanted.
+      norm2: (n, *positions), the diagonal of the NNGP kernel: exact where it can be
+        known, else the squared norms of the features themselves (`Spec.own_norms`).
+
+    While `Spec.window` is set, `nngp` and `ntk` are images whose *patches* are the
+    features (and `norm2` is that of the patches): a direct sum that is not formed.
     """
 
     nngp: jax.Array
@@ -48,12 +54,36 @@ class Spec:
       nngp, ntk: their columns.
       gaussian: whether the outputs are Gaussian, as nonlinear layers need.
       low: the smallest cosine that two examples can have.
+      shape: the spatial axes of the arrays; () for flat examples.
+      window: the features are patches of the arrays; None: the arrays themselves.
+      bias: the patches have one more channel, of this value; 0: they have not.
+      own_norms: `norm2` are the norms of these features, not exact ones.
+      raw: no nonlinear layer has been, so that the columns are the input's.
     """
 
     nngp: int
     ntk: int
     gaussian: bool = False
     low: float = -1.0
+    shape: tuple[int, ...] = ()
+    window: Window | None = None
+    bias: float = 0.0
+    own_norms: bool = False
+    raw: bool = True
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The spatial axes of the features."""
+        return self.window.output_shape(self.shape) if self.window else self.shape
+
+    @property
+    def pixels(self) -> int:
+        """Number of positions."""
+        return math.prod(self.positions)
+
+    def floats(self) -> int:
+        """Numbers in the arrays of one example."""
+        return math.prod(self.shape) * (self.nngp + self.ntk + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +146,14 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 def normalised(features: jax.Array, norm2: jax.Array) -> jax.Array:
-    """`features` (n, a) over the square root of `norm2` (n,); zero where that is 0."""
+    """`features` (..., a) over the square root of `norm2` (...); zero where it is 0."""
     zero = norm2 <= 0
     inverse = jnp.where(zero, 0, jax.lax.rsqrt(jnp.where(zero, 1, norm2)))
-    return features * inverse[:, None]
+    return features * inverse[..., None]
 
 
 def constant(features: jax.Array, value: float) -> jax.Array:
-    """One column of `value` for the rows of `features` (n, a)."""
+    """One column of `value` for the rows of `features` (..., a)."""
     return jnp.full((*features.shape[:-1], 1), value, features.dtype)
 
 

@@ -2,23 +2,28 @@
 
 Each is a frozen record of sizes with `init(key) -> params` and
 `apply(params, x) -> sketch`, pure functions that run under `jit`, `vmap` and `grad`;
-parameters are pytrees of small integers. Vectors lie along the last axis.
+parameters are pytrees of small integers. Vectors lie along the last axis; `PatchSRHT`
+also slides a `Window` over the axes before it.
 """
 
 from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
 from jax_ntk_sketch.sketch.hadamard import hadamard_transform, next_power_of_two
+from jax_ntk_sketch.sketch.patch_srht import PatchSRHT
 from jax_ntk_sketch.sketch.poly_sketch import PolySketch
 from jax_ntk_sketch.sketch.srht import SRHT
 from jax_ntk_sketch.sketch.tensor_sketch import TensorSketch
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
+from jax_ntk_sketch.sketch.window import Window
 
 __all__ = [
     "OSNAP",
     "SRHT",
     "CountSketch",
+    "PatchSRHT",
     "PolySketch",
     "TensorSRHT",
     "TensorSketch",
+    "Window",
     "hadamard_transform",
     "next_power_of_two",
 ]

@@ -1,38 +1,13 @@
-"""The architecture language: networks as immutable data.
-
-Layers are spelled like `neural_tangents.stax`, but each is a frozen record that
-can be printed, compared, hashed and saved; nothing here holds an array. What a
-network *does* is decided by its interpretations: features
-(`jax_ntk_sketch.feature_map`), the exact kernel and the finite network
-(`jax_ntk_sketch.interop.neural_tangents.to_stax`), power series
-(`jax_ntk_sketch.kernels`).
-
->>> from jax_ntk_sketch import stax
->>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
->>> net
-stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
->>> eval(repr(net)) == net == stax.from_json(stax.to_json(net))
-True
-"""
+"""What every record shares, how records are composed, and their text."""
 
 import dataclasses
 import json
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = [
-    "Dense",
-    "Identity",
-    "Layer",
-    "Relu",
-    "Serial",
-    "from_json",
-    "serial",
-    "to_json",
-    "walk",
-]
+__all__ = ["Layer", "Serial", "from_json", "serial", "to_json", "walk"]
 
 # JSON spelling of every record, by class name; filled by Layer.__init_subclass__.
 _RECORDS: dict[str, type["Layer"]] = {}
@@ -62,51 +37,13 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Dense(Layer):
-    r"""A fully connected layer, :math:`W x / \sqrt{d} + b`.
-
-    Weights and biases are independent normal with standard deviations `W_std` and
-    `b_std` ("ntk" parameterization), as in `neural_tangents.stax.Dense`.
-
-    Args:
-      out_dim: width of the finite network; infinite-width kernels do not depend
-        on it.
-      W_std: standard deviation of the weights, >= 0.
-      b_std: standard deviation of the biases, >= 0; None for no bias.
-
-    Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
-    """
-
-    out_dim: int
-    W_std: float = 1.0
-    b_std: float | None = None
-
-    def __post_init__(self) -> None:
-        _set(self, "out_dim", _positive_int(self, "out_dim", self.out_dim))
-        _set(self, "W_std", _scale(self, "W_std", self.W_std))
-        if self.b_std is not None:
-            _set(self, "b_std", _scale(self, "b_std", self.b_std))
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Relu(Layer):
-    """The rectifier `max(x, 0)`, elementwise."""
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Identity(Layer):
-    """The layer that changes nothing."""
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
 class Serial(Layer):
     """Layers applied one after the other; written `serial(*layers)`."""
 
     layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        _set(self, "layers", tuple(self.layers))
+        set_field(self, "layers", tuple(self.layers))
         for i, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise TypeError(
@@ -148,6 +85,7 @@ def walk(net: Layer) -> Iterator[Layer]:
 def to_json(net: Layer) -> str:
     """The JSON text of a network; `from_json` reads it back to an equal record.
 
+    >>> from jax_ntk_sketch.stax import Dense
     >>> to_json(Dense(3))
     '{"layer": "Dense", "out_dim": 3, "W_std": 1.0, "b_std": null}'
     """
@@ -197,11 +135,11 @@ def _from_data(data: Any) -> Any:
         raise ValueError(f"from_json: bad arguments of {name}: {error}") from error
 
 
-def _set(record: Layer, name: str, value: Any) -> None:
+def set_field(record: Layer, name: str, value: Any) -> None:
     object.__setattr__(record, name, value)
 
 
-def _positive_int(record: Layer, name: str, value: Any) -> int:
+def positive_int(record: Layer, name: str, value: Any) -> int:
     where = f"{type(record).__name__}: {name}"
     try:
         number = operator.index(value)
@@ -212,7 +150,7 @@ def _positive_int(record: Layer, name: str, value: Any) -> int:
     return number
 
 
-def _scale(record: Layer, name: str, value: Any) -> float:
+def scale(record: Layer, name: str, value: Any) -> float:
     where = f"{type(record).__name__}: {name}"
     try:
         number = float(value)
@@ -223,3 +161,28 @@ def _scale(record: Layer, name: str, value: Any) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{where} must be finite and >= 0, got {value!r}")
     return number
+
+
+def axis_number(record: Layer, name: str, value: Any) -> int:
+    """The position of the channels, counted with the batch axis; not the batch axis."""
+    where = f"{type(record).__name__}: {name}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{where} must be one integer, got {value!r}")
+    number = operator.index(value)
+    if number == 0:
+        raise ValueError(f"{where} must not be 0, the batch axis")
+    return number
+
+
+def sizes(record: Layer, name: str, value: Any) -> tuple[int, ...]:
+    """A tuple of positive integers, one for each spatial axis."""
+    where = f"{type(record).__name__}: {name}"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"{where} must be a sequence with an integer for each spatial axis, such "
+            f"as (3, 3), got {value!r}"
+        )
+    numbers = tuple(positive_int(record, name, size) for size in value)
+    if not numbers:
+        raise ValueError(f"{where} must name at least one spatial axis, got {value!r}")
+    return numbers

@@ -1,0 +1,164 @@
+"""Layers over spatial axes: linear, so exact on features."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
+from jax_ntk_sketch.sketch import PatchSRHT, Window
+
+__all__: list[str] = []
+
+
+@rule.register
+def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
+    """With A the mean over the pixels of two patches, at equal offsets:
+    NNGP' = W² A NNGP + b² and NTK' = W² A NTK + NNGP'. On features the mean is a direct
+    sum over offsets, which stays a window over the image.
+    """
+    window = Window(layer.filter_shape, layer.strides, layer.padding, layer.dilation)
+    _check_window(layer, window, spec)
+    if window.trivial:
+        dense = stax.Dense(layer.out_chan, layer.W_std, layer.b_std)
+        (stage,) = rule(dense, spec, context)
+        return [dataclasses.replace(stage, name=repr(layer))]
+    scale = layer.W_std / math.sqrt(window.size)
+    b_std = layer.b_std or 0.0
+    out = dataclasses.replace(
+        spec,
+        ntk=spec.ntk + spec.nngp if context.ntk else 0,
+        gaussian=True,
+        low=min(spec.low, 0.0),
+        window=window,
+        bias=b_std,
+    )
+
+    def apply(params, f: Features) -> Features:
+        nngp = scale * f.nngp
+        ntk = f.ntk
+        if context.ntk:
+            ntk = jnp.concatenate([scale * ntk, nngp], axis=-1)
+        norm2 = scale**2 * window.sum(f.norm2[..., None])[..., 0] + b_std**2
+        return Features(nngp, ntk, norm2)
+
+    floats = spec.floats() + out.floats()
+    return [Stage(repr(layer), out, apply, flops=out.floats(), floats=floats)]
+
+
+@rule.register(stax.AvgPool)
+@rule.register(stax.SumPool)
+def _(layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context) -> list[Stage]:
+    window = Window(layer.window_shape, layer.strides, layer.padding)
+    _check_window(layer, window, spec)
+    out = dataclasses.replace(
+        spec,
+        low=min(spec.low, 0.0),
+        shape=window.output_shape(spec.shape),
+        own_norms=True,
+    )
+
+    def pool(x: jax.Array) -> jax.Array:
+        total = window.sum(x)
+        if isinstance(layer, stax.SumPool):
+            return total
+        if layer.normalize_edges:
+            return total / window.sum(jnp.ones((*spec.shape, 1), x.dtype))
+        return total * jnp.asarray(1 / window.size, x.dtype)
+
+    def apply(params, f: Features) -> Features:
+        return own_norms(pool(f.nngp), pool(f.ntk))
+
+    floats = spec.floats() + out.floats()
+    flops = 2 * spec.floats() + 2 * out.floats()
+    return [Stage(repr(layer), out, apply, flops=flops, floats=floats)]
+
+
+@rule.register(stax.GlobalAvgPool)
+@rule.register(stax.GlobalSumPool)
+def _(
+    layer: stax.GlobalAvgPool | stax.GlobalSumPool, spec: Spec, context: Context
+) -> list[Stage]:
+    _check_spatial(layer, spec)
+    out = dataclasses.replace(spec, low=min(spec.low, 0.0), shape=(), own_norms=True)
+    reduce = jnp.mean if isinstance(layer, stax.GlobalAvgPool) else jnp.sum
+    axes = tuple(range(1, 1 + len(spec.shape)))
+
+    def apply(params, f: Features) -> Features:
+        return own_norms(reduce(f.nngp, axis=axes), reduce(f.ntk, axis=axes))
+
+    floats = spec.floats() + out.floats()
+    return [Stage(repr(layer), out, apply, flops=spec.floats(), floats=floats)]
+
+
+@rule.register
+def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
+    """The mean over positions, of both kernels: a direct sum over all of them.
+
+    It is formed where it fits the width, or costs no columns of ours (before the first
+    nonlinear layer); elsewhere it is sketched.
+    """
+    if not spec.shape:
+        return []
+    scale = spec.pixels**-0.5
+    width = max(1, context.width // 2 if context.ntk else context.width)
+    whole = spec.raw or isinstance(context.method, Exact)
+    window = Window(spec.shape)
+    sketches = {
+        kind: PatchSRHT(window, getattr(spec, kind), width)
+        for kind in ("nngp", "ntk")
+        if not whole and getattr(spec, kind) and spec.pixels * spec.nngp > width
+    }
+
+    def columns(kind: str) -> int:
+        if kind in sketches:
+            return width
+        return spec.pixels * getattr(spec, kind)
+
+    out = dataclasses.replace(
+        spec, nngp=columns("nngp"), ntk=columns("ntk"), low=min(spec.low, 0.0), shape=()
+    )
+
+    def init(key: jax.Array):
+        keys = dict(zip(("nngp", "ntk"), jax.random.split(key), strict=True))
+        return {kind: s.init(keys[kind]) for kind, s in sketches.items()}
+
+    def apply(params, f: Features) -> Features:
+        def flat(kind: str) -> jax.Array:
+            x = getattr(f, kind) * jnp.asarray(scale, f.nngp.dtype)
+            if kind in sketches:
+                x = sketches[kind].apply(params[kind], x)
+            return x.reshape(x.shape[0], -1)
+
+        norm2 = f.norm2.reshape(len(f.norm2), -1).mean(axis=1)
+        return Features(flat("nngp"), flat("ntk"), norm2)
+
+    flops = spec.floats() + sum(s.flops for s in sketches.values())
+    floats = 2 * spec.floats() + out.floats()
+    name = "Flatten (SRHT)" if sketches else "Flatten"
+    return [Stage(name, out, apply, init, flops, floats)]
+
+
+def own_norms(nngp: jax.Array, ntk: jax.Array) -> Features:
+    """Features whose norms have no closed form: they are computed."""
+    return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1))
+
+
+def _check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
+    _check_spatial(layer, spec)
+    try:
+        window.output_shape(spec.shape)
+    except ValueError as error:
+        raise ValueError(f"{layer!r}: {error}") from None
+
+
+def _check_spatial(layer: stax.Layer, spec: Spec) -> None:
+    if not spec.shape:
+        raise ValueError(
+            f"{layer!r} needs spatial axes, but there are none: examples must be "
+            "images (h, w, c) or signals (t, c), and Flatten or a global pooling "
+            "layer removes the axes"
+        )

@@ -1,0 +1,145 @@
+"""Windows over spatial axes: what lies below a filter at each position."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Window"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window that slides over the spatial axes of `(..., *spatial, c)`.
+
+    Attributes:
+      shape: pixels for each spatial axis.
+      strides: steps between windows; None for 1.
+      padding: "VALID", "SAME" (zeros, as in `jax.lax`) or "CIRCULAR" (wrapped).
+      dilation: distance of neighbouring pixels in the window; None for 1.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "VALID"
+    dilation: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Pixels in the window."""
+        return math.prod(self.shape)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    @property
+    def trivial(self) -> bool:
+        """Whether each position sees just itself."""
+        return self.size == 1 and all(s == 1 for s in self.strides or ())
+
+    @property
+    def offsets(self) -> list[tuple[int, ...]]:
+        """The pixels of the window, row by row."""
+        return list(itertools.product(*map(range, self.shape)))
+
+    def axis(self, i: int) -> "Window":
+        """The window along spatial axis i alone; windows are products of these."""
+        ones = (1,) * self.rank
+
+        def only(values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+            return values and (*ones[:i], values[i], *ones[i + 1 :])
+
+        shape = (*ones[:i], self.shape[i], *ones[i + 1 :])
+        return Window(shape, only(self.strides), self.padding, only(self.dilation))
+
+    def output_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """Positions of the window on an image of size `spatial`.
+
+        Raises:
+          ValueError: the image has another number of axes, or is smaller than the
+            window.
+        """
+        if len(spatial) != self.rank:
+            raise ValueError(
+                f"a window of shape {self.shape} needs {self.rank} spatial axes, but "
+                f"there are {len(spatial)}, of sizes {spatial}"
+            )
+        out = []
+        for size, reach, stride in zip(
+            spatial, self._reach, self._strides, strict=True
+        ):
+            if self.padding != "VALID":
+                out.append(-(-size // stride))
+            elif size < reach:
+                raise ValueError(
+                    f"the image, {spatial}, is smaller than the window, "
+                    f"{tuple(self._reach)}: use padding 'SAME' or a smaller window"
+                )
+            else:
+                out.append((size - reach) // stride + 1)
+        return tuple(out)
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        return self.strides or (1,) * self.rank
+
+    @property
+    def _dilation(self) -> tuple[int, ...]:
+        return self.dilation or (1,) * self.rank
+
+    @property
+    def _reach(self) -> list[int]:
+        """Pixels from the first to the last of the window."""
+        return [
+            (n - 1) * step + 1
+            for n, step in zip(self.shape, self._dilation, strict=True)
+        ]
+
+    def padded(self, x: jax.Array) -> jax.Array:
+        """`x` `(..., *spatial, c)` with its border, on which the window slides."""
+        if self.padding == "VALID":
+            return x
+        spatial = x.shape[-1 - self.rank : -1]
+        pads = [(0, 0)] * (x.ndim - 1 - self.rank)
+        for size, out, reach, stride in zip(
+            spatial, self.output_shape(spatial), self._reach, self._strides, strict=True
+        ):
+            total = max((out - 1) * stride + reach - size, 0)
+            pads.append((total // 2, total - total // 2))
+        pads.append((0, 0))
+        return jnp.pad(x, pads, "wrap" if self.padding == "CIRCULAR" else "constant")
+
+    def shift(
+        self, padded: jax.Array, offset: tuple[int, ...], out: tuple[int, ...]
+    ) -> jax.Array:
+        """What lies at `offset` of each window: `(..., *out, c)`."""
+        index: list[slice] = []
+        for i, step, stride, count in zip(
+            offset, self._dilation, self._strides, out, strict=True
+        ):
+            start = i * step
+            index.append(slice(start, start + (count - 1) * stride + 1, stride))
+        return padded[(..., *index, slice(None))]
+
+    def shifts(self, x: jax.Array) -> list[jax.Array]:
+        """Every pixel of each window: for each offset `(..., *out, c)`."""
+        out = self.output_shape(x.shape[-1 - self.rank : -1])
+        padded = self.padded(x)
+        return [self.shift(padded, offset, out) for offset in self.offsets]
+
+    def patches(self, x: jax.Array) -> jax.Array:
+        """The direct sum over the window: `(..., *out, size * c)`."""
+        return jnp.concatenate(self.shifts(x), axis=-1)
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """The sum over the window, axis by axis: `(..., *out, c)`."""
+        for i in range(self.rank):
+            shifts = self.axis(i).shifts(x)
+            x = shifts[0]
+            for other in shifts[1:]:
+                x = x + other
+        return x

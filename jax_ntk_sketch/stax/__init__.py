@@ -1,0 +1,46 @@
+"""The architecture language: networks as immutable data.
+
+Layers are spelled like `neural_tangents.stax`, but each is a frozen record that
+can be printed, compared, hashed and saved; nothing here holds an array. What a
+network *does* is decided by its interpretations: features
+(`jax_ntk_sketch.feature_map`), the exact kernel and the finite network
+(`jax_ntk_sketch.interop.neural_tangents.to_stax`), power series
+(`jax_ntk_sketch.kernels`).
+
+>>> from jax_ntk_sketch import stax
+>>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
+>>> net
+stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
+>>> eval(repr(net)) == net == stax.from_json(stax.to_json(net))
+True
+"""
+
+from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
+from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm, Relu
+from jax_ntk_sketch.stax.spatial import (
+    AvgPool,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    GlobalSumPool,
+    SumPool,
+)
+
+__all__ = [
+    "AvgPool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalSumPool",
+    "Identity",
+    "Layer",
+    "LayerNorm",
+    "Relu",
+    "Serial",
+    "SumPool",
+    "from_json",
+    "serial",
+    "to_json",
+    "walk",
+]

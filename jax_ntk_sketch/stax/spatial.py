@@ -1,0 +1,206 @@
+"""Layers over spatial axes: convolution, pooling, flattening; 1, 2 or 3 dimensions."""
+
+import dataclasses
+from typing import Any
+
+from jax_ntk_sketch.stax.base import (
+    Layer,
+    axis_number,
+    positive_int,
+    scale,
+    set_field,
+    sizes,
+)
+
+__all__ = [
+    "AvgPool",
+    "Conv",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalSumPool",
+    "SumPool",
+]
+
+_PADDINGS = ("VALID", "SAME", "CIRCULAR")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Conv(Layer):
+    r"""A convolution, :math:`W * x / \sqrt{q d} + b`, q the size of the filter.
+
+    Weights and biases as in `Dense`; the filter's size counts whole at the edges too,
+    where "SAME" pads with zeros, as in `neural_tangents.stax.Conv`.
+
+    Args:
+      out_chan: channels of the finite network; infinite-width kernels do not depend
+        on it.
+      filter_shape: an integer for each spatial axis, such as `(3, 3)`.
+      strides: the same; None for 1.
+      padding: "VALID", "SAME" (zeros) or "CIRCULAR" (wrapped around).
+      W_std: standard deviation of the weights, >= 0.
+      b_std: standard deviation of the biases, >= 0; None for no bias.
+      dimension_numbers: `(input, filter, output)` as of
+        `jax.lax.conv_general_dilated`, such as `("NCHW", "OIHW", "NCHW")`; None for
+        channels last. Batch first; the output laid out as the input.
+      dilation: distance between neighbouring entries of the filter, for each spatial
+        axis; None for 1. Not known to Neural Tangents.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+    out_chan: int
+    filter_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "VALID"
+    W_std: float = 1.0
+    b_std: float | None = None
+    dimension_numbers: tuple[str, str, str] | None = None
+    dilation: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        set_field(self, "out_chan", positive_int(self, "out_chan", self.out_chan))
+        _set_window(self, "filter_shape", "strides", "dilation")
+        set_field(self, "W_std", scale(self, "W_std", self.W_std))
+        if self.b_std is not None:
+            set_field(self, "b_std", scale(self, "b_std", self.b_std))
+        if self.dimension_numbers is not None:
+            numbers = _dimension_numbers(self)
+            set_field(self, "dimension_numbers", numbers)
+
+    @property
+    def channel_axis(self) -> int:
+        """Where the channels are, counted with the batch axis."""
+        if self.dimension_numbers is None:
+            return -1
+        return self.dimension_numbers[0].index("C")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AvgPool(Layer):
+    """The average over windows.
+
+    Args:
+      window_shape: an integer for each spatial axis.
+      strides: the same; None for 1, as in `neural_tangents.stax.AvgPool`.
+      padding: "VALID", "SAME" (zeros) or "CIRCULAR" (wrapped around).
+      normalize_edges: with "SAME", divide by the number of pixels in the window that
+        lie in the image; otherwise by the window's size.
+      channel_axis: -1, or 1 for channels first.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+    window_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "VALID"
+    normalize_edges: bool = False
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_window(self, "window_shape", "strides")
+        _set_axis(self)
+        if not isinstance(self.normalize_edges, bool):
+            raise TypeError(
+                f"AvgPool: normalize_edges must be a bool, got {self.normalize_edges!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SumPool(Layer):
+    """The sum over windows; arguments as of `AvgPool`."""
+
+    window_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "VALID"
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_window(self, "window_shape", "strides")
+        _set_axis(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlobalAvgPool(Layer):
+    """The average over all spatial axes, which it removes."""
+
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_axis(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlobalSumPool(Layer):
+    """The sum over all spatial axes, which it removes."""
+
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_axis(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flatten(Layer):
+    """All spatial axes and the channels as one axis of channels."""
+
+
+def _set_axis(record: Any) -> None:
+    value = axis_number(record, "channel_axis", record.channel_axis)
+    set_field(record, "channel_axis", value)
+
+
+def _set_window(record: Any, shape: str, *others: str) -> None:
+    """Checks the window's fields, each with a size for every spatial axis."""
+    owner = type(record).__name__
+    set_field(record, shape, sizes(record, shape, getattr(record, shape)))
+    rank = len(getattr(record, shape))
+    for name in others:
+        value = getattr(record, name)
+        if value is None:
+            continue
+        set_field(record, name, sizes(record, name, value))
+        if len(getattr(record, name)) != rank:
+            raise ValueError(
+                f"{owner}: {name} must have {rank} entries as {shape} has, got "
+                f"{value!r}"
+            )
+    if record.padding not in _PADDINGS:
+        raise ValueError(
+            f"{owner}: padding must be one of {', '.join(map(repr, _PADDINGS))}, got "
+            f"{record.padding!r}"
+        )
+
+
+def _dimension_numbers(record: Conv) -> tuple[str, str, str]:
+    rank = len(record.filter_shape)
+    numbers: Any = record.dimension_numbers
+    fits = (
+        isinstance(numbers, tuple | list)
+        and len(numbers) == 3
+        and all(isinstance(spec, str) and len(spec) == rank + 2 for spec in numbers)
+    )
+    if not fits:
+        raise ValueError(
+            "Conv: dimension_numbers must be three strings of "
+            f"{rank + 2} letters, such as ('NCHW', 'OIHW', 'NCHW') for two spatial "
+            f"axes, got {numbers!r}"
+        )
+    image, filters, out = numbers
+    spatial = [letter for letter in image if letter not in "NC"]
+    right = (
+        image[0] == "N"
+        and "C" in (image[1], image[-1])
+        and len(set(image)) == rank + 2
+        and out == image
+        and set(filters) == {"I", "O", *spatial}
+        and [letter for letter in filters if letter not in "IO"] == spatial
+    )
+    if not right:
+        raise ValueError(
+            "Conv: dimension_numbers must have the batch first, channels second or "
+            "last, the spatial axes in one order and the output laid out as the "
+            f"input, got {numbers!r}"
+        )
+    return (image, filters, out)
