@@ -52,6 +52,12 @@ def zonal_kernel(net: stax.Layer, ntk: bool, method: OnePass) -> ZonalKernel | N
         cosine, or layers other than Dense, Relu and Identity.
     """
     layers = list(stax.walk(net))
+    for layer in layers:
+        if not isinstance(layer, stax.Dense | stax.Relu | stax.Identity | stax.Flatten):
+            raise ValueError(
+                'method "one_pass" is for fully connected networks, got the layer '
+                f'{layer!r}; use method="ntk_random_features" or "ntk_sketch"'
+            )
     relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
     if not relus:
         return None
@@ -112,6 +118,11 @@ def _(method: OnePass, net: stax.Layer, spec: Spec, context: Context) -> list[St
     stages = layered(kernel.prefix, spec, linear)
     if not (stages and stages[-1].spec.gaussian):
         raise ValueError("Relu must follow a linear layer such as Dense")
+    if stages[-1].spec.shape:
+        raise ValueError(
+            'method "one_pass" is for flat examples, but the first Relu still has '
+            f"spatial axes, of sizes {stages[-1].spec.shape}: begin with Flatten"
+        )
     return [*stages, _polynomial(method, kernel, stages[-1].spec, context)]
 
 

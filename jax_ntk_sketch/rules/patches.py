@@ -52,8 +52,7 @@ def settled(spec: Spec, context: Context) -> Stage:
         done = {
             kind: s.apply(params[kind], getattr(f, kind)) for kind, s in sketch.items()
         }
-        ntk = done.get("ntk", f.ntk.reshape(*done["nngp"].shape[:-1], 0))
-        return Features(done["nngp"], ntk, f.norm2)
+        return Features(done["nngp"], done.get("ntk", done["nngp"][..., :0]), f.norm2)
 
     flops = sum(s.flops for s in sketch.values()) * spec.pixels
     floats = 2 * spec.floats() + 2 * out.floats()
