@@ -123,17 +123,16 @@ def test_bad_examples_and_parameters_are_named():
     fmap = jns.feature_map(NET, num_features=64)
     params = fmap.init(KEY, (6,))
     for example in ((6, 6), np.ones((2, 3, 4))):
-        with pytest.raises(ValueError, match="still has spatial axes.*Flatten"):
+        with pytest.raises(ValueError, match=r"still has spatial axes.*Flatten"):
             fmap.init(KEY, example)
     for example in ((), (0,), (3, 0), X[0]):
         with pytest.raises(ValueError, match="example must be the shape of one ex"):
             fmap.init(KEY, example)
     with pytest.raises(ValueError, match=r"use x\[None\] for one example"):
         fmap.apply(params, X[0])
-    with pytest.raises(ValueError, match="x must have shape"):
-        fmap.apply(params, X[None])
-    with pytest.raises(ValueError, match="params do not belong to this map"):
-        fmap.apply(params, X[:, :5])
+    for other in (X[None], X[:, :5]):
+        with pytest.raises(ValueError, match="params do not belong to this map"):
+            fmap.apply(params, other)
     other = jns.feature_map(NET, num_features=65)
     with pytest.raises(ValueError, match="params do not belong to this map"):
         other.apply(params, X)

@@ -55,7 +55,14 @@ class SignedHadamardRows:
     @property
     def flops(self) -> int:
         """Floating-point operations per vector, as the transform is written here."""
+        if self._dense:
+            return 2 * self.input_dim * self.num_rows
         return self.num_blocks * (hadamard_flops(self.padded_dim) + self.padded_dim)
+
+    @property
+    def _dense(self) -> bool:
+        """Whether the rows are formed: so many of so few numbers are then cheaper."""
+        return self.num_blocks > 1 and self.input_dim <= 64
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
         """Draws `order` `(D,)` int32 and `sign` `(blocks, D)` int8, 0 for padding."""
@@ -70,6 +77,12 @@ class SignedHadamardRows:
 
     def apply(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         """The products of the rows with `x` `(..., d)`: `(..., num_rows)`."""
+        if not self._dense:
+            return self._rotate(params, x)
+        w = self._rotate(params, jnp.eye(self.input_dim, dtype=x.dtype))
+        return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
+
+    def _rotate(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         # In bounds by construction; checking each index costs more than the gather.
         x = x.at[..., params["order"]].get(mode="promise_in_bounds")
         rotated = hadamard_transform(x[..., None, :] * params["sign"].astype(x.dtype))
