@@ -1,0 +1,215 @@
+"""Features of many examples on the host, in bounded memory."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch import methods
+from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures
+from jax_ntk_sketch.progress import progress as with_progress
+from jax_ntk_sketch.sketch.base import check_size
+
+__all__ = ["transform"]
+
+# Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
+_LARGEST = {"cpu": 128}
+_LARGEST_ELSEWHERE = 1024
+
+
+def transform(
+    fmap: FeatureMap,
+    params: Any,
+    x: Any,
+    *,
+    batch_size: int | None = None,
+    max_bytes: int = 2**28,
+    out: Any = None,
+    progress: bool | None = None,
+) -> Any:
+    r"""Features of many examples, batch by batch, on the host.
+
+    The rows of `fmap.apply(params, x)`, where neither x nor the features need to fit
+    on the device, and x not even in memory.
+
+    Args:
+      fmap: a `FeatureMap`, of any method but "exact".
+      params: what its `init` returned.
+      x: n examples: a NumPy array `(n, *shape)`, a memory map, or anything with a
+        length whose slices NumPy can read (an HDF5 data set, a list of arrays).
+        Real; integers and booleans (uint8 images) are converted to the default float
+        batch by batch, as they are.
+      batch_size: examples per call, >= 1. By default the largest power of two, at
+        most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`.
+      max_bytes: the most that a batch and the parameters may take by
+        `fmap.plan(shape, batch_size=...).peak_bytes`; 256 MiB by default. Unused where
+        `batch_size` is given.
+      out: where to write: an array or memory map `(n, num_features)` of the features'
+        dtype; a pair of them where `fmap.get` is a tuple. By default a new array.
+      progress: True to show a bar on stderr, False not to, None (default) to show it
+        where stderr is a terminal.
+
+    Returns:
+      `out`, or a NumPy array `(n, num_features)`, dtype of `fmap.apply`'s features;
+      `KernelFeatures` of two such arrays if `fmap.get` is a tuple.
+
+    Raises:
+      TypeError: `fmap` is no `FeatureMap`, `out` no NumPy array.
+      ValueError: a NaN or an infinity in x, with the number of its example; method
+        "exact"; an `out` that does not fit; one example that takes more than
+        `max_bytes`; what `fmap.apply` says of x and params. When a batch fails, `out`
+        holds the features of all batches before it.
+
+    Cost: that of `apply` on n examples, the last batch filled up to `batch_size`.
+    Compiled once for a feature map, batch size, shape and dtype, also over several
+    calls. Besides `out`, memory is that of the plan and a few batches of x: one batch
+    at a time is computed, while the host writes the one before and reads the next.
+
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(512), stax.Relu(), stax.Dense(1))
+    >>> fmap = jns.feature_map(net, num_features=32)
+    >>> params = fmap.init(jax.random.key(0), (64,))
+    >>> pixels = np.random.default_rng(0).integers(0, 256, (1000, 64), np.uint8)
+    >>> phi = transform(fmap, params, pixels, batch_size=128)
+    >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), rtol=1e-4))
+    ((1000, 32), True)
+    """
+    if not isinstance(fmap, FeatureMap):
+        raise TypeError(
+            "transform: fmap must be a FeatureMap (made by feature_map), got "
+            f"{type(fmap).__name__}"
+        )
+    if isinstance(fmap.method, methods.Exact):
+        raise ValueError(
+            'transform: method "exact" needs all examples in one batch; use '
+            "fmap.apply(params, x)"
+        )
+    first = np.asarray(x[:1])
+    if first.ndim < 2:
+        raise ValueError(
+            "transform: x must hold n examples, (n, d) or (n, *spatial, c); its first "
+            f"slice x[:1] has shape {first.shape}"
+        )
+    if batch_size is None:
+        check_size("transform", "max_bytes", max_bytes)
+        batch_size = _batch_size(fmap, first.shape[1:], len(x), max_bytes)
+    else:
+        check_size("transform", "batch_size", batch_size)
+    # Also finds, before any work, what apply would say of the shapes.
+    batch = jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
+    features = _apply.eval_shape(fmap, params, batch)
+    out = _outputs(out, features, len(x))
+    starts = range(0, len(x), batch_size)
+    running: tuple[int, Any] | None = None
+    try:
+        label = f"features, batches of {batch_size}"
+        for start in with_progress(starts, label, enabled=progress):
+            rows = jax.device_put(_rows(x, start, batch))
+            # Not two batches at a time, which would take twice the memory.
+            done = jax.block_until_ready(running)
+            running = start, _apply(fmap, params, rows)
+            if done is not None:
+                _write(out, *done)
+                done = None
+    finally:
+        if running is not None:
+            _write(out, *running)
+    return out
+
+
+# At the level of the module, so that all calls share its compiled functions.
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(fmap: FeatureMap, params: Any, x: jax.Array) -> Any:
+    return fmap.apply(params, x)
+
+
+def _batch_size(
+    fmap: FeatureMap, shape: tuple[int, ...], n: int, max_bytes: int
+) -> int:
+    """The largest power of two that is allowed, not above what n needs."""
+    largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
+    size = 1
+    needed = fmap.plan(shape, batch_size=1).peak_bytes
+    if needed > max_bytes:
+        raise ValueError(
+            f"transform: max_bytes = {max_bytes}, but one example takes {needed} bytes "
+            "by the plan; raise max_bytes or lower num_features"
+        )
+    while size < min(largest, n):
+        if fmap.plan(shape, batch_size=2 * size).peak_bytes > max_bytes:
+            break
+        size *= 2
+    return size
+
+
+def _dtype(examples: np.ndarray) -> np.dtype:
+    """What the device gets: other floats than its own are converted on the host."""
+    return jax.dtypes.canonicalize_dtype(examples.dtype)
+
+
+def _rows(x: Any, start: int, batch: jax.ShapeDtypeStruct) -> np.ndarray:
+    """A batch of x, checked; the last example is repeated to fill up the last one."""
+    size = batch.shape[0]
+    rows = np.asarray(x[start : start + size])
+    count = min(size, len(x) - start)
+    if rows.shape != (count, *batch.shape[1:]) or _dtype(rows) != batch.dtype:
+        raise ValueError(
+            f"transform: examples {start} to {start + count - 1} of x have shape "
+            f"{rows.shape} and dtype {rows.dtype}, expected "
+            f"{(count, *batch.shape[1:])} and {batch.dtype} as the first has"
+        )
+    with np.errstate(over="ignore"):  # infinities are found below
+        rows = rows.astype(batch.dtype, copy=False)
+    if jnp.issubdtype(rows.dtype, jnp.floating):
+        finite = np.isfinite(rows)
+        if not finite.all():
+            where = tuple(map(int, np.argwhere(~finite)[0]))
+            raise ValueError(
+                f"transform: example {start + where[0]} of x is {rows[where]} at "
+                f"{where[1:]}; remove it or fill it first"
+            )
+    if count < size:
+        rows = rows[np.minimum(np.arange(size), count - 1)]
+    return rows
+
+
+def _outputs(out: Any, features: Any, n: int) -> Any:
+    """New arrays for features like those of a batch, or the user's after a check."""
+    both = isinstance(features, KernelFeatures)
+    if out is None:
+        return jax.tree.map(lambda f: np.empty((n, f.shape[1]), f.dtype), features)
+    if both and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            "transform: fmap gives both kernels, so out must be a pair of arrays "
+            f"(nngp, ntk), got {type(out).__name__}"
+        )
+    out = KernelFeatures(*out) if both else out
+    jax.tree.map(functools.partial(_check_output, n), out, features)
+    return out
+
+
+def _check_output(n: int, out: Any, features: jax.ShapeDtypeStruct) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(
+            "transform: out must be a NumPy array or memory map, got "
+            f"{type(out).__name__}"
+        )
+    shape = (n, features.shape[1])
+    if out.shape != shape or out.dtype != features.dtype:
+        raise ValueError(
+            f"transform: out must have shape {shape} and dtype {features.dtype}, got "
+            f"{out.shape} and {out.dtype}"
+        )
+    if not out.flags.writeable:
+        raise ValueError("transform: out is read-only (a memory map of mode 'r'?)")
+
+
+def _write(out: Any, start: int, features: Any) -> None:
+    """Copies a batch to its rows, without what filled it up."""
+
+    def write(target: np.ndarray, batch: jax.Array) -> None:
+        target[start : start + len(batch)] = np.asarray(batch)[: len(target) - start]
+
+    jax.tree.map(write, out, features)
