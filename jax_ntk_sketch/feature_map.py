@@ -81,8 +81,11 @@ class FeatureMap:
 
         Args:
           params: what `init` returned.
-          x: `(n, d)`; real. Integers and booleans are converted to the default float
-            as they are (images are not rescaled).
+          x: `(n, d)`, or `(n, *spatial, c)` for networks with spatial layers (channels
+            where these layers say); real. Integers (uint8 images) and booleans are
+            converted to the default float as they are, not rescaled. NaN or infinity in
+            an example makes its features NaN, and no others ("exact" excepted);
+            `jax_ntk_sketch.transform` names such examples instead.
           batch_size: examples that are worked on at a time, so that temporary memory
             is that of the plan for this size, whatever n is; by default all. On a CPU
             128 is also two to three times faster than thousands, because what is
@@ -130,9 +133,10 @@ class FeatureMap:
         """Says sizes, operations and bytes before anything is allocated.
 
         Args:
-          example: the shape of one example, `(d,)`, or an array of them, `(n, d)`.
-          batch_size: examples per call of `apply`, for the peak memory; by default
-            the n of the array, or 1.
+          example: the shape of one example, `(d,)` or `(h, w, c)`, or an array of them,
+            `(n, d)`; its n are counted as being in memory.
+          batch_size: examples that `apply` works on at a time, for the peak memory; by
+            default all: the n of the array, or 1.
 
         Returns:
           A `Plan`; `print` it for a table.
@@ -143,8 +147,10 @@ class FeatureMap:
         64
         """
         shape, count = _example_shape(example)
-        batch = check_size("FeatureMap.plan", "batch_size", batch_size or count)
-        rows, width = [], self.num_features
+        batch = count
+        if batch_size is not None:
+            batch = check_size("FeatureMap.plan", "batch_size", batch_size)
+        rows, width = [], 0
         for kind in self._kinds:
             built = _stages(self, kind, shape, batch)
             for i, stage in enumerate(built):
@@ -164,9 +170,9 @@ class FeatureMap:
                         stage.floats,
                     )
                 )
-            if isinstance(self.method, methods.Exact):
-                width = getattr(built[-1].spec, kind)
-        return Plan(tuple(rows), repr(self.method), shape, width, batch)
+            width += getattr(built[-1].spec, kind)
+        count = max(count, batch)
+        return Plan(tuple(rows), repr(self.method), shape, width, batch, count)
 
     def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:
         wanted = _param_shapes(self, shape)

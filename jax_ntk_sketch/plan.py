@@ -1,6 +1,7 @@
 """What a feature map costs, known before anything is allocated."""
 
 import dataclasses
+import math
 
 __all__ = ["Plan", "PlanRow"]
 
@@ -33,8 +34,9 @@ class Plan:
       rows: one for each step.
       method: the method's record, as text.
       input_shape: of one example.
-      num_features: columns of the features.
-      batch_size: examples per call that `peak_bytes` assumes.
+      num_features: columns of the features, of all kernels together.
+      batch_size: examples that are worked on at a time.
+      num_examples: examples in memory, as input and as features.
     """
 
     rows: tuple[PlanRow, ...]
@@ -42,6 +44,7 @@ class Plan:
     input_shape: tuple[int, ...]
     num_features: int
     batch_size: int
+    num_examples: int
 
     @property
     def param_bytes(self) -> int:
@@ -55,13 +58,19 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated peak bytes of one call in float32: batch and parameters.
+        """Estimated peak bytes of one call of `apply` in float32.
 
-        The largest step's inputs, outputs and temporaries; compilers differ by what
-        they fuse or keep, within a factor of 2 where it was measured.
+        All inputs and features, the parameters, and what one batch needs in the largest
+        step; compilers differ by what they fuse or keep, within a factor of 2 where it
+        was measured. Python, JAX and compiled code take some 0.4 GB besides.
         """
-        floats = max(row.floats for row in self.rows)
-        return 4 * floats * self.batch_size + self.param_bytes
+        kept = self.num_examples * (math.prod(self.input_shape) + self.num_features)
+        return 4 * (kept + self.batch_floats) + self.param_bytes
+
+    @property
+    def batch_floats(self) -> int:
+        """Numbers alive in the largest step for one batch."""
+        return max(row.floats for row in self.rows) * self.batch_size
 
     def __str__(self) -> str:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "floats/example")
@@ -93,7 +102,8 @@ class Plan:
                 *lines,
                 f"total: parameters {_bytes(self.param_bytes)}, "
                 f"{self.flops:,} flops/example, peak {_bytes(self.peak_bytes)} "
-                f"(float32, batch of {self.batch_size})",
+                f"({self.num_examples} examples in float32, {self.batch_size} at a "
+                "time)",
             ]
         )
 

@@ -25,7 +25,7 @@ def test_bytes_and_columns(name, method):
     plan = fmap.plan((20,))
     params = fmap.init(jax.random.key(0), (20,))
     assert plan.param_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert plan.num_features == 300
+    assert plan.num_features == 600
     assert str(plan).count("\n") == len(plan.rows) + 3
     for word in ("peak", "flops/example", method.split("_")[0]):
         assert word in str(plan).lower().replace("onepass", "one")
