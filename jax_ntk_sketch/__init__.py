@@ -21,6 +21,7 @@ from jax_ntk_sketch import (
 )
 from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
 from jax_ntk_sketch.plan import Plan
+from jax_ntk_sketch.transform import transform
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "recipes",
     "sketch",
     "stax",
+    "transform",
     "validation",
 ]
