@@ -12,7 +12,7 @@ from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
 
-__all__ = ["transform"]
+__all__ = ["choose_batch_size", "transform"]
 
 # Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
 _LARGEST = {"cpu": 128}
@@ -94,7 +94,7 @@ def transform(
         )
     if batch_size is None:
         check_size("transform", "max_bytes", max_bytes)
-        batch_size = _batch_size(fmap, first.shape[1:], len(x), max_bytes)
+        batch_size = choose_batch_size(fmap, first.shape[1:], len(x), max_bytes)
     else:
         check_size("transform", "batch_size", batch_size)
     # Also finds, before any work, what apply would say of the shapes.
@@ -125,10 +125,14 @@ def _apply(fmap: FeatureMap, params: Any, x: jax.Array) -> Any:
     return fmap.apply(params, x)
 
 
-def _batch_size(
+def choose_batch_size(
     fmap: FeatureMap, shape: tuple[int, ...], n: int, max_bytes: int
 ) -> int:
-    """The largest power of two that is allowed, not above what n needs."""
+    """The batch size that `transform` chooses for n examples of a shape.
+
+    Raises:
+      ValueError: one example takes more than `max_bytes`.
+    """
     largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
     size = 1
     needed = fmap.plan(shape, batch_size=1).peak_bytes

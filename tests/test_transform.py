@@ -47,11 +47,11 @@ def test_images_and_the_chosen_batch():
     close(transform(fmap, params, x), fmap.apply(params, x))
     for size in (1, 2, 4):
         most = fmap.plan((4, 4, 2), batch_size=size).peak_bytes
-        assert module._batch_size(fmap, (4, 4, 2), 100, most) == size
-        assert module._batch_size(fmap, (4, 4, 2), 100, most + 1) == size
-    assert module._batch_size(fmap, (4, 4, 2), 5, 2**40) == 8
+        assert module.choose_batch_size(fmap, (4, 4, 2), 100, most) == size
+        assert module.choose_batch_size(fmap, (4, 4, 2), 100, most + 1) == size
+    assert module.choose_batch_size(fmap, (4, 4, 2), 5, 2**40) == 8
     largest = 128 if jax.default_backend() == "cpu" else 1024
-    assert module._batch_size(fmap, (4, 4, 2), 10**6, 2**60) == largest
+    assert module.choose_batch_size(fmap, (4, 4, 2), 10**6, 2**60) == largest
     one = fmap.plan((4, 4, 2), batch_size=1).peak_bytes
     with pytest.raises(ValueError, match=f"{one - 1}, but one example takes {one} b"):
         transform(fmap, params, x, max_bytes=one - 1)

@@ -1,63 +1,135 @@
-"""Feature maps in the job: compiled once, timed, applied batch by batch."""
+"""Feature maps in the jobs: planned, compiled, timed, drawn, compared."""
 
 import dataclasses
 import time
-from typing import Any
+import types
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-__all__ = ["CompiledFeatures", "compile_features"]
+from jax_ntk_sketch import feature_map, stax, validation
+from jax_ntk_sketch.cli.arguments import UsageError
+from jax_ntk_sketch.feature_map import FeatureMap
+from jax_ntk_sketch.methods import METHODS
+from jax_ntk_sketch.transform import choose_batch_size, transform
 
-# Rows per call: bounds what the sketches of a batch take on the way.
-_BATCH = 1000
+__all__ = [
+    "APPROXIMATIONS",
+    "CompiledFeatures",
+    "check_methods",
+    "compare_drawn",
+    "compile_features",
+    "planned",
+    "some_rows",
+]
+
+# The exact kernel is shown beside them.
+APPROXIMATIONS = tuple(name for name in METHODS if name != "exact")
+
+# Examples that methods which learn from data see.
+_SAMPLE = 1000
+
+
+def check_methods(names: Sequence[str]) -> list[str]:
+    """The names without repetition; raises ValueError if "exact" is among them."""
+    if "exact" in names:
+        raise ValueError(
+            "--methods: 'exact' is the reference that is always shown; choose among "
+            f"{', '.join(APPROXIMATIONS)}, auto"
+        )
+    return list(dict.fromkeys(names))
+
+
+def planned(
+    net: stax.Layer, shape: tuple[int, ...], method: str, size: int
+) -> FeatureMap:
+    """A feature map; raises ValueError if it does not fit the data."""
+    fmap = feature_map(net, num_features=size, method=method)
+    fmap.plan(shape)
+    return fmap
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledFeatures:
-    """A feature map whose `apply` is compiled for one batch size.
-
-    `init` is left eager: it runs once per draw, and compiling it as a whole takes
-    longer than compiling its operations one by one.
+    """A feature map that was compiled for one batch size.
 
     Attributes:
-      sample: rows for `init`.
-      batch: rows per call.
-      seconds: what compiling took; a fit of the method's coefficients is in it.
+      sample: examples for `init`.
+      batch_size: examples per call.
+      seconds: what compiling took, with a first draw and a first batch; a fit of the
+        method's coefficients is in it.
     """
 
-    init: Any
-    apply: Any
+    fmap: FeatureMap
     sample: np.ndarray
-    batch: int
+    batch_size: int
     seconds: float
 
     def __call__(
-        self, key: jax.Array, *parts: np.ndarray
+        self, key: jax.Array, *parts: np.ndarray, progress: bool | None = False
     ) -> tuple[list[np.ndarray], float]:
-        """Features (n, num_features) of each array of rows, and the seconds taken."""
+        """Features (n, num_features) of each array of examples, and the seconds."""
         start = time.perf_counter()
-        params = self.init(key, self.sample)
-        return [self._apply(params, x) for x in parts], time.perf_counter() - start
-
-    def _apply(self, params: Any, x: np.ndarray) -> np.ndarray:
-        rows = []
-        for i in range(0, len(x), self.batch):
-            part = x[i : i + self.batch]
-            # Repeated rows fill the last batch up: one shape, one compilation.
-            full = part[np.minimum(np.arange(self.batch), len(part) - 1)]
-            rows.append(np.asarray(self.apply(params, full))[: len(part)])
-        return np.concatenate(rows)
+        params = self.fmap.init(key, self.sample)
+        phi = [
+            transform(
+                self.fmap, params, x, batch_size=self.batch_size, progress=progress
+            )
+            for x in parts
+        ]
+        return phi, time.perf_counter() - start
 
 
-def compile_features(fmap: Any, x: np.ndarray) -> CompiledFeatures:
-    """Compiles a feature map for rows like those of x (n, d).
+def compile_features(
+    fmap: FeatureMap, x: np.ndarray, *, max_bytes: int = 2**28
+) -> CompiledFeatures:
+    """Compiles a feature map for examples like those of x (n, ...).
 
-    Methods that learn from data see the first rows of x, at most a batch.
+    Methods that learn from data see the first rows of x. `max_bytes` as in
+    `transform`.
     """
-    sample = x[:_BATCH]
-    start = time.perf_counter()
-    params = jax.block_until_ready(fmap.init(jax.random.key(0), sample))
-    apply = jax.jit(fmap.apply).lower(params, sample).compile()
-    seconds = time.perf_counter() - start
-    return CompiledFeatures(fmap.init, apply, sample, len(sample), seconds)
+    size = choose_batch_size(fmap, x.shape[1:], len(x), max_bytes)
+    compiled = CompiledFeatures(fmap, x[:_SAMPLE], size, 0.0)
+    _, seconds = compiled(jax.random.key(0), x[:1])
+    return dataclasses.replace(compiled, seconds=seconds)
+
+
+def compare_drawn(
+    drawn: Sequence[np.ndarray],
+    matrix: np.ndarray,
+    x: np.ndarray,
+    *,
+    reg: float,
+    label: str,
+) -> validation.Comparison:
+    """Errors of NTK features of x, (n, num_features) per draw, that are there already.
+
+    Args:
+      matrix: the exact kernel of x, (n, n).
+      reg, label: as in `validation.compare`.
+    """
+    # Features in the place of parameters.
+    draws = iter(drawn)
+    again = types.SimpleNamespace(
+        get="ntk", init=lambda key, x: next(draws), apply=lambda phi, x: phi
+    )
+    return validation.compare(
+        again,
+        lambda x1, x2, get: matrix,
+        x,
+        key=jax.random.key(0),  # not used
+        num_seeds=len(drawn),
+        reg=reg,
+        label=label,
+    )
+
+
+def some_rows(x: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The numbers of at most `count` rows, drawn without replacement."""
+    rows = np.random.default_rng(seed).permutation(len(x))[:count]
+    if np.all(x[rows] == x[rows[0]]):
+        raise UsageError(
+            "--data: the rows that kernels are compared on are all the same"
+        )
+    return rows

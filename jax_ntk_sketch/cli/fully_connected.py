@@ -7,13 +7,12 @@ what ridge regression on the features reaches beside exact NTK regression.
 import argparse
 import functools
 import time
-import types
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_ntk_sketch import feature_map, kernels, stax, validation
+from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch.cli import arguments
 from jax_ntk_sketch.cli.blas import one_thread_if_small
 from jax_ntk_sketch.cli.exact import (
@@ -23,12 +22,18 @@ from jax_ntk_sketch.cli.exact import (
     kernel_bytes,
     require_memory,
 )
-from jax_ntk_sketch.cli.features import compile_features
-from jax_ntk_sketch.cli.outcome import Outcome, Row, describe_data
-from jax_ntk_sketch.cli.report import check_folder, write_folder
+from jax_ntk_sketch.cli.features import (
+    APPROXIMATIONS,
+    check_methods,
+    compare_drawn,
+    compile_features,
+    planned,
+    some_rows,
+)
+from jax_ntk_sketch.cli.outcome import Outcome, Row
+from jax_ntk_sketch.cli.report import check_folder, describe_data, write_folder
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.methods import METHODS
 from jax_ntk_sketch.progress import progress
 from jax_ntk_sketch.validation import Estimate
 
@@ -39,46 +44,26 @@ SUMMARY = (
     "kernel and learns with it."
 )
 
-# Approximations; the exact kernel is always shown beside them.
-_METHODS = tuple(name for name in METHODS if name != "exact")
-
 # A num_features that is enough for every method.
 _AMPLE = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the job."""
-    arguments.add_data_arguments(parser)
+    arguments.add_data_arguments(parser, images=False)
     group = parser.add_argument_group("network")
     group.add_argument(
         "--depth", type=arguments.at_least(0), default=2, help="hidden layers"
     )
-    group.add_argument(
-        "--W-std",
-        type=arguments.number(positive=True),
-        default=2**0.5,
-        help="standard deviation of the weights",
-    )
-    group.add_argument(
-        "--b-std",
-        type=arguments.number(),
-        help="standard deviation of the biases; no biases if not given",
-    )
+    arguments.add_network_arguments(group)
     group = parser.add_argument_group("features")
-    group.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="METHOD",
-        help=f"among {', '.join(_METHODS)}, auto; if not given, all that can do the "
-        "network",
-    )
-    group.add_argument(
-        "--num-features",
-        nargs="+",
-        type=arguments.at_least(1),
-        default=[256, 1024, 4096],
-        metavar="M",
-        help="sizes of the feature maps",
+    arguments.add_feature_arguments(
+        group,
+        methods=None,
+        among=f"among {', '.join(APPROXIMATIONS)}, auto; if not given, all that can do "
+        "the network",
+        num_features=[256, 1024, 4096],
+        scale="the mean of K(x, x)",
     )
     group.add_argument(
         "--num-seeds",
@@ -94,21 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training rows on which kernels are compared",
     )
-    group.add_argument(
-        "--reg",
-        nargs="+",
-        type=arguments.number(positive=True),
-        metavar="R",
-        help="candidates for the ridge penalty per example, chosen by held-out "
-        "training rows; if not given, 1e-6 to 1 times the mean of K(x, x)",
-    )
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output", default="report", metavar="DIR", help="folder of the report"
-    )
-    group.add_argument(
-        "--no-progress", action="store_true", help="no progress bar on a terminal"
-    )
+    arguments.add_output_arguments(parser, "report")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -126,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     require_memory(n)
     kernel, source = _exact_kernel(net, args)
     targets = Targets.of(data, args.seed)
-    compared = _some_rows(data.x_train, args.num_compare, args.seed)
+    compared = some_rows(data.x_train, args.num_compare, args.seed)
     print(f"{describe_data(data)}\nNetwork: {net!r}")
     for method, fmap in maps:
         if fmap.num_features == max(args.num_features):
@@ -188,30 +159,18 @@ def _feature_maps(
     """
     maps, notes = [], []
     with arguments.usage_errors():
-        for name in dict.fromkeys(args.methods or _METHODS):
-            if name == "exact":
-                raise ValueError(
-                    "--methods: 'exact' is the reference that is always shown; choose "
-                    f"among {', '.join(_METHODS)}, auto"
-                )
+        for name in check_methods(args.methods or APPROXIMATIONS):
             if not args.methods:
                 try:
-                    _planned(net, shape, name, _AMPLE)
+                    planned(net, shape, name, _AMPLE)
                 except ValueError as error:
                     notes.append(f"{name} is left out: {error}")
                     continue
             sizes = sorted(set(args.num_features))
-            maps += [(name, _planned(net, shape, name, size)) for size in sizes]
+            maps += [(name, planned(net, shape, name, size)) for size in sizes]
         if not maps:
             raise ValueError(f"no method can do this network: {'; '.join(notes)}")
     return maps, notes
-
-
-def _planned(net: stax.Layer, shape: tuple[int, ...], method: str, size: int) -> Any:
-    """A feature map; raises ValueError if it does not fit the data."""
-    fmap = feature_map(net, num_features=size, method=method)
-    fmap.plan(shape)
-    return fmap
 
 
 def _exact_kernel(net: stax.Layer, args: argparse.Namespace) -> tuple[Kernel, str]:
@@ -255,19 +214,8 @@ def _evaluate(
         scores.append(targets.score(predictions))
         drawn.append(phi[compared])
         regs = [reg]  # chosen once per map
-    # The same draws again: features in the place of parameters.
-    draws = iter(drawn)
-    again = types.SimpleNamespace(
-        get="ntk", init=lambda key, x: next(draws), apply=lambda phi, x: phi
-    )
-    comparison = validation.compare(
-        again,
-        lambda x1, x2, get: matrix,
-        data.x_train[compared],
-        key=keys[0],
-        num_seeds=len(keys),
-        reg=exact.reg,
-        label=method,
+    comparison = compare_drawn(
+        drawn, matrix, data.x_train[compared], reg=exact.reg, label=method
     )
     seconds /= len(keys)
     return Row(
@@ -282,13 +230,3 @@ def _evaluate(
             "fit": float(seconds[1]),
         },
     )
-
-
-def _some_rows(x: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The numbers of at most `count` rows, drawn without replacement."""
-    rows = np.random.default_rng(seed).permutation(len(x))[:count]
-    if np.all(x[rows] == x[rows[0]]):
-        raise arguments.UsageError(
-            "--data: the rows that kernels are compared on are all the same"
-        )
-    return rows

@@ -1,21 +1,23 @@
 """What the main job found: as a table, Markdown, JSON and a figure."""
 
 import dataclasses
-import io
 import json
-import platform
 from typing import Any
 
-import jax
-import numpy as np
-
-import jax_ntk_sketch
 from jax_ntk_sketch import stax, validation
-from jax_ntk_sketch.cli.report import markdown_table
+from jax_ntk_sketch.cli.report import (
+    describe_data,
+    draw_scores,
+    environment,
+    environment_text,
+    figure_png,
+    markdown_table,
+    new_figure,
+)
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.validation import Comparison, Estimate
 
-__all__ = ["Outcome", "Row", "describe_data"]
+__all__ = ["Outcome", "Row"]
 
 _KEYS = """\
 error: of the kernel matrix of {num_compare} training rows against the exact one,
@@ -115,7 +117,7 @@ class Outcome:
                     f"# The NTK of a fully connected network on {self.data.name}",
                     describe_data(self.data),
                     f"Network: `{self.net!r}`. Exact kernel: {self.kernel_source}. "
-                    f"{_environment_text()}",
+                    f"{environment_text()}",
                     self.table(),
                     f"{self.keys()} Always guessing the same gives "
                     f"{self.baseline:.4g}.",
@@ -162,63 +164,22 @@ class Outcome:
                 for row in self.rows
             ],
             "options": self.options,
-            "environment": _environment(),
+            "environment": environment(),
         }
         return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     def figure(self) -> bytes | None:
         """Error and score against `num_features` as a PNG; None without matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
+        figure = new_figure()
+        if figure is None:
             return None
-        figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         validation.plot_comparisons([row.comparison for row in self.rows], left)
-        for method in dict.fromkeys(row.method for row in self.rows):
-            line = [row for row in self.rows if row.method == method]
-            right.errorbar(
-                [row.num_features for row in line],
-                [row.score.mean for row in line],
-                yerr=[row.score.standard_error or 0.0 for row in line],
-                fmt="o-",
-                capsize=3,
-                label=method,
-            )
-        right.axhline(self.exact_score, color="black", ls="--", label="exact NTK")
-        right.set_xscale("log", base=2)
-        right.set_xlabel("num_features")
-        right.set_ylabel(f"test {self.metric}")
-        right.legend()
+        draw_scores(
+            right,
+            [(row.method, row.num_features, row.score) for row in self.rows],
+            self.metric,
+            ("exact NTK", self.exact_score),
+        )
         figure.suptitle(f"{self.data.name}, NTK of a fully connected network")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
-
-
-def describe_data(data: Dataset) -> str:
-    """A sentence on the data, and what was done to them."""
-    size = int(np.prod(data.x_train.shape[1:]))
-    notes = "".join(f"; {note}" for note in data.notes)
-    return (
-        f"Data: {data.name}, {data.task}, {len(data.x_train)} training and "
-        f"{len(data.x_test)} test rows of {size} numbers{notes}."
-    )
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "jax_ntk_sketch": jax_ntk_sketch.__version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def _environment_text() -> str:
-    env = _environment()
-    return (
-        f"jax_ntk_sketch {env['jax_ntk_sketch']}, JAX {env['jax']}, Python "
-        f"{env['python']}, device {env['device']}."
-    )
+        return figure_png(figure)

@@ -1,15 +1,33 @@
-"""Report folders, written so that a failure leaves the old report whole."""
+"""Reports: their parts, and folders of them that a failure leaves whole."""
 
+import io
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax_ntk_sketch.cli.arguments import UsageError
+import jax
+import numpy as np
 
-__all__ = ["check_folder", "markdown_table", "write_folder"]
+import jax_ntk_sketch
+from jax_ntk_sketch.cli.arguments import UsageError
+from jax_ntk_sketch.data import Dataset
+from jax_ntk_sketch.validation import Estimate
+
+__all__ = [
+    "check_folder",
+    "describe_data",
+    "draw_scores",
+    "environment",
+    "environment_text",
+    "figure_png",
+    "markdown_table",
+    "new_figure",
+    "write_folder",
+]
 
 
 def check_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -84,3 +102,78 @@ def markdown_table(header: list[str], rows: list[list[Any]]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
     return "\n".join(lines)
+
+
+def describe_data(data: Dataset) -> str:
+    """A sentence on the data, and what was done to them."""
+    size = int(np.prod(data.x_train.shape[1:]))
+    notes = "".join(f"; {note}" for note in data.notes)
+    return (
+        f"Data: {data.name}, {data.task}, {len(data.x_train)} training and "
+        f"{len(data.x_test)} test rows of {size} numbers{notes}."
+    )
+
+
+def environment() -> dict[str, str]:
+    return {
+        "jax_ntk_sketch": jax_ntk_sketch.__version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def environment_text() -> str:
+    env = environment()
+    return (
+        f"jax_ntk_sketch {env['jax_ntk_sketch']}, JAX {env['jax']}, Python "
+        f"{env['python']}, device {env['device']}."
+    )
+
+
+def new_figure() -> Any:
+    """A matplotlib figure for two plots; None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=(10, 4), layout="constrained")
+
+
+def draw_scores(
+    ax: Any,
+    points: Sequence[tuple[str, int, Estimate]],
+    metric: str,
+    reference: tuple[str, float],
+) -> None:
+    """Draws scores against `num_features`, a line per method, and a level to reach.
+
+    Args:
+      ax: matplotlib axes.
+      points: method, num_features and score of each feature map.
+      metric: what the score is.
+      reference: name and score of what is drawn as a horizontal line.
+    """
+    for method in dict.fromkeys(point[0] for point in points):
+        line = [point for point in points if point[0] == method]
+        ax.errorbar(
+            [size for _, size, _ in line],
+            [score.mean for *_, score in line],
+            yerr=[score.standard_error or 0.0 for *_, score in line],
+            fmt="o-",
+            capsize=3,
+            label=method,
+        )
+    ax.axhline(reference[1], color="black", ls="--", label=reference[0])
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("num_features")
+    ax.set_ylabel(f"test {metric}")
+    ax.legend()
+
+
+def figure_png(figure: Any) -> bytes:
+    """A matplotlib figure as the contents of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
