@@ -16,7 +16,10 @@ from jax_ntk_sketch.cli.arguments import HelpFormatter, OneLineParser, UsageErro
 __all__ = ["main"]
 
 _PROGRAM = "python -m jax_ntk_sketch"
-_COMMANDS = {"fc": "jax_ntk_sketch.cli.fully_connected"}
+_COMMANDS = {
+    "fc": "jax_ntk_sketch.cli.fully_connected",
+    "images": "jax_ntk_sketch.cli.images",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

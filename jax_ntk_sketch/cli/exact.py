@@ -10,8 +10,16 @@ import numpy as np
 
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.cli.ridge import Targets, fit_kernel
+from jax_ntk_sketch.progress import progress
 
-__all__ = ["ExactFit", "Kernel", "fit_exact", "kernel_bytes", "require_memory"]
+__all__ = [
+    "RELATIVE_REGS",
+    "ExactFit",
+    "Kernel",
+    "fit_exact",
+    "kernel_bytes",
+    "require_memory",
+]
 
 # Candidates for reg, relative to the mean of the kernel's diagonal.
 RELATIVE_REGS = tuple(10.0**power for power in range(-6, 1))
@@ -26,38 +34,56 @@ class Kernel:
 
     Args:
       function: `function(x1, x2) -> (n1, n2)`; None as `x2` means `x1` itself.
+      block: most rows per call; None for thousands.
     """
 
     function: Callable
+    block: int | None = None
     seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"compile": 0.0, "run": 0.0}
     )
 
-    def symmetric(self, x: np.ndarray) -> np.ndarray:
+    def symmetric(
+        self,
+        x: np.ndarray,
+        *,
+        announce: Callable[[float], None] | None = None,
+        show: bool | None = False,
+    ) -> np.ndarray:
         """The kernel of all pairs of rows, (n, n) float64 on the host.
 
         Blocks above the diagonal are mirrored. Those on it are asked for with
         `x2 = None`: single precision gets cosines of 1 right only then.
+
+        Args:
+          x: (n, ...).
+          announce: told, after the first of several blocks, how many seconds the
+            others will take.
+          show: whether a progress bar is shown; None for where somebody looks.
         """
-        blocks = _blocks(x)
+        blocks = self._blocks(x)
         size, n = len(blocks[0]), len(x)
         out = np.empty((len(blocks) * size,) * 2)
         diagonal = self._compile(lambda a: self.function(a, None), blocks[0])
         pair = None
         if len(blocks) > 1:
             pair = self._compile(self.function, blocks[0], blocks[1])
-        for i, a in enumerate(blocks):
+        places = [(i, j) for i in range(len(blocks)) for j in range(i + 1)]
+        for i, j in progress(places, "exact kernel, blocks", enabled=show):
             rows = slice(i * size, (i + 1) * size)
-            out[rows, rows] = self._run(diagonal, a)
-            for j in range(i):
+            if i == j:
+                out[rows, rows] = self._run(diagonal, blocks[i])
+            else:
                 columns = slice(j * size, (j + 1) * size)
-                out[rows, columns] = self._run(pair, a, blocks[j])
+                out[rows, columns] = self._run(pair, blocks[i], blocks[j])
                 out[columns, rows] = out[rows, columns].T
+            if announce and i == 0 and len(places) > 1:
+                announce(self.seconds["run"] * (len(places) - 1))
         return out[:n, :n]
 
     def cross(self, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
         """The kernel between two sets of rows, (n1, n2) float64 on the host."""
-        blocks1, blocks2 = _blocks(x1), _blocks(x2)
+        blocks1, blocks2 = self._blocks(x1), self._blocks(x2)
         compiled = self._compile(self.function, blocks1[0], blocks2[0])
         rows = [
             np.concatenate([self._run(compiled, a, b) for b in blocks2], axis=1)
@@ -76,6 +102,16 @@ class Kernel:
         out = np.asarray(compiled(*arrays), np.float64)
         self.seconds["run"] += time.perf_counter() - start
         return out
+
+    def _blocks(self, x: np.ndarray) -> list[np.ndarray]:
+        """Blocks of one size, so that one compiled function serves all of them.
+
+        The last is filled up with repeated rows.
+        """
+        count = -(-len(x) // (self.block or _BLOCK))
+        size = -(-len(x) // count)
+        rows = np.minimum(np.arange(count * size), len(x) - 1)
+        return list(x[rows].reshape(count, size, *x.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +173,3 @@ def require_memory(n: int) -> None:
             f"exact regression on {n} rows takes about {needed / 1e9:.1f} GB and this "
             f"machine has {memory / 1e9:.1f} GB; lower --num-train"
         )
-
-
-def _blocks(x: np.ndarray) -> list[np.ndarray]:
-    """Blocks of one size, so that one compiled function serves all of them.
-
-    The last is filled up with repeated rows.
-    """
-    count = -(-len(x) // _BLOCK)
-    size = -(-len(x) // count)
-    rows = np.minimum(np.arange(count * size), len(x) - 1)
-    return list(x[rows].reshape(count, size, -1))
