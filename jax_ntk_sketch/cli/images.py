@@ -27,7 +27,7 @@ from jax_ntk_sketch.cli.features import (
     some_rows,
 )
 from jax_ntk_sketch.cli.images_outcome import ImageRow, ImagesOutcome
-from jax_ntk_sketch.cli.memory import peak_resident
+from jax_ntk_sketch.cli.memory import PeakGrowth, peak_resident
 from jax_ntk_sketch.cli.pixels import add_preprocessing_arguments, preprocess
 from jax_ntk_sketch.cli.report import check_folder, describe_data, write_folder
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group,
         methods=["ntk_random_features"],
         among=f"among {', '.join(APPROXIMATIONS)}, auto, those that can do the network",
-        num_features=[512, 2048],
+        num_features=[512, 2048, 8192],
         scale="the features' mean squared norm",
     )
     group.add_argument(
@@ -119,7 +119,6 @@ def run(args: argparse.Namespace) -> None:
             size = choose_batch_size(fmap, shape, len(data.x_train), _max_bytes(args))
             print(f"\n{method}:\n{fmap.plan(shape, batch_size=size)}")
     print(f"\nExact kernel: {exact}.\n", flush=True)
-    before = peak_resident()
     targets = Targets.of(data, args.seed)
     with one_thread_if_small(max(len(data.x_train), *args.num_features)):
         pixels = _on_pixels(raw, targets, args.reg)
@@ -147,7 +146,6 @@ def run(args: argparse.Namespace) -> None:
         pixels=pixels,
         exact=exact,
         exact_seconds={} if kernel is None else kernel.seconds,
-        peak_before=before,
         rows=tuple(rows),
         options={k: v for k, v in vars(args).items() if k not in ("run", "command")},
     )
@@ -242,10 +240,11 @@ def _evaluate(
     """
     data = targets.data
     features = compile_features(fmap, data.x_train, max_bytes=_max_bytes(args))
+    growth = PeakGrowth()
     (phi, phi_test), seconds = features(
         keys[0], data.x_train, data.x_test, progress=_show(args)
     )
-    peak = peak_resident()
+    grown, peak = growth.bytes(), peak_resident()
     start = time.perf_counter()
     predictions, reg = fit_features(phi, phi_test, targets, _regs(phi, args.reg))
     row = ImageRow(
@@ -253,6 +252,8 @@ def _evaluate(
         num_features=fmap.num_features,
         batch_size=features.batch_size,
         planned_bytes=_planned_bytes(features, data),
+        feature_bytes=phi.nbytes + phi_test.nbytes,
+        grown_bytes=grown,
         peak_bytes=peak,
         num_images=len(phi) + len(phi_test),
         accuracy=targets.score(predictions),

@@ -23,11 +23,12 @@ __all__ = ["ImageRow", "ImagesOutcome"]
 _KEYS = """\
 accuracy: on the test images, of ridge regression whose penalty was chosen on held-out
 training images; pixels: the same on the pixels, before any preprocessing, and a
-constant. images/s: of all training and test images, compiled. plan MiB: the most that a
-batch and the parameters take by the plan, in batches of the size beside it; peak MiB:
-the most that was resident in the whole process until then ({before} before the first
-map: Python, JAX, data, preprocessing). compile: with a first draw and a first batch;
-fit: choosing the penalty and solving."""
+constant. images/s: of all training and test images, compiled. batch: images at a time.
+Memory in MiB: plan, what a batch and the parameters take by the plan; kept, the
+features of all images; grown, by how much the process's resident memory rose at its
+peak while it featurised, compiled: plan + kept or less, and some tens for the runtime;
+peak, all that was resident then, with Python, JAX, compiled code and data. compile:
+with a first draw and a first batch; fit: choosing the penalty and solving."""
 
 _ERRORS = """\
 error: of the kernel matrix of {num} training images against the exact one, relative
@@ -42,7 +43,9 @@ class ImageRow:
     Attributes:
       batch_size: images per call.
       planned_bytes: of a batch and the parameters.
-      peak_bytes: the process's peak until then; None where unknown.
+      feature_bytes: of the features of all images.
+      grown_bytes: how much resident memory rose at its peak; None where unknown.
+      peak_bytes: all that was resident at the peak; None where unknown.
       num_images: featurised in `seconds["features"]`.
       accuracy: on the test images.
       reg: the penalty.
@@ -54,12 +57,24 @@ class ImageRow:
     num_features: int
     batch_size: int
     planned_bytes: int
+    feature_bytes: int
+    grown_bytes: int | None
     peak_bytes: int | None
     num_images: int
     accuracy: float
     reg: float
     seconds: dict[str, float]
     comparison: Comparison | None = None
+
+    @property
+    def memory(self) -> tuple[int | None, ...]:
+        """Bytes: planned, of the features, grown, at the peak."""
+        return (
+            self.planned_bytes,
+            self.feature_bytes,
+            self.grown_bytes,
+            self.peak_bytes,
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -77,7 +92,6 @@ class ImagesOutcome:
       pixels: accuracy, penalty and seconds of ridge regression on the pixels.
       exact: what the exact kernel is, or why there is none.
       exact_seconds: "compile" and "run"; empty without it.
-      peak_before: the process's peak before the first feature map.
     """
 
     data: Dataset
@@ -87,14 +101,14 @@ class ImagesOutcome:
     pixels: dict[str, float]
     exact: str
     exact_seconds: dict[str, float]
-    peak_before: int | None
     rows: tuple[ImageRow, ...]
     options: dict[str, Any]
 
     def table(self) -> str:
         """A Markdown table, the pixels first."""
         header = ["method", "num_features", "error", "centred", "accuracy", "images/s"]
-        header += ["batch", "plan MiB", "peak MiB", "compile s", "features s", "fit s"]
+        header += ["batch", "plan", "kept", "grown", "peak"]
+        header += ["compile s", "features s", "fit s"]
         lines: list[list[Any]] = [
             [
                 "pixels",
@@ -103,7 +117,7 @@ class ImagesOutcome:
                 "",
                 f"{self.pixels['accuracy']:.4f}",
             ]
-            + [""] * 6
+            + [""] * 8
             + [f"{self.pixels['seconds']:.2f}"]
         ]
         for row in self.rows:
@@ -112,8 +126,8 @@ class ImagesOutcome:
                 [row.method, row.num_features]
                 + ([errors.relative, errors.centred] if errors else ["", ""])
                 + [f"{row.accuracy:.4f}", f"{row.images_per_second:.0f}"]
-                + [row.batch_size, mebibytes(row.planned_bytes)]
-                + [mebibytes(row.peak_bytes)]
+                + [row.batch_size]
+                + [mebibytes(count) for count in row.memory]
                 + [f"{row.seconds[key]:.2f}" for key in ("compile", "features", "fit")]
             )
         return markdown_table(header, lines)
@@ -125,8 +139,7 @@ class ImagesOutcome:
         if compared:
             num, seeds = compared[0].num_examples, compared[0].num_seeds
             errors = _ERRORS.format(num=num, seeds=seeds)
-        before = f"{mebibytes(self.peak_before)} MiB"
-        return errors + _KEYS.format(before=before)
+        return errors + _KEYS
 
     def files(self) -> dict[str, bytes | str | None]:
         """The files of the report: name to contents; None where there is none."""
@@ -179,7 +192,6 @@ class ImagesOutcome:
             "chance": self.chance,
             "pixels": self.pixels,
             "exact": {"kernel": self.exact, "seconds": self.exact_seconds},
-            "peak_bytes_before": self.peak_before,
             "rows": rows,
             "options": self.options,
             "environment": environment(),
