@@ -3,15 +3,24 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from references import (
+    cosines,
+    kappa0,
+    kappa1,
+    network_kernels,
+    one_pass_kernel,
+    sketch_kernels,
+    window_matrices,
+)
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import kernels, methods, random_features, sketch, stax
-from jax_ntk_sketch.rules.one_pass import zonal_kernel
+from jax_ntk_sketch import methods, random_features, sketch, stax
 
 DIM = 6
 ROOT2 = 2**0.5
@@ -48,15 +57,29 @@ class Case:
         return self.name
 
 
+def shape_of(record: Any) -> tuple[int, ...]:
+    """The shape of one example: flat, or the same DIM numbers as an image."""
+    if isinstance(record, sketch.PatchSRHT):
+        return PATCH_SHAPES[record.window]
+    return SHAPES.get(getattr(record, "net", None), (DIM,))
+
+
 def init(record: Any, key: jax.Array) -> Any:
-    return record.init(key, *([(DIM,)] if isinstance(record, jns.FeatureMap) else []))
+    shape = [shape_of(record)] if isinstance(record, jns.FeatureMap) else []
+    return record.init(key, *shape)
 
 
 def apply(record: Any, params: Any, x: Any) -> Any:
-    """Features of x (n, DIM); TensorSRHT takes two parts of it."""
+    """Features of x (n, DIM); TensorSRHT takes two parts of it, others images."""
     if isinstance(record, sketch.TensorSRHT):
         return record.apply(params, x[..., :2], x[..., 2:])
-    return record.apply(params, x)
+    shape = shape_of(record)
+    if len(shape) > 1:
+        x = x.reshape(*x.shape[:-1], *shape)
+    out = record.apply(params, x)
+    if isinstance(record, sketch.PatchSRHT):  # all positions as one vector
+        out = out.reshape(*x.shape[: -len(shape)], -1)
+    return out
 
 
 def features(record: Any, key: jax.Array, x: Any) -> list[jax.Array]:
@@ -78,66 +101,6 @@ def quick_compilation():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", old)
-
-
-# Exact kernels, in NumPy and float64; they share nothing with the package.
-
-
-def kappa0(alpha):
-    return (np.pi - np.arccos(np.clip(alpha, -1, 1))) / np.pi
-
-
-def kappa1(alpha):
-    alpha = np.clip(alpha, -1, 1)
-    return np.sqrt(1 - alpha**2) / np.pi + alpha * kappa0(alpha)
-
-
-def cosines(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Products of norms, and cosines (1 on the diagonal, 0 for zero vectors)."""
-    norms = np.sqrt(np.diagonal(k))
-    product = np.outer(norms, norms)
-    alpha = np.divide(k, product, out=np.zeros_like(k), where=product > 0)
-    np.fill_diagonal(alpha, (norms > 0).astype(float))
-    return product, alpha
-
-
-def network_kernels(net, x, kappa0=kappa0, kappa1=kappa1) -> dict[str, np.ndarray]:
-    """NNGP and NTK of a network, or of one whose kappas are polynomials."""
-    x = np.asarray(x, np.float64)
-    nngp = x @ x.T / x.shape[1]
-    ntk = np.zeros_like(nngp)
-    for layer in stax.walk(net):
-        if isinstance(layer, stax.Dense):
-            nngp = layer.W_std**2 * nngp + (layer.b_std or 0) ** 2
-            ntk = layer.W_std**2 * ntk + nngp
-        elif isinstance(layer, stax.Relu):
-            product, alpha = cosines(nngp)
-            nngp = product * kappa1(alpha) / 2
-            ntk = ntk * kappa0(alpha) / 2
-    return {"nngp": nngp, "ntk": ntk}
-
-
-def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
-    """What "ntk_sketch" estimates: for one hidden layer its mean is exactly this."""
-    kappas = []
-    for fit, taylor, degree in (
-        (kernels.fit_kappa0, kernels.kappa0_coefficients, method.kappa0_degree),
-        (kernels.fit_kappa1, kernels.kappa1_coefficients, method.kappa1_degree),
-    ):
-        if method.coefficients == "fit":
-            c = fit(degree, low=-1.0).coefficients
-        else:
-            c = taylor(degree)
-        kappas.append(np.polynomial.Polynomial(np.array(c)))
-    return network_kernels(net, x, *kappas)
-
-
-def one_pass_kernel(net, method: methods.OnePass, kind: str, x) -> np.ndarray:
-    """What "one_pass" estimates: the kernel with the polynomial in place of f."""
-    kernel = zonal_kernel(net, kind == "ntk", method)
-    product, alpha = cosines(network_kernels(kernel.prefix, x)["nngp"])
-    f = np.polynomial.Polynomial(kernel.coefficients)
-    return product * f(alpha) + kernel.constant
 
 
 # Sketches.
@@ -253,6 +216,47 @@ def _sketches() -> list[Case]:
     return cases
 
 
+def _patches() -> list[Case]:
+    cases = []
+    for name, (window, channels, output_dim, bias) in _PATCHES.items():
+        record = sketch.PatchSRHT(window, channels, output_dim, bias)
+        positions = math.prod(window.output_shape(PATCH_SHAPES[window][:-1]))
+        cases.append(
+            Case(
+                name,
+                record,
+                (positions * output_dim,),
+                functools.partial(patch_kernel, record),
+                dataclasses.replace(record, output_dim=10**6),
+                zero=not bias,
+            )
+        )
+    return cases
+
+
+LINE = sketch.Window((4,), padding="SAME")
+PLANE = sketch.Window((2, 3), (1, 2), "CIRCULAR")
+VOLUME = sketch.Window((3, 1, 3), None, "SAME", (2, 1, 1))
+PATCH_SHAPES = {LINE: (3, 2), PLANE: (2, 3, 1), VOLUME: (3, 1, 2, 1)}
+_PATCHES = {
+    "PatchSRHT-1": (LINE, 2, 5, 0.0),
+    "PatchSRHT-2-bias": (PLANE, 1, 5, 0.7),
+    "PatchSRHT-3": (VOLUME, 1, 5, 0.0),
+    "PatchSRHT-whole": (LINE, 2, 11, 0.5),
+}
+
+
+def patch_kernel(record, x):
+    """Summed over the positions."""
+    shape, window = shape_of(record), record.window
+    m = window_matrices(
+        window.shape, window.strides, window.padding, shape[:-1], window.dilation
+    )
+    pixels = x.reshape(len(x), -1, shape[-1])
+    patches = np.einsum("o...p,npc->n...oc", m, pixels).reshape(len(x), -1)
+    return [inner(patches) + math.prod(m.shape[1:-1]) * record.bias**2]
+
+
 def _powers_of(x, sizes):
     return [inner(x) ** j if m else 0 * inner(x) for j, m in enumerate(sizes)]
 
@@ -352,7 +356,20 @@ DEEP = stax.serial(
 )  # fmt: skip
 DEEP_BIASED = stax.serial(*[stax.Dense(4, 1.2, 0.3), stax.Relu()] * 2, stax.Dense(1))
 LINEAR = stax.serial(stax.Dense(4, 1.3, 0.2), stax.Identity(), stax.Dense(1, 0.7))
+# Signals with channels first, and images.
+SIGNAL = stax.serial(
+    stax.Conv(4, (2,), None, "CIRCULAR", 1.2, 0.3, ("NCW", "OIW", "NCW")),
+    stax.Relu(), stax.Flatten(), stax.Dense(1, 1.1),
+)  # fmt: skip
+IMAGE = stax.serial(
+    stax.Conv(4, (2, 2), None, "SAME", ROOT2), stax.Relu(), stax.AvgPool((1, 2)),
+    stax.Conv(4, (2, 1), None, "SAME", ROOT2), stax.Relu(), stax.GlobalAvgPool(),
+    stax.Dense(1, 0.9),
+)  # fmt: skip
+SHAPES: dict[stax.Layer, tuple[int, ...]] = {SIGNAL: (2, 3), IMAGE: (2, 3, 1)}
 NETS = {
+    "signal": SIGNAL,
+    "image": IMAGE,
     "shallow": SHALLOW,
     "biased": BIASED,
     "headless": HEADLESS,
@@ -391,11 +408,22 @@ _MAPS: dict[str, tuple] = {
     "linear": ("linear", FIT_PASS, BOTH, 29, True),
     "linear-compressed": ("linear", FIT_PASS, "ntk", 9, True),
 }
+_CONVOLUTIONS: dict[str, tuple] = {
+    "exact-signal": ("signal", methods.Exact(), "nngp", (5 * 3 * 3,), False),
+    "exact-image": ("image", methods.Exact(), BOTH, (20, 40), False),
+    "rf-signal": ("signal", RF(directions="gaussian"), BOTH, 70, True),
+    "rf-image": ("image", RF(), "ntk", 41, False),
+    "sketch-signal": ("signal", FIT_SKETCH, BOTH, 76, True),
+    "sketch-image": ("image", FIT_SKETCH, "ntk", 41, False),
+}
 
 
 def map_kernels(fmap: jns.FeatureMap, x) -> list[np.ndarray]:
     """The exact means of the features' Gram matrices, in the order of the leaves."""
     kinds = [fmap.get] if isinstance(fmap.get, str) else fmap.get
+    x = x.reshape(-1, *shape_of(fmap))
+    if fmap.net is SIGNAL:
+        x = np.moveaxis(x, 1, -1)
     hidden = any(isinstance(layer, stax.Relu) for layer in stax.walk(fmap.net))
     if isinstance(fmap.method, methods.OnePass) and hidden:
         return [one_pass_kernel(fmap.net, fmap.method, kind, x) for kind in kinds]
@@ -406,9 +434,9 @@ def map_kernels(fmap: jns.FeatureMap, x) -> list[np.ndarray]:
     return [both[kind] for kind in kinds]
 
 
-def _feature_maps() -> list[Case]:
+def _feature_maps(maps: dict[str, tuple]) -> list[Case]:
     cases = []
-    for name, (net, method, get, num, known) in _MAPS.items():
+    for name, (net, method, get, num, known) in maps.items():
         net, kinds = NETS[net], (get,) if isinstance(get, str) else get
         columns = num if isinstance(num, tuple) else (num,) * len(kinds)
         fmap = jns.feature_map(net, num_features=columns[0], get=get, method=method)
@@ -427,6 +455,8 @@ def _feature_maps() -> list[Case]:
 
 
 SKETCHES = _sketches()
+PATCHES = _patches()
 RANDOM_FEATURES = _random_features()
-FEATURE_MAPS = _feature_maps()
-ALL = SKETCHES + RANDOM_FEATURES + FEATURE_MAPS
+FEATURE_MAPS = _feature_maps(_MAPS)
+CONVOLUTIONS = _feature_maps(_CONVOLUTIONS)
+ALL = SKETCHES + PATCHES + RANDOM_FEATURES + FEATURE_MAPS + CONVOLUTIONS
