@@ -18,6 +18,10 @@ __all__ = ["choose_batch_size", "transform"]
 _LARGEST = {"cpu": 128}
 _LARGEST_ELSEWHERE = 1024
 
+# On a CPU, what may be alive at a time: measured on convolutional features, 1 to 2
+# images of 9 MB each are 2 to 5 times faster than 64.
+_CACHED_BYTES = 2**24
+
 
 def transform(
     fmap: FeatureMap,
@@ -41,7 +45,8 @@ def transform(
         length whose slices NumPy can read (an HDF5 data set, a list of arrays).
         Real; integers and booleans (uint8 images) are converted to the default float
         batch by batch, as they are.
-      batch_size: examples per call, >= 1. By default the largest power of two, at
+      batch_size: examples per call, >= 1; on a CPU, fewer of them are worked on at a
+        time where caches want it. By default the largest power of two, at
         most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`.
       max_bytes: the most that a batch and the parameters may take by
         `fmap.plan(shape, batch_size=...).peak_bytes`; 256 MiB by default. Unused where
@@ -122,7 +127,17 @@ def transform(
 # At the level of the module, so that all calls share its compiled functions.
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(fmap: FeatureMap, params: Any, x: jax.Array) -> Any:
-    return fmap.apply(params, x)
+    return fmap.apply(params, x, batch_size=_in_caches(fmap, x.shape))
+
+
+def _in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
+    """Examples of a batch to work on at a time: on a CPU what its caches hold."""
+    size, examples = shape[0], shape[1:]
+    if jax.default_backend() != "cpu":
+        return size
+    floats = fmap.plan(examples, batch_size=1).batch_floats
+    most = max(1, _CACHED_BYTES // (4 * floats))
+    return min(size, 1 << (most.bit_length() - 1))
 
 
 def choose_batch_size(

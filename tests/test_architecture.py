@@ -26,6 +26,7 @@ ALLOWED = {
     "random_features": {"sketch", "kernels"},
     "rules": {"stax", "methods", "kernels", "sketch", "random_features"},
     "feature_map": {"stax", "methods", "plan", "rules", "sketch"},
+    "transform": {"feature_map", "methods", "progress", "sketch"},
     "linear_model": {"progress"},
     "validation": {"linear_model"},
     "interop": {"stax"},
