@@ -5,14 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jax_ntk_sketch import stax
+from jax_ntk_sketch import recipes, stax
 
+FIRST = ("NCHW", "OIHW", "NCHW")
 NETS = [
     stax.serial(),
     stax.Identity(),
     stax.Dense(3),
     stax.serial(stax.Dense(512, W_std=2**0.5, b_std=0.1), stax.Relu(), stax.Dense(1)),
     stax.serial(stax.serial(stax.Dense(7, 0.0, 0.0)), stax.Identity(), stax.Relu()),
+    stax.Conv(3, (2,)),
+    stax.Conv(3, (3, 2), (1, 2), "SAME", 2**0.5, 0.1, FIRST, (2, 1)),
+    stax.AvgPool((2, 2), (2, 2), "SAME", normalize_edges=True, channel_axis=1),
+    stax.serial(stax.SumPool((2, 3, 1), padding="CIRCULAR"), stax.Flatten()),
+    stax.serial(stax.LayerNorm(1, eps=1e-3), stax.GlobalAvgPool(1)),
+    stax.serial(stax.LayerNorm(), stax.GlobalSumPool()),
+    recipes.myrtle(7, b_std=0.1),
 ]
 
 
@@ -49,9 +57,100 @@ def test_walk_opens_serial_up():
     ]
 
 
+def test_sequences_are_tuples():
+    conv = stax.Conv(1, [np.int64(3), 2], np.array([1, 2]), dimension_numbers=[*FIRST])
+    assert conv == stax.Conv(1, (3, 2), (1, 2), dimension_numbers=FIRST)
+    assert hash(conv) == hash(stax.from_json(stax.to_json(conv)))
+    assert [type(v) for v in (*conv.filter_shape, *conv.strides)] == [int] * 4
+    assert stax.AvgPool([2], [2]) == stax.AvgPool((2,), (2,))
+
+
+@pytest.mark.parametrize("depth, convolutions", [(5, 4), (7, 6), (10, 9)])
+def test_recipes(depth, convolutions):
+    """Myrtle: as many convolutions, one Dense layer, two pools between them."""
+    layers = list(stax.walk(recipes.myrtle(depth)))
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds.count("Conv") == kinds.count("Relu") == convolutions
+    assert kinds.count("AvgPool") == 2 and kinds[-2:] == ["GlobalAvgPool", "Dense"]
+    assert recipes.cntk(3, pool=False) == stax.serial(
+        *[stax.Conv(512, (3, 3), None, "SAME", 2**0.5), stax.Relu()] * 3,
+        stax.GlobalAvgPool(),
+        stax.Dense(10, 2**0.5),
+    )
+
+
+def test_channel_axes():
+    assert stax.Conv(1, (2, 2)).channel_axis == -1
+    assert stax.Conv(1, (2, 2), dimension_numbers=FIRST).channel_axis == 1
+    last = ("NXYC", "XYIO", "NXYC")
+    assert stax.Conv(1, (2, 2), dimension_numbers=last).channel_axis == 3
+
+
+def conv(*args, **kwargs):
+    return lambda: stax.Conv(1, *args, **kwargs)
+
+
+SEQUENCE = "must be a sequence with an integer for each spatial axis"
+LETTERS = "dimension_numbers must be three strings of 4 letters"
+LAYOUT = "dimension_numbers must have the batch first, channels second or last"
+
+
 @pytest.mark.parametrize(
     "build, error, match",
     [
+        (conv(3), TypeError, f"Conv: filter_shape {SEQUENCE}"),
+        (conv("33"), TypeError, f"Conv: filter_shape {SEQUENCE}"),
+        (conv(()), ValueError, "filter_shape must name at least one spatial axis"),
+        (conv((0, 3)), ValueError, "filter_shape must be a positive integer, got 0"),
+        (conv((3.0, 3)), TypeError, "filter_shape must be an integer, got 3.0"),
+        (conv((3, 3), (0, 1)), ValueError, "strides must be a positive integer, got 0"),
+        (conv((3, 3), 2), TypeError, f"Conv: strides {SEQUENCE}"),
+        (conv((3, 3), (1,)), ValueError, "strides must have 2 entries as filter_shape"),
+        (conv((3,), dilation=(0,)), ValueError, "dilation must be a positive integer"),
+        (conv((3,), dilation=(1, 1)), ValueError, "dilation must have 1 entries"),
+        (conv((3,), padding="same"), ValueError, "one of 'VALID', 'SAME', 'CIRCULAR'"),
+        (conv((3,), W_std=-1.0), ValueError, "Conv: W_std must be finite and >= 0"),
+        (conv((3,), b_std="1"), TypeError, "Conv: b_std must be a number"),
+        (lambda: stax.Conv(0, (3,)), ValueError, "out_chan must be a positive integer"),
+        *[
+            (conv((3, 3), dimension_numbers=numbers), ValueError, match)
+            for numbers, match in {
+                "NHWC": LETTERS,
+                ("NHWC", "HWIO"): LETTERS,
+                ("NHC", "HIO", "NHC"): LETTERS,
+                ("NHWC", "HWIO", "NCHW"): LAYOUT,
+                ("CNHW", "OIHW", "CNHW"): LAYOUT,
+                ("NHCW", "HWIO", "NHCW"): LAYOUT,
+                ("NHWC", "WHIO", "NHWC"): LAYOUT,
+                ("NHHC", "HHIO", "NHHC"): LAYOUT,
+            }.items()
+        ],
+        (
+            lambda: stax.AvgPool((2, 2), (1, -1)),
+            ValueError,
+            "AvgPool: strides must be a positive integer, got -1",
+        ),
+        (lambda: stax.SumPool(2), TypeError, f"SumPool: window_shape {SEQUENCE}"),
+        (
+            lambda: stax.SumPool((2,), padding="REFLECT"),
+            ValueError,
+            "SumPool: padding must be one of .* got 'REFLECT'",
+        ),
+        (
+            lambda: stax.AvgPool((2,), normalize_edges=1),
+            TypeError,
+            "normalize_edges must be a bool",
+        ),
+        (
+            lambda: stax.GlobalAvgPool(0),
+            ValueError,
+            "GlobalAvgPool: channel_axis must not be 0, the batch axis",
+        ),
+        (lambda: stax.GlobalSumPool(True), TypeError, "channel_axis must be one int"),
+        (lambda: stax.LayerNorm((1, 2)), TypeError, "axis must be one integer"),
+        (lambda: stax.LayerNorm(eps=0), ValueError, "eps must be positive"),
+        (lambda: recipes.myrtle(6), ValueError, "depth must be 5, 7 or 10, got 6"),
+        (lambda: recipes.cntk(0), ValueError, "depth must be a positive integer"),
         (lambda: stax.Dense(0), ValueError, "out_dim must be a positive integer"),
         (lambda: stax.Dense(True), ValueError, "out_dim must be a positive integer"),
         (lambda: stax.Dense(2.5), TypeError, "out_dim must be an integer"),
