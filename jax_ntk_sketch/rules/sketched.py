@@ -18,7 +18,7 @@ from jax_ntk_sketch.rules.stage import (
     normalised,
     safe_sqrt,
 )
-from jax_ntk_sketch.sketch import PolySketch, TensorSRHT
+from jax_ntk_sketch.sketch import PolySketch, TensorSRHT, next_power_of_two
 
 __all__ = ["noise_weights"]
 
@@ -45,8 +45,9 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
         np.pad(b, (0, max(0, degree + 1 - len(b)))),
     )
 
-    # Columns: kappa1's one constant and sizes[j] of power j; kappa0's are not part of
-    # the output and take as many as kappa1's and the product's together.
+    # Columns: kappa1's one constant and sizes[j] of power j. kappa0's are not part of
+    # the output; its powers from 2 on weigh so little that a quarter of the width is
+    # enough for them, and what the Hadamard transform would pad with is used too.
     first = context.width // 2 if context.ntk else context.width
     sizes = np.array(allocate(noise_weights(c)[1:], max(first - 1, 0)))
     sizes[0] = min(sizes[0], a)
@@ -56,7 +57,8 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
     if context.ntk:
         weights = noise_weights(b)[1:]
         weights[0] = 0  # the linear part of kappa0 is the features themselves
-        inner = np.array(allocate(weights, context.width))
+        padded = next_power_of_two(1 + a + context.width // 4)
+        inner = np.array(allocate(weights, padded - 1 - a))
     dims = tuple(int(max(s, i)) for s, i in zip(sizes, inner, strict=True))
     poly = PolySketch(a, degree, dims, inner_width(context.width), method.leaf)
     dotted = 1 + a + int(inner.sum())
