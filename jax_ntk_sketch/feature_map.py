@@ -175,6 +175,15 @@ class FeatureMap:
         return Plan(tuple(rows), repr(self.method), shape, width, batch, count)
 
     def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:
+        # What init was told comes first: it is where most mistakes are.
+        sizes = jnp.shape(params["sizes"]) if "sizes" in params else (0, *shape, 0)
+        if sizes[1:-1] != shape:
+            hint = "; use x[None] for one example" if shape == sizes[2:-1] else ""
+            raise ValueError(
+                "FeatureMap.apply: params do not belong to this map of inputs (n, "
+                f"{', '.join(map(str, shape))}): as init was told, x must have shape "
+                f"(n, {', '.join(map(str, sizes[1:-1]))}){hint}"
+            )
         wanted = _param_shapes(self, shape)
         given = jax.tree.map(jnp.shape, params)
         if given != wanted:

@@ -138,7 +138,6 @@ def test_batches_and_single_images_give_the_same_features(method):
     contract.assert_close(run(params, x[2:3]), whole[2:3])
 
 
-@pytest.mark.xfail(strict=True, reason="Flatten: norm2.reshape(0, -1) is ambiguous")
 def test_no_image_at_all():
     fmap, params = prepared("ntk_random_features")
     out = jax.eval_shape(fmap.apply, params, normal(0, 4, 6, 3))

@@ -130,10 +130,9 @@ def test_bad_examples_and_parameters_are_named():
             fmap.init(KEY, example)
     with pytest.raises(ValueError, match=r"use x\[None\] for one example"):
         fmap.apply(params, X[0])
-    with pytest.raises(ValueError, match=r"still has spatial axes.*begin with"):
-        fmap.apply(params, X[None])
-    with pytest.raises(ValueError, match="params do not belong to this map"):
-        fmap.apply(params, X[:, :5])
+    for bad in (X[None], X[:, :5]):
+        with pytest.raises(ValueError, match="params do not belong to this map"):
+            fmap.apply(params, bad)
     other = jns.feature_map(NET, num_features=65)
     with pytest.raises(ValueError, match="params do not belong to this map"):
         other.apply(params, X)

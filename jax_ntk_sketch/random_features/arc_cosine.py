@@ -57,8 +57,8 @@ class StepFeatures:
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
         """Features of `x` `(..., d)`: `(..., m)`; their derivative is 0."""
-        nonzero = jnp.any(jnp.asarray(x) != 0, axis=-1)
-        return self.activate(self._directions.apply(params, x), nonzero)
+        projections = self._directions.apply(params, x)  # checks x
+        return self.activate(projections, jnp.any(jnp.asarray(x) != 0, axis=-1))
 
     def activate(self, projections: jax.Array, nonzero: jax.Array) -> jax.Array:
         """Features from w · x `(..., m)` and whether x is not zero `(...)`."""

@@ -65,7 +65,8 @@ def factor(k: jax.Array) -> jax.Array:
     # Of fixed length: only then can the loop be differentiated in reverse.
     start = (jnp.zeros_like(k), jnp.diagonal(k))
     columns, _ = jax.lax.fori_loop(0, n, step, start)
-    return columns
+    # With a NaN in k nothing is above the floor.
+    return jnp.where(jnp.isnan(floor), jnp.nan, columns)
 
 
 def _gram(features: jax.Array) -> jax.Array:

@@ -61,6 +61,12 @@ def zonal_kernel(net: stax.Layer, ntk: bool, method: OnePass) -> ZonalKernel | N
     relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
     if not relus:
         return None
+    for layer in layers[relus[0] :]:
+        if isinstance(layer, stax.Flatten):
+            raise ValueError(
+                'method "one_pass" is for flat examples: begin with Flatten, or use '
+                'method="ntk_random_features" or "ntk_sketch"'
+            )
     prefix, block = layers[: relus[0]], layers[relus[0] : relus[-1] + 1]
     dense = [layer for layer in prefix if isinstance(layer, stax.Dense)]
     for layer in [*dense[1:], *block] if ntk else block:

@@ -68,7 +68,9 @@ def stages(
             f"num_features must be at least {math.ceil(least / oversample)} for this "
             f"network with {method}, got {num_features}"
         )
-    low, high = 1, budget + 1  # widest that fits, narrowest that need not
+    # Widest that fits, narrowest that need not: without a Dense at the end the NTK is
+    # only a part of a nonlinear layer's columns.
+    low, high = 1, 2 * budget + 1
     while high - low > 1:
         middle = (low + high) // 2
         fits = _columns(build(middle), kind) <= budget

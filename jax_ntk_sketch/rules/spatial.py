@@ -131,9 +131,9 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
             x = getattr(f, kind) * jnp.asarray(scale, f.nngp.dtype)
             if kind in sketches:
                 x = sketches[kind].apply(params[kind], x)
-            return x.reshape(x.shape[0], -1)
+            return x.reshape(x.shape[0], columns(kind))
 
-        norm2 = f.norm2.reshape(len(f.norm2), -1).mean(axis=1)
+        norm2 = f.norm2.mean(axis=tuple(range(1, f.norm2.ndim)))
         return Features(flat("nngp"), flat("ntk"), norm2)
 
     flops = spec.floats() + sum(s.flops for s in sketches.values())

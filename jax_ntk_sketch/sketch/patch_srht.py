@@ -177,17 +177,19 @@ class _Round:
         x = window.padded(pad_to(x, wide))
         signs = signs.astype(x.dtype)
         together = max(1, self.dim // wide)
-        roll = min(_ROLL, wide)
+        # Layers of shifts that fall on each other, each moved along the channels: by
+        # slices of a copy that wraps around.
+        layers = next_power_of_two(-(-self.shifts // together))
+        roll = max(1, min(_ROLL, wide // layers))
         steps = wide // roll
-        # Moved along the channels by slices of a copy that wraps around.
-        most = min(self.shifts, steps) - 1
+        most = min(layers, steps) - 1
         x = jnp.concatenate([x, x[..., : most * roll]], axis=-1) if most else x
         total: Any = 0
         for start in range(0, self.shifts, together):
             parts = []
             for k in range(start, min(start + together, self.shifts)):
                 shifted = window.shift(x, window.offsets[k], out)
-                begin = k % steps * roll
+                begin = k // together % steps * roll
                 parts.append(shifted[..., begin : begin + wide] * signs[k])
             piece = parts[0]
             if together > 1:
