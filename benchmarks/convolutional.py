@@ -232,7 +232,9 @@ import jax_ntk_sketch as jns
 sys.path.insert(0, {folder!r})
 import convolutional
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-def now(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def now():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize()
 fmap = jns.feature_map(convolutional.NET, num_features=1024,
                        method=convolutional.METHODS[{method!r}])
 params = fmap.init(jax.random.key(0), (32, 32, 3))

@@ -161,7 +161,7 @@ def test_images_of_another_size_are_refused(method):
             fmap.apply(params, x)
     # An image without batch axis, and flat ones.
     for x in (X[0], X.reshape(3, -1)):
-        with pytest.raises(ValueError, match="spatial axes"):
+        with pytest.raises(ValueError, match="as init was told, x must have shape"):
             fmap.apply(params, x)
     for example in ((), (4, 5, 0), X[0, 0, 0]):
         with pytest.raises(ValueError, match="example must be the shape of one exam"):
