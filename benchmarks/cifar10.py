@@ -42,7 +42,7 @@ METHODS = {
 }
 
 # Penalties, relative to the mean of the kernel's diagonal and per example.
-REGS = tuple(10.0**k for k in range(-7, 0))
+REGS = tuple(10.0**k for k in range(-9, 0))
 FC_DEPTH = 3
 
 
