@@ -41,10 +41,15 @@ def test_most_modules_have_examples():
 
 def test_readme():
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.S | re.M)
-    assert blocks
-    namespace: dict = {}
+    results: list[dict] = []
     for block in blocks:
-        exec(compile(block, str(README), "exec"), namespace)
-    phi, x = namespace["phi"], namespace["x"]
-    exact = namespace["kernel_fn"](x, None, "ntk")
+        results.append({})
+        exec(compile(block, str(README), "exec"), results[-1])
+    vectors, images = results
+    phi, x = vectors["phi"], vectors["x"]
+    exact = vectors["kernel_fn"](x, None, "ntk")
     assert jns.validation.relative_error(exact, phi @ phi.T) < 0.1
+    digits = images["digits"]
+    phi = jns.transform(images["fmap"], images["params"], digits.x_test)
+    right = images["model"].predict_class(phi) == digits.y_test
+    assert np.mean(np.asarray(right)) > 0.9
