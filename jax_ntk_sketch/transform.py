@@ -97,6 +97,8 @@ def transform(
             "transform: x must hold n examples, (n, d) or (n, *spatial, c); its first "
             f"slice x[:1] has shape {first.shape}"
         )
+    if first.dtype != bool and not jnp.issubdtype(first.dtype, jnp.number):
+        raise TypeError(f"transform: x must hold numbers, got dtype {first.dtype}")
     if batch_size is None:
         check_size("transform", "max_bytes", max_bytes)
         batch_size = choose_batch_size(fmap, first.shape[1:], len(x), max_bytes)
