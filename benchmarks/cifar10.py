@@ -87,26 +87,21 @@ def codes(labels: np.ndarray) -> np.ndarray:
     return np.eye(10)[labels] - 0.1
 
 
-class Fit:
-    """Ridge from a matrix A = K or Φ'Φ that is factored once per penalty."""
+def equations(
+    train: np.ndarray, y: np.ndarray, is_kernel: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and right side of ridge regression without its penalty."""
+    if is_kernel:
+        return train, y
+    return gram(train), train.T.astype(np.float64) @ y
 
-    def __init__(self, phi: np.ndarray | None, kernel: np.ndarray | None = None):
-        self.phi, self.kernel = phi, kernel
 
-    def solve(self, rows: np.ndarray, y: np.ndarray, reg: float):
-        """What turns features, or kernel columns, into scores; trained on `rows`."""
-        n = len(rows)
-        if self.kernel is not None:
-            a = self.kernel[np.ix_(rows, rows)]
-            right = y[rows]
-        else:
-            if not hasattr(self, "_gram") or self._gram[0] != n:
-                self._gram = (n, gram(self.phi[rows]))
-            a = self._gram[1].copy()
-            right = self.phi[rows].T.astype(np.float64) @ y[rows]
-        a[np.diag_indices_from(a)] += n * reg
-        factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True)
-        return scipy.linalg.cho_solve(factor, right)
+def solve(a: np.ndarray, right: np.ndarray, shift: float) -> np.ndarray:
+    """The solution of (a + shift I) w = right."""
+    a = a.copy()
+    a[np.diag_indices_from(a)] += shift
+    factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True)
+    return scipy.linalg.cho_solve(factor, right)
 
 
 def gram(phi: np.ndarray) -> np.ndarray:
@@ -142,15 +137,18 @@ def evaluate(train, test, labels, test_labels, is_kernel: bool) -> dict:
     held, fit = rows[: max(n // 10, 100)], np.sort(rows[max(n // 10, 100) :])
     y = codes(labels)
     if is_kernel:
-        model, scale = Fit(None, train.astype(np.float64)), np.diag(train).mean()
+        train = train.astype(np.float64)
+        scale = np.diag(train).mean()
+        part, check = train[np.ix_(fit, fit)], train[np.ix_(held, fit)]
     else:
-        model, scale = Fit(train), float((train.astype(np.float64) ** 2).sum(1).mean())
+        scale = float((train.astype(np.float64) ** 2).sum(1).mean())
+        part, check = train[fit], train[held]
+    a, right = equations(part, y[fit], is_kernel)
     best = (-1.0, 0.0)
     for reg in REGS:
-        w = model.solve(fit, y, scale * reg)
-        columns = train[np.ix_(held, fit)] if is_kernel else train[held]
-        best = max(best, (score(columns @ w, labels[held]), reg))
-    w = model.solve(np.arange(n), y, scale * best[1])
+        w = solve(a, right, len(fit) * scale * reg)
+        best = max(best, (score(check @ w, labels[held]), reg))
+    w = solve(*equations(train, y, is_kernel), n * scale * best[1])
     predictions = test @ w
     return {
         "accuracy": score(predictions, test_labels),
@@ -159,6 +157,17 @@ def evaluate(train, test, labels, test_labels, is_kernel: bool) -> dict:
         "seconds": time.perf_counter() - start,
         "scores": predictions,
     }
+
+
+def featurise(
+    network: str, method: str, m: int, *parts: np.ndarray
+) -> tuple[list[np.ndarray], float]:
+    """Features of each part, one draw, and the seconds they took."""
+    fmap = jns.feature_map(NETWORKS[network], num_features=m, method=METHODS[method])
+    params = fmap.init(jax.random.key(0), parts[0])
+    start = time.perf_counter()
+    phi = [jns.transform(fmap, params, x) for x in parts]
+    return phi, time.perf_counter() - start
 
 
 def features(args) -> None:
@@ -197,13 +206,7 @@ def features(args) -> None:
         for network in args.networks:
             for method in args.methods:
                 for m in args.num_features:
-                    fmap = jns.feature_map(
-                        NETWORKS[network], num_features=m, method=METHODS[method]
-                    )
-                    params = fmap.init(jax.random.key(0), a)
-                    start = time.perf_counter()
-                    phi, phi_test = (jns.transform(fmap, params, z) for z in (a, b))
-                    seconds = time.perf_counter() - start
+                    (phi, phi_test), seconds = featurise(network, method, m, a, b)
                     for n in args.num_train:
                         r = evaluate(phi[:n], phi_test, y[:n], y_test, is_kernel=False)
                         report(f"{network}, {method}", zca, m, n, seconds, r)
@@ -282,13 +285,7 @@ def exact(args) -> None:
             cells = [(f"{network}, exact", "", seconds, r)]
             for method in args.methods:
                 for m in args.num_features:
-                    fmap = jns.feature_map(
-                        NETWORKS[network], num_features=m, method=METHODS[method]
-                    )
-                    params = fmap.init(jax.random.key(0), a)
-                    start = time.perf_counter()
-                    phi = jns.transform(fmap, params, everything)
-                    seconds = time.perf_counter() - start
+                    (phi,), seconds = featurise(network, method, m, everything)
                     r = evaluate(phi[:n], phi[n:], y[:n], y_test, is_kernel=False)
                     cells.append((f"{network}, {method}", str(m), seconds, r))
             train, test = fc_kernels(a[:n], b)
@@ -364,7 +361,6 @@ JOBS = {"features": features, "exact": exact}
 def main() -> None:
     """Runs the jobs that are named."""
     parser = common.parser(__doc__ or "")
-    parser.add_argument("jobs", nargs="+", choices=JOBS)
     parser.add_argument("--num-train", nargs="+", type=int, default=[1000, 3000, 10000])
     parser.add_argument("--num-test", type=int, default=2000)
     parser.add_argument("--num-features", nargs="+", type=int, default=[1024, 4096])
@@ -377,9 +373,7 @@ def main() -> None:
     )
     parser.add_argument("--no-fc", dest="fc", action="store_false")
     parser.add_argument("--side", type=int, default=16, help="pixels, for exact")
-    args = parser.parse_args()
-    for job in args.jobs:
-        JOBS[job](args)
+    common.run_jobs(parser, JOBS)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,30 @@ def parser(description: str) -> argparse.ArgumentParser:
     return out
 
 
-def mnist(folder: str | None) -> tuple[np.ndarray, ...]:
-    """MNIST as float32 rows in [0, 1]: x_train, y_train, x_test, y_test."""
-    path = pathlib.Path(folder or ".") / "mnist.npz"
+def archive(folder: str | None, name: str) -> pathlib.Path:
+    """The path of an archive in the data folder, or a message on what to do."""
+    path = pathlib.Path(folder or ".") / name
     if not path.is_file():
         raise SystemExit(
-            f"{path} not found: give the folder that holds mnist.npz with --data or "
+            f"{path} not found: give the folder that holds {name} with --data or "
             "in the environment variable JAX_NTK_SKETCH_DATA"
         )
-    with np.load(path, allow_pickle=False) as file:
+    return path
+
+
+def run_jobs(
+    options: argparse.ArgumentParser, jobs: dict[str, Callable[[Any], None]]
+) -> None:
+    """Parses the command line and runs the jobs that it names, in order."""
+    options.add_argument("jobs", nargs="+", choices=jobs)
+    args = options.parse_args()
+    for job in args.jobs:
+        jobs[job](args)
+
+
+def mnist(folder: str | None) -> tuple[np.ndarray, ...]:
+    """MNIST as float32 rows in [0, 1]: x_train, y_train, x_test, y_test."""
+    with np.load(archive(folder, "mnist.npz"), allow_pickle=False) as file:
         images = [
             file[name].reshape(len(file[name]), -1) for name in ("x_train", "x_test")
         ]

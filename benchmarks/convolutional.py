@@ -52,9 +52,7 @@ NET = jns.recipes.cntk(3)
 
 def images16(folder: str | None) -> np.ndarray:
     """80 images, averaged over 2 x 2 pixels, each colour channel standardised."""
-    path = pathlib.Path(folder or ".") / "cifar10_lossless_subset.npz"
-    if not path.is_file():
-        raise SystemExit(f"{path} not found: give its folder with --data")
+    path = common.archive(folder, "cifar10_lossless_subset.npz")
     with np.load(path, allow_pickle=False) as file:
         x = file["x_train"][:80].astype(np.float64) / 255
     x = x.reshape(80, 16, 2, 16, 2, 3).mean(axis=(2, 4))
@@ -76,16 +74,10 @@ def exact_kernels(net, x: np.ndarray, block: int = 10) -> dict[str, np.ndarray]:
     return {"nngp": out[0], "ntk": out[1]}
 
 
-def centred(k: np.ndarray) -> np.ndarray:
-    """The kernel after removal of row and column means."""
-    h = np.eye(len(k)) - 1 / len(k)
-    return h @ k @ h
-
-
 def accuracy(args) -> None:
     """Centred errors, with the published ones beside them."""
     x = images16(args.data)
-    exact = {kind: centred(k) for kind, k in exact_kernels(NET, x).items()}
+    exact = exact_kernels(NET, x)
     rows, results = [], []
     for width in args.widths:
         for name in args.methods:
@@ -95,11 +87,13 @@ def accuracy(args) -> None:
                     NET, num_features=columns, get=kind, method=METHODS[name]
                 )
                 draw = jax.jit(functools.partial(_draw, fmap))
-                norm, squares = np.linalg.norm(exact[kind]), []
+                squares = []
                 for seed in range(args.seeds):
                     phi = np.asarray(draw(jax.random.key(seed), x), np.float64)
-                    gap = centred(phi @ phi.T) - exact[kind]
-                    squares.append((np.linalg.norm(gap) / norm) ** 2)
+                    error = jns.validation.centred_relative_error(
+                        exact[kind], phi @ phi.T
+                    )
+                    squares.append(error**2)
                 rms = float(np.sqrt(np.mean(squares)))
                 error = float(np.std(squares) / np.sqrt(args.seeds) / 2 / rms)
                 published = PUBLISHED.get(width, (None, None))[kind == "ntk"]
@@ -174,9 +168,10 @@ def _stage_table(name: str, fmap, params, x) -> str:
     for stage, p in zip(built, params["ntk"], strict=True):
 
         def run(p, f, stage=stage):
-            one = lambda g: jax.tree.map(  # noqa: E731
-                lambda a: a[0], stage.apply(p, jax.tree.map(lambda a: a[None], g))
-            )
+            def one(g):
+                alone = stage.apply(p, jax.tree.map(lambda a: a[None], g))
+                return jax.tree.map(lambda a: a[0], alone)
+
             return jax.lax.map(one, f)
 
         compiled = jax.jit(run)
@@ -303,7 +298,6 @@ JOBS = {
 def main() -> None:
     """Runs the jobs that are named."""
     parser = common.parser(__doc__ or "")
-    parser.add_argument("jobs", nargs="+", choices=JOBS)
     parser.add_argument("--widths", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--images", type=int, default=10_000, help="for memory")
@@ -313,9 +307,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=list(METHODS), choices=list(METHODS)
     )
-    args = parser.parse_args()
-    for job in args.jobs:
-        JOBS[job](args)
+    common.run_jobs(parser, JOBS)
 
 
 if __name__ == "__main__":

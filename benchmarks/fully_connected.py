@@ -293,7 +293,6 @@ JOBS = {"accuracy": accuracy, "throughput": throughput, "regression": regression
 def main() -> None:
     """Runs the jobs that are named."""
     parser = common.parser(__doc__ or "")
-    parser.add_argument("jobs", nargs="+", choices=JOBS)
     parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
         "--num-features", nargs="+", type=int, default=[1024, 4096, 8192]
@@ -305,9 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=list(METHODS), choices=list(METHODS)
     )
-    args = parser.parse_args()
-    for job in args.jobs:
-        JOBS[job](args)
+    common.run_jobs(parser, JOBS)
 
 
 if __name__ == "__main__":

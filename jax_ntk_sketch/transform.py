@@ -1,5 +1,6 @@
 """Features of many examples on the host, in bounded memory."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -151,15 +152,16 @@ def choose_batch_size(
       ValueError: one example takes more than `max_bytes`.
     """
     largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
-    size = 1
-    needed = fmap.plan(shape, batch_size=1).peak_bytes
+    plan, size = fmap.plan(shape, batch_size=1), 1
+    needed = plan.peak_bytes
     if needed > max_bytes:
         raise ValueError(
             f"transform: max_bytes = {max_bytes}, but one example takes {needed} bytes "
             "by the plan; raise max_bytes or lower num_features"
         )
     while size < min(largest, n):
-        if fmap.plan(shape, batch_size=2 * size).peak_bytes > max_bytes:
+        larger = dataclasses.replace(plan, batch_size=2 * size, num_examples=2 * size)
+        if larger.peak_bytes > max_bytes:
             break
         size *= 2
     return size

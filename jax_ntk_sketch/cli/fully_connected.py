@@ -31,7 +31,7 @@ from jax_ntk_sketch.cli.features import (
     some_rows,
 )
 from jax_ntk_sketch.cli.outcome import Outcome, Row
-from jax_ntk_sketch.cli.report import check_folder, describe_data, write_folder
+from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_data
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.progress import progress
@@ -132,12 +132,9 @@ def run(args: argparse.Namespace) -> None:
         exact_seconds=exact.seconds,
         num_compare=len(compared),
         rows=tuple(rows),
-        options={k: v for k, v in vars(args).items() if k not in ("run", "command")},
+        options=chosen_options(args),
     )
-    print(f"\n{outcome.table()}\n\n{outcome.keys()}")
-    with arguments.usage_errors():
-        written = write_folder(folder, outcome.files())
-    print(f"\nReport: {', '.join(map(str, written))}")
+    outcome.publish(folder)
 
 
 def network(depth: int, W_std: float, b_std: float | None) -> stax.Layer:

@@ -29,7 +29,7 @@ from jax_ntk_sketch.cli.features import (
 from jax_ntk_sketch.cli.images_outcome import ImageRow, ImagesOutcome
 from jax_ntk_sketch.cli.memory import PeakGrowth, peak_resident
 from jax_ntk_sketch.cli.pixels import add_preprocessing_arguments, preprocess
-from jax_ntk_sketch.cli.report import check_folder, describe_data, write_folder
+from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_data
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.feature_map import FeatureMap
@@ -147,12 +147,9 @@ def run(args: argparse.Namespace) -> None:
         exact=exact,
         exact_seconds={} if kernel is None else kernel.seconds,
         rows=tuple(rows),
-        options={k: v for k, v in vars(args).items() if k not in ("run", "command")},
+        options=chosen_options(args),
     )
-    print(f"\n{outcome.table()}\n\n{outcome.keys()}")
-    with arguments.usage_errors():
-        written = write_folder(folder, outcome.files())
-    print(f"\nReport: {', '.join(map(str, written))}")
+    outcome.publish(folder)
 
 
 def network(args: argparse.Namespace) -> stax.Layer:

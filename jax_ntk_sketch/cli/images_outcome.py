@@ -7,6 +7,7 @@ from typing import Any
 from jax_ntk_sketch import stax, validation
 from jax_ntk_sketch.cli.memory import mebibytes
 from jax_ntk_sketch.cli.report import (
+    Report,
     describe_data,
     draw_scores,
     environment,
@@ -14,6 +15,7 @@ from jax_ntk_sketch.cli.report import (
     figure_png,
     markdown_table,
     new_figure,
+    strict_json,
 )
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.validation import Comparison, Estimate
@@ -83,7 +85,7 @@ class ImageRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagesOutcome:
+class ImagesOutcome(Report):
     """All that the job found.
 
     Attributes:
@@ -141,15 +143,6 @@ class ImagesOutcome:
             errors = _ERRORS.format(num=num, seeds=seeds)
         return errors + _KEYS
 
-    def files(self) -> dict[str, bytes | str | None]:
-        """The files of the report: name to contents; None where there is none."""
-        figure = self.figure()
-        return {
-            "report.json": self.to_json(),
-            "report.md": self.to_markdown(with_figure=figure is not None),
-            "report.png": figure,
-        }
-
     def to_markdown(self, *, with_figure: bool = True) -> str:
         """The report for reading."""
         image = "![error and accuracy](report.png)"
@@ -196,7 +189,7 @@ class ImagesOutcome:
             "options": self.options,
             "environment": environment(),
         }
-        return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return strict_json(content)
 
     def figure(self) -> bytes | None:
         """Error and accuracy against `num_features`: a PNG; None without matplotlib."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax_ntk_sketch import stax, validation
 from jax_ntk_sketch.cli.report import (
+    Report,
     describe_data,
     draw_scores,
     environment,
@@ -13,6 +14,7 @@ from jax_ntk_sketch.cli.report import (
     figure_png,
     markdown_table,
     new_figure,
+    strict_json,
 )
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.validation import Comparison, Estimate
@@ -54,7 +56,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(Report):
     """All that the job found; `exact_*` are of exact NTK regression."""
 
     data: Dataset
@@ -98,15 +100,6 @@ class Outcome:
             metric=self.metric,
             num_seeds=self.options["num_seeds"],
         )
-
-    def files(self) -> dict[str, bytes | str | None]:
-        """The files of the report: name to contents; None where there is none."""
-        figure = self.figure()
-        return {
-            "report.json": self.to_json(),
-            "report.md": self.to_markdown(with_figure=figure is not None),
-            "report.png": figure,
-        }
 
     def to_markdown(self, *, with_figure: bool = True) -> str:
         """The report for reading."""
@@ -166,7 +159,7 @@ class Outcome:
             "options": self.options,
             "environment": environment(),
         }
-        return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return strict_json(content)
 
     def figure(self) -> bytes | None:
         """Error and score against `num_features` as a PNG; None without matplotlib."""

@@ -1,6 +1,8 @@
 """Reports: their parts, and folders of them that a failure leaves whole."""
 
+import argparse
 import io
+import json
 import os
 import pathlib
 import platform
@@ -13,12 +15,14 @@ import jax
 import numpy as np
 
 import jax_ntk_sketch
-from jax_ntk_sketch.cli.arguments import UsageError
+from jax_ntk_sketch.cli.arguments import UsageError, usage_errors
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.validation import Estimate
 
 __all__ = [
+    "Report",
     "check_folder",
+    "chosen_options",
     "describe_data",
     "draw_scores",
     "environment",
@@ -26,6 +30,7 @@ __all__ = [
     "figure_png",
     "markdown_table",
     "new_figure",
+    "strict_json",
     "write_folder",
 ]
 
@@ -102,6 +107,60 @@ def markdown_table(header: list[str], rows: list[list[Any]]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
     return "\n".join(lines)
+
+
+class Report:
+    """What a job found; a subclass says it as a table, text, JSON and a figure."""
+
+    def table(self) -> str:
+        """A Markdown table."""
+        raise NotImplementedError
+
+    def keys(self) -> str:
+        """What the columns of the table mean."""
+        raise NotImplementedError
+
+    def to_markdown(self, *, with_figure: bool = True) -> str:
+        """The report for reading."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """The report for programs; strict JSON."""
+        raise NotImplementedError
+
+    def figure(self) -> bytes | None:
+        """A PNG; None without matplotlib."""
+        raise NotImplementedError
+
+    def files(self) -> dict[str, bytes | str | None]:
+        """The files of the report: name to contents; None where there is none."""
+        figure = self.figure()
+        return {
+            "report.json": self.to_json(),
+            "report.md": self.to_markdown(with_figure=figure is not None),
+            "report.png": figure,
+        }
+
+    def publish(self, folder: pathlib.Path) -> None:
+        """Prints the table and writes the files.
+
+        Raises:
+          UsageError: the folder cannot be written.
+        """
+        print(f"\n{self.table()}\n\n{self.keys()}")
+        with usage_errors():
+            written = write_folder(folder, self.files())
+        print(f"\nReport: {', '.join(map(str, written))}")
+
+
+def strict_json(content: Mapping[str, Any]) -> str:
+    """JSON without NaN or infinity, for people to read too."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def chosen_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run, without what the command line added to them."""
+    return {k: v for k, v in vars(args).items() if k not in ("run", "command")}
 
 
 def describe_data(data: Dataset) -> str:

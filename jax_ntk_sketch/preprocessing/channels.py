@@ -12,14 +12,9 @@ from jax.typing import ArrayLike
 from jax_ntk_sketch.preprocessing.checks import (
     check_examples,
     fitted_dtype,
-    host_batches,
     working_dtype,
 )
-from jax_ntk_sketch.preprocessing.covariance import (
-    CovarianceState,
-    covariance_init,
-    covariance_update,
-)
+from jax_ntk_sketch.preprocessing.covariance import CovarianceState, covariance_of
 
 __all__ = ["ChannelParams", "channel_apply", "channel_fit", "channel_from_covariance"]
 
@@ -61,14 +56,7 @@ def channel_fit(x: ArrayLike, *, batch_size: int | None = None) -> ChannelParams
     Array([[2., 1.]], dtype=float32)
     """
     examples = check_examples("channel_fit", x)
-    if len(examples) < 2:
-        raise ValueError(
-            f"channel_fit: x must hold 2 examples or more, got {len(examples)}"
-        )
-    channels = examples.shape[-1]
-    state = covariance_init(channels, diagonal=True)
-    for batch in host_batches("channel_fit", examples, batch_size):
-        state = covariance_update(state, batch.reshape(-1, channels))
+    state = covariance_of("channel_fit", examples, batch_size, channels=True)
     return channel_from_covariance(state, dtype=working_dtype(examples))
 
 

@@ -137,6 +137,33 @@ def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
     return state
 
 
+def covariance_of(
+    owner: str, examples: Any, batch_size: int | None, *, channels: bool = False
+) -> CovarianceState:
+    """The state of all examples, for `zca_fit` and `channel_fit`.
+
+    Args:
+      owner: the function to name in errors.
+      examples: (n, *shape), checked by `check_examples`.
+      batch_size: examples per float64 copy; None for copies of about 64 MB.
+      channels: variances of the channels over examples and pixels instead of
+        covariances of the entries.
+
+    Raises:
+      TypeError, ValueError: as `host_batches`; n < 2.
+    """
+    if len(examples) < 2:
+        raise ValueError(
+            f"{owner}: x must hold 2 examples or more, got {len(examples)}"
+        )
+    shape = examples.shape[-1:] if channels else examples.shape[1:]
+    state = covariance_init(shape, diagonal=channels)
+    for batch in host_batches(owner, examples, batch_size):
+        rows = batch.reshape(-1, *shape)
+        state = covariance_merge(state, _batch(rows, diagonal=channels))
+    return state
+
+
 def covariance_merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
     """The state of the examples of both, from two devices or machines.
 

@@ -46,14 +46,9 @@ from jax.typing import ArrayLike
 from jax_ntk_sketch.preprocessing.checks import (
     check_examples,
     fitted_dtype,
-    host_batches,
     working_dtype,
 )
-from jax_ntk_sketch.preprocessing.covariance import (
-    CovarianceState,
-    covariance_init,
-    covariance_update,
-)
+from jax_ntk_sketch.preprocessing.covariance import CovarianceState, covariance_of
 
 __all__ = ["ZCAParams", "zca_apply", "zca_fit", "zca_from_covariance"]
 
@@ -137,13 +132,7 @@ def zca_fit(
     """
     examples = check_examples("zca_fit", x)
     _check_reg("zca_fit", reg)
-    if len(examples) < 2:
-        raise ValueError(
-            f"zca_fit: x must hold 2 examples or more, got {len(examples)}"
-        )
-    state = covariance_init(examples.shape[1:])
-    for batch in host_batches("zca_fit", examples, batch_size):
-        state = covariance_update(state, batch)
+    state = covariance_of("zca_fit", examples, batch_size)
     return zca_from_covariance(
         state,
         reg=reg,

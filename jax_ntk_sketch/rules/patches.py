@@ -8,15 +8,19 @@ import jax
 from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
 from jax_ntk_sketch.sketch import PatchSRHT
-from jax_ntk_sketch.sketch.patch_srht import patches
 
-__all__ = ["concatenated", "is_small", "settled"]
+__all__ = ["concatenated", "is_small", "settled", "sketch_width", "sketched"]
 
 
 def is_small(spec: Spec, columns: int) -> bool:
     """Whether patches of the NNGP features have at most `columns` channels."""
     assert spec.window is not None
-    return spec.window.size * spec.nngp + bool(spec.bias) <= columns
+    return spec.window.patch_dim(spec.nngp, spec.bias) <= columns
+
+
+def sketch_width(context: Context) -> int:
+    """Columns of the sketch of each kernel's features."""
+    return max(1, context.width // 2 if context.ntk else context.width)
 
 
 def settled(spec: Spec, context: Context) -> Stage:
@@ -28,21 +32,19 @@ def settled(spec: Spec, context: Context) -> Stage:
     fits = is_small(spec, context.width)
     if fits or spec.raw or isinstance(context.method, Exact):
         return concatenated(spec)
+    return sketched(spec, context)
+
+
+def sketched(spec: Spec, context: Context) -> Stage:
+    """Patches as features, a `PatchSRHT` of those of each kernel."""
     assert spec.window is not None
-    width = max(1, context.width // 2 if context.ntk else context.width)
+    width = sketch_width(context)
+    out = _without_window(spec, width, width if spec.ntk else 0)
+    kinds = [kind for kind in ("nngp", "ntk") if getattr(spec, kind)]
     sketch = {
         kind: PatchSRHT(spec.window, getattr(spec, kind), width, spec.bias)
-        for kind in ("nngp", "ntk")
-        if getattr(spec, kind)
+        for kind in kinds
     }
-    out = dataclasses.replace(
-        spec,
-        nngp=width,
-        ntk=width if spec.ntk else 0,
-        shape=spec.positions,
-        window=None,
-        bias=0.0,
-    )
 
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key)
@@ -63,26 +65,19 @@ def concatenated(spec: Spec) -> Stage:
     """Patches as features, all their channels side by side."""
     window, bias = spec.window, spec.bias
     assert window is not None
-
-    def width(columns: int) -> int:
-        return window.size * columns + bool(bias) if columns else 0
-
-    out = dataclasses.replace(
-        spec,
-        nngp=width(spec.nngp),
-        ntk=width(spec.ntk),
-        shape=spec.positions,
-        window=None,
-        bias=0.0,
-    )
+    ntk = window.patch_dim(spec.ntk, bias) if spec.ntk else 0
+    out = _without_window(spec, window.patch_dim(spec.nngp, bias), ntk)
 
     def apply(params, f: Features) -> Features:
-        nngp = patches(window, f.nngp, bias)
-        if spec.ntk:
-            ntk = patches(window, f.ntk, bias)
-        else:
-            ntk = nngp[..., :0]
+        nngp = window.patches(f.nngp, bias)
+        ntk = window.patches(f.ntk, bias) if spec.ntk else nngp[..., :0]
         return Features(nngp, ntk, f.norm2)
 
     floats = spec.floats() + out.floats()
     return Stage("patches", out, apply, flops=out.floats(), floats=floats)
+
+
+def _without_window(spec: Spec, nngp: int, ntk: int) -> Spec:
+    return dataclasses.replace(
+        spec, nngp=nngp, ntk=ntk, shape=spec.positions, window=None, bias=0.0
+    )

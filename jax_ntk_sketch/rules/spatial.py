@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.rules.patches import sketch_width, sketched
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
-from jax_ntk_sketch.sketch import PatchSRHT, Window
+from jax_ntk_sketch.sketch import Window
 
 __all__: list[str] = []
 
@@ -104,42 +105,31 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
     if not spec.shape:
         return []
     scale = spec.pixels**-0.5
-    width = max(1, context.width // 2 if context.ntk else context.width)
+    flat = dataclasses.replace(spec, low=min(spec.low, 0.0), shape=())
     whole = spec.raw or isinstance(context.method, Exact)
-    window = Window(spec.shape)
-    sketches = {
-        kind: PatchSRHT(window, getattr(spec, kind), width)
-        for kind in ("nngp", "ntk")
-        if not whole and getattr(spec, kind) and spec.pixels * spec.nngp > width
-    }
-
-    def columns(kind: str) -> int:
-        if kind in sketches:
-            return width
-        return spec.pixels * getattr(spec, kind)
-
-    out = dataclasses.replace(
-        spec, nngp=columns("nngp"), ntk=columns("ntk"), low=min(spec.low, 0.0), shape=()
-    )
-
-    def init(key: jax.Array):
-        keys = dict(zip(("nngp", "ntk"), jax.random.split(key), strict=True))
-        return {kind: s.init(keys[kind]) for kind, s in sketches.items()}
+    if whole or spec.pixels * spec.nngp <= sketch_width(context):
+        nngp, ntk = spec.pixels * spec.nngp, spec.pixels * spec.ntk
+        name, sketch = "Flatten", None
+    else:  # the image is one patch
+        sketch = sketched(dataclasses.replace(spec, window=Window(spec.shape)), context)
+        nngp, ntk = sketch.spec.nngp, sketch.spec.ntk
+        name = "Flatten (SRHT)"
+    out = dataclasses.replace(flat, nngp=nngp, ntk=ntk)
 
     def apply(params, f: Features) -> Features:
-        def flat(kind: str) -> jax.Array:
-            x = getattr(f, kind) * jnp.asarray(scale, f.nngp.dtype)
-            if kind in sketches:
-                x = sketches[kind].apply(params[kind], x)
-            return x.reshape(x.shape[0], columns(kind))
-
         norm2 = f.norm2.mean(axis=tuple(range(1, f.norm2.ndim)))
-        return Features(flat("nngp"), flat("ntk"), norm2)
+        factor = jnp.asarray(scale, f.nngp.dtype)
+        f = Features(f.nngp * factor, f.ntk * factor, norm2)
+        if sketch is not None:
+            f = sketch.apply(params, f)
+        n = len(norm2)
+        return Features(f.nngp.reshape(n, nngp), f.ntk.reshape(n, ntk), norm2)
 
-    flops = spec.floats() + sum(s.flops for s in sketches.values())
     floats = 2 * spec.floats() + out.floats()
-    name = "Flatten (SRHT)" if sketches else "Flatten"
-    return [Stage(name, out, apply, init, flops, floats)]
+    if sketch is None:
+        return [Stage(name, out, apply, flops=spec.floats(), floats=floats)]
+    flops = spec.floats() + sketch.flops
+    return [Stage(name, out, apply, sketch.init, flops, floats)]
 
 
 def own_norms(nngp: jax.Array, ntk: jax.Array) -> Features:

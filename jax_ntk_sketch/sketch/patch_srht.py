@@ -81,7 +81,7 @@ class PatchSRHT:
     @property
     def patch_dim(self) -> int:
         """Channels of the direct sum, the constant one included."""
-        return self.window.size * self.channels + int(self.bias != 0)
+        return self.window.patch_dim(self.channels, self.bias)
 
     @property
     def flops(self) -> int:
@@ -128,7 +128,7 @@ class PatchSRHT:
         """Sketches `x` `(..., *spatial, c)` to `(..., *positions, m)`."""
         x = check_input("PatchSRHT", "x", x, self.channels)
         if self._whole is not None:
-            return self._whole.apply(params, patches(self.window, x, self.bias))
+            return self._whole.apply(params, self.window.patches(x, self.bias))
         for r, signs in zip(self._rounds, params["fold"], strict=True):
             x = r.apply(signs, x)
         if self.bias:
@@ -136,14 +136,6 @@ class PatchSRHT:
         x = hadamard_transform(x)[..., : self.output_dim]
         scale = math.sqrt(self._folded_dim / self.output_dim)
         return x * jnp.asarray(scale, x.dtype)
-
-
-def patches(window: Window, x: jax.Array, bias: float = 0.0) -> jax.Array:
-    """The patches of `x` `(..., *spatial, c)`, with a constant channel if `bias`."""
-    parts = window.shifts(x)
-    if bias:
-        parts.append(jnp.full((*parts[0].shape[:-1], 1), bias, x.dtype))
-    return jnp.concatenate(parts, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

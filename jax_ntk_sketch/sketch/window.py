@@ -131,9 +131,19 @@ class Window:
         padded = self.padded(x)
         return [self.shift(padded, offset, out) for offset in self.offsets]
 
-    def patches(self, x: jax.Array) -> jax.Array:
-        """The direct sum over the window: `(..., *out, size * c)`."""
-        return jnp.concatenate(self.shifts(x), axis=-1)
+    def patch_dim(self, channels: int, bias: float = 0.0) -> int:
+        """Channels of the patches of an image with `channels`; see `patches`."""
+        return self.size * channels + int(bias != 0)
+
+    def patches(self, x: jax.Array, bias: float = 0.0) -> jax.Array:
+        """The direct sum over the window: `(..., *out, patch_dim)`.
+
+        With a `bias`, one more channel of this value.
+        """
+        parts = self.shifts(x)
+        if bias:
+            parts.append(jnp.full((*parts[0].shape[:-1], 1), bias, x.dtype))
+        return jnp.concatenate(parts, axis=-1)
 
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum over the window, axis by axis: `(..., *out, c)`."""
