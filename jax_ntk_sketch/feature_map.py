@@ -47,23 +47,40 @@ class FeatureMap:
         return (self.get,) if isinstance(self.get, str) else self.get
 
     def init(self, key: jax.Array, example: Any) -> dict[str, Any]:
-        """Draws the random parameters.
+        """Draws the random parameters, or learns them from a sample.
 
         Args:
           key: a PRNG key (typed; a legacy `uint32` key is accepted). The features of
             one kernel are the same whether the other is asked for with it or not.
           example: the shape of one example, `(d,)` or for images `(h, w, c)`, or an
-            array of them, `(n, d)`.
+            array of them, `(n, d)`: the sample that "nystrom" takes its landmarks
+            from; other methods use its shape only.
 
         Returns:
           A pytree of arrays, small integers and float32.
 
         Raises:
           TypeError, ValueError: a bad key or shape; a network or `num_features` that
-            the method cannot do, with what it can.
+            the method cannot do, with what it can; no sample where one is needed.
         """
         key = check_key("FeatureMap.init", key)
         shape, _ = _example_shape(example)
+        if _is_shape(example):
+            for kind in self._kinds:
+                if any(stage.fit for stage in _stages(self, kind, shape, 1)):
+                    raise ValueError(
+                        f"FeatureMap.init: {self.method} learns from data: give an "
+                        "array of examples, (n, d) or (n, *spatial, c), in place of "
+                        f"the shape {shape}"
+                    )
+            return self._draw(key, shape, None)
+        sample = check_input("FeatureMap.init", "example", example, shape[-1])
+        return self._draw(key, shape, sample)
+
+    def _draw(
+        self, key: jax.Array, shape: tuple[int, ...], sample: jax.Array | None
+    ) -> dict[str, Any]:
+        """Parameters; without a sample, of stages that need one their shapes only."""
         # Sketches pad, so that other sizes could have parameters of the same shapes:
         # the sizes are kept in the shape of an array without entries.
         sizes = jnp.zeros((0, *shape, self.num_features), jnp.float32)
@@ -71,7 +88,10 @@ class FeatureMap:
         for kind in self._kinds:
             built = _stages(self, kind, shape, 1)
             keys = jax.random.split(key, len(built))
-            params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
+            if sample is not None and any(stage.fit for stage in built):
+                params[kind] = _fit(built, keys, sample)
+            else:
+                params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
         return params
 
     def apply(
@@ -122,7 +142,7 @@ class FeatureMap:
     def _apply(self, params: dict[str, Any], x: jax.Array) -> Any:
         out = {}
         for kind in self._kinds:
-            f = rules.Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
+            f = _inputs(x)
             built = _stages(self, kind, x.shape[1:], len(x))
             for stage, p in zip(built, params[kind], strict=True):
                 f = stage.apply(p, f)
@@ -255,11 +275,32 @@ def _best(net: stax.Layer) -> methods.Method:
     return methods.OnePass()
 
 
-def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
-    """Shape of one example and their number, from a shape or an array."""
-    is_shape = isinstance(example, tuple | list) and all(
+def _inputs(x: jax.Array) -> rules.Features:
+    """What the first stage is given."""
+    return rules.Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
+
+
+def _fit(built: list[rules.Stage], keys: jax.Array, sample: jax.Array) -> list[Any]:
+    """Parameters of all stages, each learned from what those before it return."""
+    last = max(i for i, stage in enumerate(built) if stage.fit)
+    f, params = _inputs(sample), []
+    for i, (stage, key) in enumerate(zip(built, keys, strict=True)):
+        p = stage.fit(key, f) if stage.fit else stage.init(key)
+        params.append(p)
+        if i < last:
+            f = stage.apply(p, f)
+    return params
+
+
+def _is_shape(example: Any) -> bool:
+    return isinstance(example, tuple | list) and all(
         isinstance(size, int | np.integer) for size in example
     )
+
+
+def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
+    """Shape of one example and their number, from a shape or an array."""
+    is_shape = _is_shape(example)
     shape = tuple(example) if is_shape else jnp.shape(example)[1:]
     if not shape or min(shape) < 1:
         raise ValueError(
@@ -295,5 +336,5 @@ def _stages(
 
 @functools.lru_cache(maxsize=256)
 def _param_shapes(fmap: FeatureMap, shape: tuple[int, ...]) -> Any:
-    shapes = jax.eval_shape(lambda key: fmap.init(key, shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: fmap._draw(key, shape, None), jax.random.key(0))
     return jax.tree.map(lambda leaf: leaf.shape, shapes)

@@ -13,7 +13,9 @@ __all__ = [
     "Method",
     "NTKRandomFeatures",
     "NTKSketch",
+    "Nystrom",
     "OnePass",
+    "VarianceReduced",
     "from_name",
 ]
 
@@ -138,6 +140,37 @@ class OnePass(Method):
             raise ValueError(f"OnePass: low must be in [-1, 1), got {self.low!r}")
         _check_choice(self, "coefficients", ("fit", "taylor"))
         _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceReduced(Method):
+    r"""What is known exactly is carried exactly; the rest has one zonal feature each.
+
+    Attributes:
+      objective: what the columns are spent on: "regression", so that a linear model on
+        the features predicts as the exact kernel machine does; or "kernel", so that
+        their inner products are closest to the kernel.
+    """
+
+    objective: str = "regression"
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "objective", ("regression", "kernel"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nystrom(Method):
+    r"""Landmarks from a sample that `init` is given.
+
+    Attributes:
+      landmarks: how they are chosen: "rpcholesky", randomly pivoted Cholesky (Chen,
+        Epperly, Tropp, Webber 2022), or "uniform".
+    """
+
+    landmarks: str = "rpcholesky"
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "landmarks", ("rpcholesky", "uniform"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,7 +110,9 @@ class Stage:
     Attributes:
       name: for the plan.
       spec: of the features that it returns.
-      init: key to parameters; a step without randomness has none.
+      init: key to parameters; a step without randomness has none. Where there is a
+        `fit`, only their shapes and dtypes are right.
+      fit: (key, features of a sample) to parameters, for steps that learn from data.
       apply: (parameters, features) to features.
       flops: floating-point operations.
       floats: numbers alive at once while it runs, inputs and outputs included.
@@ -122,6 +124,7 @@ class Stage:
     init: Callable[[jax.Array], Any] = lambda key: ()
     flops: int = 0
     floats: int = 0
+    fit: Callable[[jax.Array, Features], Any] | None = None
 
 
 @functools.singledispatch
