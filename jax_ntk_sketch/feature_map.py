@@ -1,5 +1,6 @@
 """`feature_map`: reads a network as features whose inner products are its kernel."""
 
+import abc
 import dataclasses
 import functools
 import math
@@ -14,7 +15,7 @@ from jax_ntk_sketch import methods, rules, stax
 from jax_ntk_sketch.plan import Plan, PlanRow
 from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
 
-__all__ = ["FeatureMap", "KernelFeatures", "feature_map"]
+__all__ = ["AnyFeatureMap", "FeatureMap", "KernelFeatures", "feature_map"]
 
 _KINDS = ("nngp", "ntk")
 
@@ -26,8 +27,34 @@ class KernelFeatures(NamedTuple):
     ntk: jax.Array
 
 
+class AnyFeatureMap(abc.ABC):
+    """What every feature map is: a frozen, hashable record with three pure functions.
+
+    Attributes:
+      num_features: columns of the features of each kernel.
+      get: "ntk", "nngp" or a tuple of both.
+      method: a record of `jax_ntk_sketch.methods`.
+    """
+
+    num_features: int
+    get: str | tuple[str, ...]
+    method: methods.Method
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, example: Any) -> Any:
+        """Parameters from a key and a shape, or an array of examples."""
+
+    @abc.abstractmethod
+    def apply(self, params: Any, x: Any, *, batch_size: int | None = None) -> Any:
+        """Features `(n, num_features)` of examples; `KernelFeatures` of two such."""
+
+    @abc.abstractmethod
+    def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
+        """Sizes, operations and bytes, before anything is allocated."""
+
+
 @dataclasses.dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(AnyFeatureMap):
     """A feature map: static and hashable, made by `feature_map`.
 
     Attributes:
