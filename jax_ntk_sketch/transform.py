@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import methods
-from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures
+from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
 
-__all__ = ["choose_batch_size", "transform"]
+__all__ = ["choose_batch_size", "read_rows", "source_batch", "transform"]
 
 # Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
 _LARGEST = {"cpu": 128}
@@ -23,14 +23,17 @@ _LARGEST_ELSEWHERE = 1024
 # images of 9 MB each are 2 to 5 times faster than 64.
 _CACHED_BYTES = 2**24
 
+# What a batch may take by default.
+_BATCH_BYTES = 2**28
+
 
 def transform(
-    fmap: FeatureMap,
+    fmap: AnyFeatureMap,
     params: Any,
     x: Any,
     *,
     batch_size: int | None = None,
-    max_bytes: int = 2**28,
+    max_bytes: int | None = None,
     out: Any = None,
     progress: bool | None = None,
 ) -> Any:
@@ -40,7 +43,7 @@ def transform(
     on the device, and x not even in memory.
 
     Args:
-      fmap: a `FeatureMap`, of any method but "exact".
+      fmap: a `FeatureMap` or `CompressedFeatureMap`, of any method but "exact".
       params: what its `init` returned.
       x: n examples: a NumPy array `(n, *shape)`, a memory map, or anything with a
         length whose slices NumPy can read (an HDF5 data set, a list of arrays).
@@ -50,8 +53,8 @@ def transform(
         time where caches want it. By default the largest power of two, at
         most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`.
       max_bytes: the most that a batch and the parameters may take by
-        `fmap.plan(shape, batch_size=...).peak_bytes`; 256 MiB by default. Unused where
-        `batch_size` is given.
+        `fmap.plan(shape, batch_size=...).peak_bytes`; by default 256 MiB more than
+        the parameters. Unused where `batch_size` is given.
       out: where to write: an array or memory map `(n, num_features)` of the features'
         dtype; a pair of them where `fmap.get` is a tuple. By default a new array.
       progress: True to show a bar on stderr, False not to, None (default) to show it
@@ -82,31 +85,9 @@ def transform(
     >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), rtol=1e-4))
     ((1000, 32), True)
     """
-    if not isinstance(fmap, FeatureMap):
-        raise TypeError(
-            "transform: fmap must be a FeatureMap (made by feature_map), got "
-            f"{type(fmap).__name__}"
-        )
-    if isinstance(fmap.method, methods.Exact):
-        raise ValueError(
-            'transform: method "exact" needs all examples in one batch; use '
-            "fmap.apply(params, x)"
-        )
-    first = np.asarray(x[:1])
-    if first.ndim < 2:
-        raise ValueError(
-            "transform: x must hold n examples, (n, d) or (n, *spatial, c); its first "
-            f"slice x[:1] has shape {first.shape}"
-        )
-    if first.dtype != bool and not jnp.issubdtype(first.dtype, jnp.number):
-        raise TypeError(f"transform: x must hold numbers, got dtype {first.dtype}")
-    if batch_size is None:
-        check_size("transform", "max_bytes", max_bytes)
-        batch_size = choose_batch_size(fmap, first.shape[1:], len(x), max_bytes)
-    else:
-        check_size("transform", "batch_size", batch_size)
+    batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)
+    batch_size = batch.shape[0]
     # Also finds, before any work, what apply would say of the shapes.
-    batch = jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
     features = _apply.eval_shape(fmap, params, batch)
     out = _outputs(out, features, len(x))
     starts = range(0, len(x), batch_size)
@@ -114,7 +95,7 @@ def transform(
     try:
         label = f"features, batches of {batch_size}"
         for start in with_progress(starts, label, enabled=progress):
-            rows = jax.device_put(_rows(x, start, batch))
+            rows = jax.device_put(read_rows("transform", "x", x, start, batch))
             # Not two batches at a time, which would take twice the memory.
             done = jax.block_until_ready(running)
             running = start, _apply(fmap, params, rows)
@@ -129,11 +110,11 @@ def transform(
 
 # At the level of the module, so that all calls share its compiled functions.
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(fmap: FeatureMap, params: Any, x: jax.Array) -> Any:
+def _apply(fmap: AnyFeatureMap, params: Any, x: jax.Array) -> Any:
     return fmap.apply(params, x, batch_size=_in_caches(fmap, x.shape))
 
 
-def _in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
+def _in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:
     """Examples of a batch to work on at a time: on a CPU what its caches hold."""
     size, examples = shape[0], shape[1:]
     if jax.default_backend() != "cpu":
@@ -144,7 +125,11 @@ def _in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
 
 
 def choose_batch_size(
-    fmap: FeatureMap, shape: tuple[int, ...], n: int, max_bytes: int
+    fmap: AnyFeatureMap,
+    shape: tuple[int, ...],
+    n: int,
+    max_bytes: int | None,
+    owner: str = "transform",
 ) -> int:
     """The batch size that `transform` chooses for n examples of a shape.
 
@@ -154,9 +139,11 @@ def choose_batch_size(
     largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
     plan, size = fmap.plan(shape, batch_size=1), 1
     needed = plan.peak_bytes
+    if max_bytes is None:
+        max_bytes = plan.param_bytes + _BATCH_BYTES
     if needed > max_bytes:
         raise ValueError(
-            f"transform: max_bytes = {max_bytes}, but one example takes {needed} bytes "
+            f"{owner}: max_bytes = {max_bytes}, but one example takes {needed} bytes "
             "by the plan; raise max_bytes or lower num_features"
         )
     while size < min(largest, n):
@@ -167,19 +154,62 @@ def choose_batch_size(
     return size
 
 
+def source_batch(
+    owner: str,
+    name: str,
+    fmap: AnyFeatureMap,
+    x: Any,
+    batch_size: int | None,
+    max_bytes: int | None,
+) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the batches in which examples `x` are to be read.
+
+    Raises:
+      TypeError, ValueError: what `transform` says of its arguments, as `owner` that
+        calls them `name`.
+    """
+    if not isinstance(fmap, AnyFeatureMap):
+        raise TypeError(
+            f"{owner}: fmap must be a FeatureMap (made by feature_map), got "
+            f"{type(fmap).__name__}"
+        )
+    if isinstance(fmap.method, methods.Exact):
+        raise ValueError(
+            f'{owner}: method "exact" needs all examples in one batch; use '
+            "fmap.apply(params, x)"
+        )
+    first = np.asarray(x[:1])
+    if first.ndim < 2:
+        raise ValueError(
+            f"{owner}: {name} must hold n examples, (n, d) or (n, *spatial, c); its "
+            f"first slice {name}[:1] has shape {first.shape}"
+        )
+    if first.dtype != bool and not jnp.issubdtype(first.dtype, jnp.number):
+        raise TypeError(f"{owner}: {name} must hold numbers, got dtype {first.dtype}")
+    if batch_size is None:
+        if max_bytes is not None:
+            check_size(owner, "max_bytes", max_bytes)
+        batch_size = choose_batch_size(fmap, first.shape[1:], len(x), max_bytes, owner)
+    else:
+        batch_size = check_size(owner, "batch_size", batch_size)
+    return jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
+
+
 def _dtype(examples: np.ndarray) -> np.dtype:
     """What the device gets: other floats than its own are converted on the host."""
     return jax.dtypes.canonicalize_dtype(examples.dtype)
 
 
-def _rows(x: Any, start: int, batch: jax.ShapeDtypeStruct) -> np.ndarray:
+def read_rows(
+    owner: str, name: str, x: Any, start: int, batch: jax.ShapeDtypeStruct
+) -> np.ndarray:
     """A batch of x, checked; the last example is repeated to fill up the last one."""
     size = batch.shape[0]
     rows = np.asarray(x[start : start + size])
     count = min(size, len(x) - start)
     if rows.shape != (count, *batch.shape[1:]) or _dtype(rows) != batch.dtype:
         raise ValueError(
-            f"transform: examples {start} to {start + count - 1} of x have shape "
+            f"{owner}: examples {start} to {start + count - 1} of {name} have shape "
             f"{rows.shape} and dtype {rows.dtype}, expected "
             f"{(count, *batch.shape[1:])} and {batch.dtype} as the first has"
         )
@@ -190,7 +220,7 @@ def _rows(x: Any, start: int, batch: jax.ShapeDtypeStruct) -> np.ndarray:
         if not finite.all():
             where = tuple(map(int, np.argwhere(~finite)[0]))
             raise ValueError(
-                f"transform: example {start + where[0]} of x is {rows[where]} at "
+                f"{owner}: example {start + where[0]} of {name} is {rows[where]} at "
                 f"{where[1:]}; remove it or fill it first"
             )
     if count < size:
