@@ -9,10 +9,12 @@ from jax_ntk_sketch.kernels.coefficient_fit import (
     fit_nonnegative,
     fit_ntk,
 )
+from jax_ntk_sketch.kernels.cross import cross_kernel
 from jax_ntk_sketch.kernels.fully_connected import (
     fully_connected_diag,
     fully_connected_kernel,
 )
+from jax_ntk_sketch.kernels.landmarks import inverse_root, rpcholesky, uniform_choice
 from jax_ntk_sketch.kernels.power_series import (
     ReluBlockSeries,
     ReluBlockValues,
@@ -30,12 +32,14 @@ __all__ = [
     "ReluBlockValues",
     "check_coefficients",
     "check_count",
+    "cross_kernel",
     "fit_kappa0",
     "fit_kappa1",
     "fit_nonnegative",
     "fit_ntk",
     "fully_connected_diag",
     "fully_connected_kernel",
+    "inverse_root",
     "kappa0",
     "kappa0_coefficients",
     "kappa1",
@@ -45,4 +49,6 @@ __all__ = [
     "relu_block_series",
     "relu_block_values",
     "relu_kernels",
+    "rpcholesky",
+    "uniform_choice",
 ]
