@@ -164,7 +164,7 @@ class FeatureMap(AnyFeatureMap):
                 'FeatureMap.apply: method "exact" needs all examples in one batch; '
                 "leave batch_size out"
             )
-        return _in_batches(lambda rows: self._apply(params, rows), x, batch_size)
+        return in_batches(lambda rows: self._apply(params, rows), x, batch_size)
 
     def _apply(self, params: dict[str, Any], x: jax.Array) -> Any:
         out = {}
@@ -338,7 +338,7 @@ def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
     return tuple(map(int, shape)), 1 if is_shape else max(1, jnp.shape(example)[0])
 
 
-def _in_batches(run: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any:
+def in_batches(run: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any:
     """`run` on consecutive rows of `x`, `size` at a time, joined."""
     count = len(x) // size
     if count == 0:

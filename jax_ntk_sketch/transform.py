@@ -13,7 +13,7 @@ from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
 
-__all__ = ["choose_batch_size", "read_rows", "source_batch", "transform"]
+__all__ = ["choose_batch_size", "in_caches", "read_rows", "source_batch", "transform"]
 
 # Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
 _LARGEST = {"cpu": 128}
@@ -111,10 +111,10 @@ def transform(
 # At the level of the module, so that all calls share its compiled functions.
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(fmap: AnyFeatureMap, params: Any, x: jax.Array) -> Any:
-    return fmap.apply(params, x, batch_size=_in_caches(fmap, x.shape))
+    return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
 
 
-def _in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:
+def in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:
     """Examples of a batch to work on at a time: on a CPU what its caches hold."""
     size, examples = shape[0], shape[1:]
     if jax.default_backend() != "cpu":
