@@ -19,15 +19,18 @@ from jax_ntk_sketch import (
     stax,
     validation,
 )
+from jax_ntk_sketch.compress import CompressedFeatureMap, compress
 from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
 from jax_ntk_sketch.plan import Plan
 from jax_ntk_sketch.transform import transform
 
 __version__ = "0.1.0"
 __all__ = [
+    "CompressedFeatureMap",
     "FeatureMap",
     "KernelFeatures",
     "Plan",
+    "compress",
     "data",
     "feature_map",
     "interop",

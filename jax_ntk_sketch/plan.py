@@ -37,6 +37,7 @@ class Plan:
       num_features: columns of the features, of all kernels together.
       batch_size: examples that are worked on at a time.
       num_examples: examples in memory, as input and as features.
+      fit_bytes: peak bytes of learning the parameters from data; 0 where nothing is.
     """
 
     rows: tuple[PlanRow, ...]
@@ -45,6 +46,7 @@ class Plan:
     num_features: int
     batch_size: int
     num_examples: int
+    fit_bytes: int = 0
 
     @property
     def param_bytes(self) -> int:
@@ -94,6 +96,9 @@ class Plan:
             )
             for line in table
         ]
+        learning = (
+            f"; to learn them, peak {_bytes(self.fit_bytes)}" if self.fit_bytes else ""
+        )
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join(
             [
@@ -103,7 +108,7 @@ class Plan:
                 f"total: parameters {_bytes(self.param_bytes)}, "
                 f"{self.flops:,} flops/example, peak {_bytes(self.peak_bytes)} "
                 f"({self.num_examples} examples in float32, {self.batch_size} at a "
-                "time)",
+                f"time){learning}",
             ]
         )
 
