@@ -46,7 +46,8 @@ _SPARE, _STEPS = 4, 4
 # Columns of features that are worked on in float64 at a time.
 _BLOCK = 1024
 
-_TINY = np.finfo(np.float64).tiny
+# Of a squared norm; its root is a normal float32.
+_TINY = 1e-60
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
