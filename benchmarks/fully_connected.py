@@ -1,20 +1,14 @@
-"""Fully connected networks on MNIST: accuracy, throughput, and other people's features.
+"""Fully connected networks on MNIST: accuracy and throughput.
 
     python benchmarks/fully_connected.py accuracy --data FOLDER
     python benchmarks/fully_connected.py throughput --data FOLDER
-    python benchmarks/fully_connected.py regression --data FOLDER
 
 "accuracy" is the error of the features' Gram matrix against the exact NTK on the first
 1000 training images / 255, W_std = sqrt 2 on all layers, no bias, mean over seeds.
 "throughput" is examples a second at 8192 features, one hidden layer, compiled and warm.
-"regression" is ridge on 4000 images, beside exact NTK regression, scikit-learn's
-Nystroem on the exact kernel and its PolynomialCountSketch; regularisation is chosen on
-1000 further training images.
 """
 
 import functools
-import math
-import time
 
 import common
 import jax
@@ -50,6 +44,8 @@ METHODS = {
     "one_pass, degree 4": methods.OnePass(degree=4),
     "one_pass, degree 8": methods.OnePass(degree=8),
     "ntk_random_features": methods.NTKRandomFeatures(),
+    "variance_reduced": methods.VarianceReduced(),
+    "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
     "ntk_sketch, degrees 2, 1": methods.NTKSketch(kappa1_degree=2, kappa0_degree=1),
     "ntk_sketch, degrees 4, 3": methods.NTKSketch(),
     "ntk_sketch, degrees 8, 7": methods.NTKSketch(kappa1_degree=8, kappa0_degree=7),
@@ -73,18 +69,6 @@ def published(name: str, depth: int, num_features: int) -> float | None:
     one_pass, random_features = PUBLISHED.get((depth, num_features), (None, None))
     family = name.split(",")[0]
     return {"one_pass": one_pass, "ntk_random_features": random_features}.get(family)
-
-
-def unit_kernel(x: np.ndarray, y: np.ndarray, depth: int) -> float:
-    """The NTK of two unit vectors without the factor 2/d, in plain Python floats."""
-    nngp = min(1.0, max(-1.0, float(x @ y)))
-    ntk = nngp
-    for _ in range(depth):
-        angle = math.acos(-nngp)
-        kappa0 = angle / math.pi
-        nngp = min(1.0, math.sqrt(1 - nngp * nngp) / math.pi + nngp * kappa0)
-        ntk = ntk * kappa0 + nngp
-    return ntk
 
 
 def accuracy(args) -> None:
@@ -189,105 +173,7 @@ def throughput(args) -> None:
     common.write(args.output, "throughput", text, {"methods": results, **bounds})
 
 
-def regression(args) -> None:
-    """Test accuracy and mean squared error beside other features."""
-    from sklearn.kernel_approximation import Nystroem, PolynomialCountSketch
-
-    train, y_train, test, y_test = common.mnist(args.data)
-    depth, m = args.depths[0], args.num_features[0]
-
-    def unit(x):
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    fit, held = unit(train[:4000]), unit(train[4000:5000])
-    test, y_test = unit(test[:2000]), y_test[:2000]
-    everything = np.concatenate([fit, held, test])
-    labels = np.eye(10)[y_train[:4000]] - 0.1
-    held_labels = np.eye(10)[y_train[4000:5000]] - 0.1
-    regs = 10.0 ** np.arange(-4, 3, 0.5)
-    results = []
-
-    def report(name, start, predict):
-        """`predict(reg)` gives predictions on held-out and on test rows."""
-        best = min(
-            (predict(reg) for reg in regs),
-            key=lambda p: np.mean((p[0] - held_labels) ** 2),
-        )
-        spent = time.perf_counter() - start
-        right = np.mean(best[1].argmax(axis=1) == y_test)
-        error = np.mean((best[1] - (np.eye(10)[y_test] - 0.1)) ** 2)
-        results.append(
-            {"features": name, "accuracy": right, "mse": error, "seconds": spent}
-        )
-        print(results[-1], flush=True)
-
-    def from_features(name, start, phi):
-        phi = np.asarray(phi, np.float64)
-        values, vectors = np.linalg.eigh(phi[:4000].T @ phi[:4000])
-        moments = vectors.T @ (phi[:4000].T @ labels)
-        rotated = phi[4000:] @ vectors
-
-        def predict(reg):
-            out = rotated @ (moments / (np.maximum(values, 0) + reg)[:, None])
-            return out[:1000], out[1000:]
-
-        report(name, start, predict)
-
-    start = time.perf_counter()
-    scale = 784 / 2  # the kernel of unit vectors without the factor 2/d
-    kernel = exact(fit, None, depth) * scale
-    values, vectors = np.linalg.eigh(kernel)
-    rotated = exact(everything[4000:], fit, depth) * scale @ vectors
-    moments = vectors.T @ labels
-
-    def predict(reg):
-        out = rotated @ (moments / (np.maximum(values, 0) + reg)[:, None])
-        return out[:1000], out[1000:]
-
-    report("exact NTK", start, predict)
-    for name in args.methods:
-        start = time.perf_counter()
-        fmap = jns.feature_map(network(depth), num_features=m, method=METHODS[name])
-        params = fmap.init(jax.random.key(0), everything)
-        phi = jax.jit(fmap.apply)(params, everything) * scale**0.5
-        from_features(name, start, phi)
-    start = time.perf_counter()
-    # scikit-learn calls a callable kernel once a pair, in Python: most of the seconds.
-    nystroem = Nystroem(
-        kernel=functools.partial(unit_kernel, depth=depth),
-        n_components=m,
-        random_state=0,
-    )
-    nystroem.fit(fit)
-    from_features(
-        "scikit-learn Nystroem on the exact kernel",
-        start,
-        nystroem.transform(everything),
-    )
-    for degree in (2, 4):
-        start = time.perf_counter()
-        sketch = PolynomialCountSketch(
-            degree=degree, coef0=1, n_components=m, random_state=0
-        )
-        from_features(
-            f"scikit-learn PolynomialCountSketch, degree {degree}",
-            start,
-            sketch.fit_transform(everything),
-        )
-    rows = [
-        (
-            r["features"],
-            f"{r['accuracy']:.4f}",
-            f"{r['mse']:.5f}",
-            f"{r['seconds']:.1f}",
-        )
-        for r in results
-    ]
-    head = (f"depth {depth}, {m} features", "test accuracy", "test mse", "seconds")
-    common.write(args.output, "regression", common.markdown(head, rows), results)
-
-
-JOBS = {"accuracy": accuracy, "throughput": throughput, "regression": regression}
+JOBS = {"accuracy": accuracy, "throughput": throughput}
 
 
 def main() -> None:
