@@ -294,12 +294,9 @@ def feature_map(
 
 def _best(net: stax.Layer) -> methods.Method:
     """The most accurate method that supports the network (see the README's table)."""
-    try:
-        for ntk in (True, False):
-            rules.one_pass.zonal_kernel(net, ntk, methods.OnePass())
-    except ValueError:
-        return methods.NTKRandomFeatures()
-    return methods.OnePass()
+    if all(rules.zonal.is_zonal(net, ntk) for ntk in (True, False)):
+        return methods.OnePass()
+    return methods.NTKRandomFeatures()
 
 
 def _inputs(x: jax.Array) -> rules.Features:

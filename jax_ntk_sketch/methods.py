@@ -150,12 +150,20 @@ class VarianceReduced(Method):
       objective: what the columns are spent on: "regression", so that a linear model on
         the features predicts as the exact kernel machine does; or "kernel", so that
         their inner products are closest to the kernel.
+      low: for objective "kernel", the least cosine of two inputs that matters: 0 is
+        right for nonnegative inputs such as images; with -1 centred data have less
+        bias.
     """
 
     objective: str = "regression"
+    low: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice(self, "objective", ("regression", "kernel"))
+        if not -1 <= self.low < 0.9:
+            raise ValueError(
+                f"VarianceReduced: low must be in [-1, 0.9), got {self.low!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +194,7 @@ METHODS: dict[str, type[Method]] = {
     "ntk_sketch": NTKSketch,
     "ntk_random_features": NTKRandomFeatures,
     "one_pass": OnePass,
+    "variance_reduced": VarianceReduced,
     "exact": Exact,
 }
 

@@ -25,11 +25,13 @@ from jax_ntk_sketch.kernels.power_series import (
     relu_block_series,
     relu_block_values,
 )
+from jax_ntk_sketch.kernels.zonal_fit import ZonalFit, fit_zonal, truncate_zonal
 
 __all__ = [
     "PolynomialFit",
     "ReluBlockSeries",
     "ReluBlockValues",
+    "ZonalFit",
     "check_coefficients",
     "check_count",
     "cross_kernel",
@@ -37,6 +39,7 @@ __all__ = [
     "fit_kappa1",
     "fit_nonnegative",
     "fit_ntk",
+    "fit_zonal",
     "fully_connected_diag",
     "fully_connected_kernel",
     "inverse_root",
@@ -50,5 +53,6 @@ __all__ = [
     "relu_block_values",
     "relu_kernels",
     "rpcholesky",
+    "truncate_zonal",
     "uniform_choice",
 ]

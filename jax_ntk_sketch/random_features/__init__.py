@@ -10,6 +10,7 @@ from jax_ntk_sketch.random_features.directions import (
     OrthogonalDirections,
     SphereDirections,
 )
+from jax_ntk_sketch.random_features.zonal import ZonalFeatures, sphere_dim
 
 __all__ = [
     "DIRECTIONS",
@@ -21,4 +22,6 @@ __all__ = [
     "ReluFeatures",
     "SphereDirections",
     "StepFeatures",
+    "ZonalFeatures",
+    "sphere_dim",
 ]

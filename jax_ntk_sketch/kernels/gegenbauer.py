@@ -1,0 +1,96 @@
+r"""Gegenbauer polynomials: what power series are on a sphere of given dimension.
+
+On the unit sphere of :math:`\mathbb R^d`, :math:`P_l` is the Gegenbauer polynomial with
+:math:`P_l(1) = 1`, and :math:`h_l` the same polynomial of :math:`t = w\cdot u`,
+orthonormal for w uniform on the sphere. For unit vectors u, v
+
+    E h_l(w.u) h_k(w.v) = P_l(u.v) if l = k, else 0.
+
+Everything here is NumPy in float64, for use before anything is traced.
+
+Source: Mueller, Spherical harmonics (1966), and the three-term recurrence of orthogonal
+polynomials; derived in the text of each function.
+"""
+
+import numpy as np
+
+from jax_ntk_sketch.kernels.checks import check_count
+
+__all__ = [
+    "gegenbauer_coefficients",
+    "gegenbauer_quadrature",
+    "gegenbauer_recurrence",
+    "gegenbauer_values",
+    "orthonormal_values",
+]
+
+
+def gegenbauer_recurrence(degree: int, dim: int) -> np.ndarray:
+    r""":math:`A_1, \dots, A_{degree}` of
+    :math:`t h_l = A_{l+1} h_{l+1} + A_l h_{l-1}`.
+
+    Args:
+      degree: >= 1.
+      dim: d >= 2.
+
+    Returns:
+      (degree,), with A_1 = 1 / sqrt(d).
+
+    >>> gegenbauer_recurrence(2, 3).round(4).tolist()
+    [0.5774, 0.5164]
+    """
+    i = np.arange(1, check_count(degree, "degree") + 1, dtype=float)
+    if check_count(dim, "dim") < 2:
+        raise ValueError(f"dim must be at least 2, got {dim!r}")
+    # At i = 1 the general formula is 0/0 for d = 2.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = i * (i + dim - 3) / ((2 * i + dim - 2) * (2 * i + dim - 4))
+    squares[0] = 1 / dim
+    return np.sqrt(squares)
+
+
+def orthonormal_values(t: np.ndarray, degree: int, dim: int) -> np.ndarray:
+    """h_0(t), ..., h_degree(t) on a new last axis."""
+    a = gegenbauer_recurrence(max(degree, 1), dim)
+    out = [np.ones_like(t), t / a[0]]
+    for i in range(1, degree):
+        out.append((t * out[-1] - a[i - 1] * out[-2]) / a[i])
+    return np.stack(out[: degree + 1], axis=-1)
+
+
+def gegenbauer_values(alpha: np.ndarray, degree: int, dim: int) -> np.ndarray:
+    """P_0(alpha), ..., P_degree(alpha) on a new last axis."""
+    out = [np.ones_like(alpha), alpha]
+    for i in range(1, degree):
+        new = (2 * i + dim - 2) * alpha * out[-1] - i * out[-2]
+        out.append(new / (i + dim - 2))
+    return np.stack(out[: degree + 1], axis=-1)
+
+
+def gegenbauer_coefficients(c: np.ndarray, dim: int) -> np.ndarray:
+    r"""b with :math:`\sum_l b_l P_l(\alpha) = \sum_j c_j \alpha^j`, as many as c.
+
+    Horner's scheme with
+    :math:`\alpha P_l = ((l+d-2) P_{l+1} + l P_{l-1}) / (2l+d-2)`: for c >= 0 all terms
+    are nonnegative, so no digits are lost.
+
+    >>> gegenbauer_coefficients(np.array([0.0, 0.0, 1.0]), 4).round(4).tolist()
+    [0.25, 0.0, 0.75]
+    """
+    b = np.zeros(len(c) + 2)
+    i = np.arange(len(b))
+    up = np.where(i == 0, 1.0, (i + dim - 2) / np.maximum(2 * i + dim - 2, 1))
+    down = np.where(i == 0, 0.0, i / np.maximum(2 * i + dim - 2, 1))
+    for value in np.asarray(c, float)[::-1]:
+        raised = np.concatenate([[0.0], (b * up)[:-1]])
+        lowered = np.concatenate([(b * down)[1:], [0.0]])
+        b = raised + lowered
+        b[0] += value
+    return b[: len(c)]
+
+
+def gegenbauer_quadrature(num: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss nodes and weights of t = w.u: exact for polynomials of degree < 2 num."""
+    a = gegenbauer_recurrence(num, dim)[: num - 1]
+    nodes, vectors = np.linalg.eigh(np.diag(a, 1) + np.diag(a, -1))
+    return nodes, vectors[0] ** 2

@@ -1,0 +1,113 @@
+"""Method "variance_reduced" where the kernel is a function of the cosine."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.kernels import ZonalFit, fit_zonal, truncate_zonal
+from jax_ntk_sketch.methods import VarianceReduced
+from jax_ntk_sketch.random_features import ZonalFeatures, sphere_dim
+from jax_ntk_sketch.rules.pipeline import layered, pipeline
+from jax_ntk_sketch.rules.stage import (
+    Context,
+    Features,
+    Spec,
+    Stage,
+    constant,
+    normalised,
+    safe_sqrt,
+)
+from jax_ntk_sketch.rules.zonal import (
+    ZonalKernel,
+    before_relu,
+    is_zonal,
+    zonal_kernel,
+)
+from jax_ntk_sketch.sketch import SRHT
+
+__all__ = ["zonal_fit"]
+
+# Of the power series; what is left at the cosine .9 is below 1e-3 of the kernel.
+_SERIES = 40
+
+
+@pipeline.register
+def _(
+    method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
+) -> list[Stage]:
+    if not is_zonal(net, context.ntk):
+        return layered(net, spec, context)
+    kernel = zonal_kernel(net, context.ntk, "variance_reduced")
+    assert kernel is not None
+    stages = before_relu(method, kernel, spec, context)
+    return [*stages, _zonal(method, kernel, stages[-1].spec, context)]
+
+
+def zonal_fit(
+    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, columns: int
+) -> ZonalFit:
+    """How `columns` are spent on f of d-dimensional inputs."""
+    series, sphere = kernel.series(_SERIES), sphere_dim(input_dim)
+    if method.objective == "regression":
+        return truncate_zonal(series, input_dim, sphere, columns)
+    return fit_zonal(
+        kernel.function, series, input_dim, sphere, columns, low=method.low
+    )
+
+
+def _zonal(
+    method: VarianceReduced, kernel: ZonalKernel, spec: Spec, context: Context
+) -> Stage:
+    d = spec.nngp
+    ones = int(kernel.constant > 0)
+    fit = zonal_fit(method, kernel, d, max(1, context.width - ones))
+    linear = min(fit.linear_columns, d)
+    parts: dict[str, SRHT | ZonalFeatures] = {}
+    if linear < d:
+        parts["linear"] = SRHT(d, linear)
+    if fit.num and any(fit.weights):
+        parts["zonal"] = ZonalFeatures(d, fit.num, fit.weights)
+    columns = (
+        ones + int(fit.constant > 0) + linear + (fit.num if "zonal" in parts else 0)
+    )
+
+    def init(key: jax.Array):
+        keys = jax.random.split(key, max(1, len(parts)))
+        pairs = zip(parts.items(), keys, strict=False)
+        return {name: part.init(k) for (name, part), k in pairs}
+
+    alpha = np.linspace(-1, 1, 201)
+    at_one = float(kernel.function(np.array(1.0)))
+    gap = np.abs(fit.values(alpha) - kernel.function(alpha)).max() / (at_one or 1.0)
+
+    def apply(params, f: Features) -> Features:
+        unit = normalised(f.nngp, f.norm2)
+        norm = safe_sqrt(f.norm2)[..., None]
+        flat = parts["linear"].apply(params["linear"], unit) if linear < d else unit
+        out = [flat * (norm * math.sqrt(fit.linear))]
+        if fit.constant > 0:
+            out.insert(0, norm * math.sqrt(fit.constant))
+        if "zonal" in parts:
+            out.append(norm * parts["zonal"].apply(params["zonal"], unit))
+        if kernel.constant > 0:
+            out.append(constant(f.nngp, math.sqrt(kernel.constant)))
+        phi = jnp.concatenate(out, axis=-1)
+        norm2 = f.norm2 * float(fit.values(np.array(1.0))) + kernel.constant
+        if context.ntk:
+            return Features(phi[..., :0], phi, norm2)
+        return Features(phi, phi[..., :0], norm2)
+
+    out = Spec(0, columns) if context.ntk else Spec(columns, 0)
+    degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
+    return Stage(
+        f"constant, {linear} linear, {fit.num} zonal columns of degree <= {degree}, "
+        f"bias <= {gap:.1g} K(x, x)",
+        out,
+        apply,
+        init,
+        sum(part.flops for part in parts.values()) + 2 * columns,
+        3 * d + 4 * columns,
+    )
