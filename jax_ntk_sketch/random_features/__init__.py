@@ -10,7 +10,7 @@ from jax_ntk_sketch.random_features.directions import (
     OrthogonalDirections,
     SphereDirections,
 )
-from jax_ntk_sketch.random_features.zonal import ZonalFeatures, sphere_dim
+from jax_ntk_sketch.random_features.zonal import ZonalFeatures, sphere_dim, zonal_sum
 
 __all__ = [
     "DIRECTIONS",
@@ -24,4 +24,5 @@ __all__ = [
     "StepFeatures",
     "ZonalFeatures",
     "sphere_dim",
+    "zonal_sum",
 ]

@@ -13,7 +13,7 @@ from jax_ntk_sketch.random_features.directions import (
 )
 from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
 
-__all__ = ["ZonalFeatures", "sphere_dim"]
+__all__ = ["ZonalFeatures", "sphere_dim", "zonal_sum"]
 
 # Up to so many dimensions Haar rotations are cheap, and Hadamard transforms are not yet
 # close enough to them.
@@ -82,21 +82,26 @@ class ZonalFeatures:
             u = jnp.concatenate([u, jnp.zeros_like(u)], axis=-1)
         t = self._directions.apply(params, u)
         dim = sphere_dim(self.input_dim)
-        return _clenshaw(t * dim**-0.5, self.weights, dim) * self.num**-0.5
+        return zonal_sum(t * dim**-0.5, self.weights, dim) * self.num**-0.5
 
 
-def _clenshaw(t: jax.Array, weights: tuple[float, ...], dim: int) -> jax.Array:
-    r"""Sum of f_l h_l(t): b_l = f_l + t b_{l+1} / A_{l+1} - A_{l+1} b_{l+2} / A_{l+2}.
+def zonal_sum(t: jax.Array, weights: Any, dim: int) -> jax.Array:
+    r"""The sum of :math:`f_l h_l(t)`, backwards, by Clenshaw's scheme.
 
-    Backwards, so that two arrays are alive whatever the degree.
+    With :math:`t h_l = A_{l+1} h_{l+1} + A_l h_{l-1}` it is :math:`b_0` of
+    :math:`b_l = f_l + t b_{l+1} / A_{l+1} - A_{l+1} b_{l+2} / A_{l+2}`, so that two
+    arrays are alive whatever the degree.
+
+    Args:
+      t: w.u of unit vectors.
+      weights: f_0, f_1, ...: numbers, or arrays that broadcast with t.
+      dim: of the sphere.
     """
-    degree = max(i for i, f in enumerate(weights) if f or i == 0)
+    degree = len(weights) - 1
     a = [0.0, *map(float, gegenbauer_recurrence(degree + 2, dim))]
-    after = jnp.zeros_like(t)
-    now = jnp.full_like(t, weights[degree])
+    after: Any = 0.0
+    now = weights[degree] + jnp.zeros_like(t)
     for i in range(degree - 1, -1, -1):
-        now, after = (
-            weights[i] + t * now * (1 / a[i + 1]) - (a[i + 1] / a[i + 2]) * after,
-            now,
-        )
+        step = t * now * (1 / a[i + 1]) - (a[i + 1] / a[i + 2]) * after
+        now, after = weights[i] + step, now
     return now

@@ -38,7 +38,12 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
     bias = 1 if layer.b_std else 0
     nngp = spec.nngp + bias
     ntk = spec.ntk + nngp if context.ntk else 0
-    out = dataclasses.replace(spec, nngp=nngp, ntk=ntk, gaussian=True)
+    carried = spec.carried
+    if bias:
+        carried = carried._replace(constants=(*carried.constants, spec.nngp))
+    if context.ntk:
+        carried = carried.joined(spec)
+    out = dataclasses.replace(spec, nngp=nngp, ntk=ntk, gaussian=True, carried=carried)
 
     def apply(params, f: Features) -> Features:
         nngp = layer.W_std * f.nngp

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jax_ntk_sketch.methods import Exact
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
+from jax_ntk_sketch.rules.stage import Carried, Context, Features, Spec, Stage
 from jax_ntk_sketch.sketch import PatchSRHT
 
 __all__ = ["concatenated", "is_small", "settled", "sketch_width", "sketched"]
@@ -66,7 +66,13 @@ def concatenated(spec: Spec) -> Stage:
     window, bias = spec.window, spec.bias
     assert window is not None
     ntk = window.patch_dim(spec.ntk, bias) if spec.ntk else 0
-    out = _without_window(spec, window.patch_dim(spec.nngp, bias), ntk)
+    nngp = window.patch_dim(spec.nngp, bias)
+    carried = spec.carried.repeated(spec, window.size)
+    if bias:
+        carried = carried._replace(constants=(*carried.constants, nngp - 1))
+        if spec.ntk:
+            carried = carried._replace(ntk_constants=(*carried.ntk_constants, ntk - 1))
+    out = dataclasses.replace(_without_window(spec, nngp, ntk), carried=carried)
 
     def apply(params, f: Features) -> Features:
         nngp = window.patches(f.nngp, bias)
@@ -79,5 +85,11 @@ def concatenated(spec: Spec) -> Stage:
 
 def _without_window(spec: Spec, nngp: int, ntk: int) -> Spec:
     return dataclasses.replace(
-        spec, nngp=nngp, ntk=ntk, shape=spec.positions, window=None, bias=0.0
+        spec,
+        nngp=nngp,
+        ntk=ntk,
+        shape=spec.positions,
+        window=None,
+        bias=0.0,
+        carried=Carried(),
     )

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Exact, Method, NTKSketch
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
+from jax_ntk_sketch.rules.stage import (
+    Carried,
+    Context,
+    Features,
+    Spec,
+    Stage,
+    rule,
+)
 from jax_ntk_sketch.sketch import SRHT
 
 __all__ = ["layered", "pipeline", "stages"]
@@ -97,7 +104,8 @@ def _input(net: stax.Layer, shape: tuple[int, ...]) -> Stage:
         scaled = x * jnp.asarray(dim**-0.5, x.dtype)
         return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
-    spec = Spec(dim, 0, shape=spatial)
+    carried = Carried(linears=tuple(range(dim)))
+    spec = Spec(dim, 0, shape=spatial, carried=carried)
     floats = 2 * spec.floats()
     return Stage("input", spec, apply, flops=3 * dim * spec.pixels, floats=floats)
 

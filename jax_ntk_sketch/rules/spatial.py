@@ -33,6 +33,7 @@ def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
         spec,
         ntk=spec.ntk + spec.nngp if context.ntk else 0,
         gaussian=True,
+        carried=spec.carried.joined(spec) if context.ntk else spec.carried,
         low=min(spec.low, 0.0),
         window=window,
         bias=b_std,
@@ -109,12 +110,14 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
     whole = spec.raw or isinstance(context.method, Exact)
     if whole or spec.pixels * spec.nngp <= sketch_width(context):
         nngp, ntk = spec.pixels * spec.nngp, spec.pixels * spec.ntk
+        carried = spec.carried.repeated(spec, spec.pixels)
         name, sketch = "Flatten", None
     else:  # the image is one patch
         sketch = sketched(dataclasses.replace(spec, window=Window(spec.shape)), context)
         nngp, ntk = sketch.spec.nngp, sketch.spec.ntk
+        carried = sketch.spec.carried
         name = "Flatten (SRHT)"
-    out = dataclasses.replace(flat, nngp=nngp, ntk=ntk)
+    out = dataclasses.replace(flat, nngp=nngp, ntk=ntk, carried=carried)
 
     def apply(params, f: Features) -> Features:
         norm2 = f.norm2.mean(axis=tuple(range(1, f.norm2.ndim)))

@@ -15,6 +15,7 @@ from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import Window
 
 __all__ = [
+    "Carried",
     "Context",
     "Features",
     "Spec",
@@ -46,6 +47,45 @@ class Features(NamedTuple):
     norm2: jax.Array
 
 
+class Carried(NamedTuple):
+    """Columns that "variance_reduced" carries exactly, by their numbers.
+
+    Attributes:
+      constants, linears: of the NNGP features: what is the same for all examples but
+        for their norms, and what is linear in the input.
+      ntk_constants, ntk_linears: of the NTK features.
+    """
+
+    constants: tuple[int, ...] = ()
+    linears: tuple[int, ...] = ()
+    ntk_constants: tuple[int, ...] = ()
+    ntk_linears: tuple[int, ...] = ()
+
+    def joined(self, spec: "Spec") -> "Carried":
+        """After a linear layer has appended the NNGP features to the NTK's."""
+
+        def behind(columns: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(spec.ntk + i for i in columns)
+
+        return self._replace(
+            ntk_constants=self.ntk_constants + behind(self.constants),
+            ntk_linears=self.ntk_linears + behind(self.linears),
+        )
+
+    def repeated(self, spec: "Spec", times: int) -> "Carried":
+        """After as many copies of all columns have been laid side by side."""
+
+        def copies(columns: tuple[int, ...], width: int) -> tuple[int, ...]:
+            return tuple(width * k + i for k in range(times) for i in columns)
+
+        return Carried(
+            copies(self.constants, spec.nngp),
+            copies(self.linears, spec.nngp),
+            copies(self.ntk_constants, spec.ntk),
+            copies(self.ntk_linears, spec.ntk),
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What is known of `Features` before any array exists.
@@ -59,6 +99,7 @@ class Spec:
       bias: the patches have one more channel, of this value; 0: they have not.
       own_norms: `norm2` are the norms of these features, not exact ones.
       raw: no nonlinear layer has been, so that the columns are the input's.
+      carried: the columns that are exact; only "variance_reduced" uses them.
     """
 
     nngp: int
@@ -70,6 +111,7 @@ class Spec:
     bias: float = 0.0
     own_norms: bool = False
     raw: bool = True
+    carried: Carried = Carried()
 
     @property
     def positions(self) -> tuple[int, ...]:

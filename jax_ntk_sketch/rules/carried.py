@@ -1,0 +1,308 @@
+r"""Method "variance_reduced", layer by layer.
+
+At a Relu the features of one example (or patch) P split into what is the same for all
+examples, P_c, what is linear in the input, and the rest. With a^2 = |P_c|^2 / |P|^2 and
+e the direction of P - P_c, the cosine of two examples is a a' + rho rho' <e, e'>, where
+rho^2 = 1 - a^2, and both arc-cosine kernels are expanded around a a':
+
+    kappa(alpha) = sum_j kappa^(j)(a a') / j! (rho rho')^j <e, e'>^j.
+
+The coefficients are taken as g_j(a) g_j(a'), exact for a = a'. The term j = 0 is one
+exact column, the linear channels of j = 1 are exact columns, and all else is one zonal
+function of w.e with alternating signs. The NTK's product has its constant and linear
+parts exact likewise; the rest is a random projection of psi times a zonal function.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch import kernels
+from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_coefficients
+from jax_ntk_sketch.methods import VarianceReduced
+from jax_ntk_sketch.random_features import (
+    HadamardDirections,
+    HadamardPatchDirections,
+    OrthogonalDirections,
+    sphere_dim,
+    zonal_sum,
+)
+from jax_ntk_sketch.rules.activation import relu, takes_patches
+from jax_ntk_sketch.rules.stage import (
+    Carried,
+    Context,
+    Features,
+    Spec,
+    Stage,
+    safe_sqrt,
+)
+from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
+
+__all__: list[str] = []
+
+# Of the expansion; what is left out at <e, e'> = 1 is in the plan.
+_DEGREE = 6
+
+# Up to so many channels patches are concatenated: their directions are then rotations.
+_SMALL_PATCH = 64
+
+_SIGNS = np.where(np.arange(_DEGREE + 1) % 4 < 2, 1.0, -1.0)
+
+
+@takes_patches.register
+def _(method: VarianceReduced, spec: Spec, context: Context) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patches:
+    """Features of one kernel as patches of an image, or as they are.
+
+    Attributes:
+      window: None for features that are no patches.
+      channels: of the image.
+      bias: a constant coordinate of the patch; 0 for none.
+    """
+
+    window: Window | None
+    channels: int
+    bias: float
+
+    @property
+    def dim(self) -> int:
+        """Coordinates."""
+        if self.window is None:
+            return self.channels
+        return self.window.patch_dim(self.channels, self.bias)
+
+    @property
+    def size(self) -> int:
+        return self.window.size if self.window else 1
+
+    def means(self, x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
+        """Coordinates along the window's mean, of unit length, of some channels."""
+        some = x[..., np.array(columns, int)]
+        if self.window is None:
+            return some
+        return self.window.sum(some) * self.size**-0.5
+
+    def norm2(self, x: jax.Array) -> jax.Array:
+        squares = jnp.sum(x**2, axis=-1, keepdims=True)
+        if self.window is not None:
+            squares = self.window.sum(squares)
+        return squares[..., 0] + self.bias**2
+
+    def one(self) -> "_Patches":
+        """The same patch as an image of its own."""
+        if self.window is None:
+            return self
+        return dataclasses.replace(self, window=Window(self.window.shape))
+
+    def directions(self, num: int) -> "_Projection":
+        """Projections on random directions."""
+        window, dim = self.window, self.dim
+        small = dim <= max(_SMALL_PATCH, num)
+        if window is not None and not small:
+            part = HadamardPatchDirections(window, self.channels, num, self.bias)
+            return _Projection(self, part, dim, False)
+        kind = OrthogonalDirections if dim <= _SMALL_PATCH else HadamardDirections
+        return _Projection(
+            self, kind(max(2, dim), num), sphere_dim(dim), window is not None
+        )
+
+    def sketch(self, num: int) -> "_Projection":
+        """A linear sketch of unbiased inner products."""
+        if self.window is None:
+            return _Projection(self, SRHT(self.channels, num), 0, False)
+        part = PatchSRHT(self.window, self.channels, num, self.bias)
+        return _Projection(self, part, 0, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Projection:
+    """A random linear map of patches, and its values on given patches.
+
+    Attributes:
+      source: the patches.
+      part: a record with `init` and `apply`.
+      dim: D, of the sphere of directions.
+      concatenate: `part` takes patches, not images.
+    """
+
+    source: _Patches
+    part: Any
+    dim: int
+    concatenate: bool
+
+    def apply(self, params: Any, x: jax.Array) -> jax.Array:
+        if self.concatenate:
+            assert self.source.window is not None
+            x = self.source.window.patches(x, self.source.bias)
+        if x.shape[-1] == 1 and isinstance(self.part, OrthogonalDirections):
+            x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
+        return self.part.apply(params, x)
+
+    def along(self, params: Any, columns: tuple[int, ...], dtype: Any) -> Any:
+        """Projections of unit means of some channels `(k, num)`, and of the bias."""
+        one = self.source.one()
+        alone = dataclasses.replace(self, source=one)
+        if one.window is not None and not self.concatenate:
+            part = dataclasses.replace(self.part, window=one.window)
+            alone = dataclasses.replace(alone, part=part)
+        shape = one.window.shape if one.window else ()
+        unit = jnp.zeros((len(columns) + 1, *shape, one.channels), dtype)
+        for k, column in enumerate(columns):
+            unit = unit.at[k, ..., column].set(one.size**-0.5)
+        out = alone.apply(params, unit).reshape(len(columns) + 1, -1)
+        bias = out[-1]  # of an image of zeros
+        return out[:-1] - bias, bias
+
+
+@relu.register
+def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
+    columns = context.width
+    first = max(1, columns // 2 if context.ntk else columns)
+    c = spec.carried
+    linears = c.linears if 4 * (len(c.linears) + 1) <= first else ()
+    phi = _Patches(spec.window, spec.nngp, spec.bias)
+    num1 = max(1, first - 1 - len(linears))
+    first = 1 + len(linears) + num1
+    parts = {"kappa1": phi.directions(num1)}
+
+    psi = _Patches(spec.window, max(1, spec.ntk), spec.bias)
+    product, num0 = 0, 0
+    ntk_linears: tuple[int, ...] = ()
+    has_constant = bool(c.ntk_constants) or bool(spec.bias)
+    if context.ntk:
+        share = max(1, columns - first)
+        both = len(c.ntk_linears) + has_constant * len(linears)
+        if 2 * (both + 1) <= share:
+            ntk_linears = c.ntk_linears
+        exact = int(has_constant) + len(ntk_linears)
+        exact += has_constant * len(linears)
+        num0 = max(1, share - exact)
+        product = exact + num0
+        parts |= {"kappa0": phi.directions(num0), "mix": psi.sketch(num0)}
+
+    def init(key: jax.Array):
+        keys = jax.random.split(key, len(parts))
+        pairs = zip(parts.items(), keys, strict=True)
+        return {name: p.part.init(k) for (name, p), k in pairs}
+
+    def apply(params, f: Features) -> Features:
+        x = f.nngp
+        norm2 = phi.norm2(x)
+        inverse = _inverse(norm2)
+        constants = phi.means(x, c.constants)
+        a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * inverse
+        a2 = jnp.clip(a2, 0, 1)
+        rho = safe_sqrt(1 - a2)
+        to_unit = safe_sqrt(_inverse(norm2 * (1 - a2)))[..., None]
+        means = phi.means(x, linears) * to_unit
+
+        def zonal(name: str, g: list[jax.Array]):
+            """f(w.e) with all degrees; and its linear part on the exact channels."""
+            part = parts[name]
+            z = part.apply(params[name], x)
+            along, bias = part.along(params[name], (*c.constants, *linears), x.dtype)
+            k = len(c.constants)
+            z = z - jnp.matmul(constants, along[:k]) - (bias if spec.bias else 0)
+            z = z * to_unit
+            weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
+            all_degrees = zonal_sum(z * part.dim**-0.5, weights, part.dim)
+            linear = jnp.matmul(means, along[k:]) * weights[1]
+            return all_degrees, linear
+
+        half = safe_sqrt(norm2 / 2)[..., None]
+        g = _weights(1, a2, rho, parts["kappa1"].dim)
+        values, linear = zonal("kappa1", g)
+        rest = (values - linear - g[0][..., None]) * num1**-0.5
+        nngp = half * jnp.concatenate(
+            [g[0][..., None], g[1][..., None] * means, rest], axis=-1
+        )
+        ntk = nngp[..., :0]
+        if context.ntk:
+            g = _weights(0, a2, rho, parts["kappa0"].dim)
+            values, linear = zonal("kappa0", g)
+            mixed = parts["mix"].apply(params["mix"], f.ntk)
+            along, bias = parts["mix"].along(
+                params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
+            )
+            k = len(c.ntk_constants)
+            psi_constants = psi.means(f.ntk, c.ntk_constants)
+            psi_linears = psi.means(f.ntk, ntk_linears)
+            constant_part = jnp.matmul(psi_constants, along[:k])
+            if spec.bias:
+                constant_part = constant_part + bias
+            exact_part = constant_part + jnp.matmul(psi_linears, along[k:])
+            g0, g1 = g[0][..., None], g[1][..., None]
+            rest = mixed * values - exact_part * g0 - constant_part * linear
+            out = [rest]
+            out.insert(0, psi_linears * g0)
+            if has_constant:
+                merged = safe_sqrt(jnp.sum(psi_constants**2, axis=-1) + spec.bias**2)[
+                    ..., None
+                ]
+                out = [merged * g0, merged * g1 * means, *out]
+            ntk = jnp.concatenate(out, axis=-1) * jnp.asarray(0.5**0.5, x.dtype)
+        return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1))
+
+    start = int(has_constant)
+    more = has_constant * len(linears) + len(ntk_linears)
+    carried = Carried(
+        (0,),
+        tuple(range(1, 1 + len(linears))),
+        (0,) if has_constant and context.ntk else (),
+        tuple(range(start, start + more)) if context.ntk else (),
+    )
+    flops = sum(p.part.flops for p in parts.values())
+    flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
+    return Stage(
+        "Relu (constant, linear, zonal)",
+        Spec(first, product, carried=carried),
+        apply,
+        init,
+        flops * spec.pixels,
+        spec.floats() + (first + 4 * product) * spec.pixels,
+    )
+
+
+def _inverse(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 at 0."""
+    zero = x <= 0
+    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
+
+
+def _weights(order: int, a2: jax.Array, rho: jax.Array, dim: int) -> list[jax.Array]:
+    r"""g_l(a) of kappa_order, l = 0..6: coefficients of Gegenbauer's polynomials.
+
+    With :math:`y = (1-s^2)^{-1/2}`, :math:`\kappa_0' = y / \pi`; the derivatives of y
+    are :math:`u_n (1-s^2)^{-n-1/2}` with
+    :math:`u_{n+1} = (2n+1) s u_n + n^2 (1-s^2) u_{n-1}`, all positive.
+    """
+    s = a2
+    terms = [kernels.kappa1(s), kernels.kappa0(s) * rho**2]
+    power = rho**3
+    if order == 0:
+        terms, power = [kernels.kappa0(s)], rho
+    u, before = jnp.ones_like(s), jnp.zeros_like(s)
+    for n in range(_DEGREE + 1 - len(terms)):
+        j = len(terms)
+        terms.append(u * power / (math.pi * math.factorial(j) * (1 + s) ** (n + 0.5)))
+        u, before = (2 * n + 1) * s * u + n * n * rho**2 * (1 + s) * before, u
+    change = np.stack(
+        [gegenbauer_coefficients(row, dim) for row in np.eye(_DEGREE + 1)]
+    )
+    out = []
+    for i in range(_DEGREE + 1):
+        total = sum(
+            float(change[j, i]) * terms[j]
+            for j in range(_DEGREE + 1)
+            if change[j, i] > 1e-9
+        )
+        out.append(safe_sqrt(total + jnp.zeros_like(s)))
+    return out
