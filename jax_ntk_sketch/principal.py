@@ -153,15 +153,17 @@ def _gram(f: NDArray) -> NDArray:
 def _leading(h: NDArray, m: int) -> tuple[NDArray, NDArray]:
     """The m largest eigenvalues of a psd matrix, falling, and their vectors.
 
-    Subspace iteration where m is a small part: its products are several times faster
-    than a full eigendecomposition.
+    Subspace iteration where m is a small part: several times faster than all of them.
+    Which subspace may be found in float32; what is done in it may not.
     """
     size = m + m // _SPARE + 8
     basis = None
     if 3 * size < len(h):
-        basis = np.random.default_rng(0).standard_normal((len(h), size))
+        single = (h / max(np.trace(h), _TINY)).astype(np.float32)
+        basis = np.random.default_rng(0).standard_normal((len(h), size), np.float32)
         for _ in range(_STEPS):
-            basis = np.linalg.qr(h @ basis)[0]
+            basis = np.linalg.qr(single @ basis)[0]
+        basis = np.linalg.qr(basis.astype(np.float64))[0]
         h = basis.T @ h @ basis
     values, vectors = np.linalg.eigh(h)
     values, vectors = values[: -m - 1 : -1], vectors[:, : -m - 1 : -1]
