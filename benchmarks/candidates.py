@@ -26,11 +26,9 @@ METHODS: dict[str, methods.Method] = {
     "nystrom, uniform": methods.Nystrom(landmarks="uniform"),
 }
 
-# "compress": how many columns are generated for m that are kept.
-GENERATED: dict[str, Callable[[int], int]] = {
-    "compress": lambda m: 16384,
-    "compress, 16 m": lambda m: 16 * m,
-}
+# "compress": how many columns are generated.
+GENERATED = {"compress, 16384 generated": 16384, "compress": 32768}
+BASE = "variance_reduced, kernel"
 NAMES = (*METHODS, *GENERATED)
 
 
@@ -40,7 +38,7 @@ def draw(
     num_features: int,
     seed: int,
     sample: np.ndarray,
-    base: str = "variance_reduced",
+    base: str = BASE,
 ) -> tuple[Any, Any]:
     """A feature map and its parameters.
 
@@ -58,7 +56,7 @@ def draw(
     key = jax.random.key(seed)
     method, columns = METHODS.get(name), num_features
     if method is None:
-        method, columns = METHODS[base], GENERATED[name](num_features)
+        method, columns = METHODS[base], max(GENERATED[name], num_features)
     fmap = jns.feature_map(net, num_features=columns, method=method)
     params = fmap.init(key, sample)
     if name in METHODS:

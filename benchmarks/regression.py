@@ -152,7 +152,7 @@ def one(args, name: str, depth: int, m: int, seed: int) -> dict[str, float]:
 
 def label(name: str, base: str) -> str:
     """The name that results are kept under."""
-    plain = name not in candidates.GENERATED or base == "variance_reduced"
+    plain = name not in candidates.GENERATED or base == candidates.BASE
     return name if plain else f"{name}, of {base}"
 
 
@@ -232,7 +232,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--base",
-        default="variance_reduced",
+        default=candidates.BASE,
         choices=candidates.METHODS,
         help="what compress compresses",
     )

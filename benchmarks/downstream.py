@@ -1,0 +1,179 @@
+"""Ridge on few features beside exact NTK ridge, on data that nothing was tuned on.
+
+    python benchmarks/downstream.py downstream --data FOLDER
+    python benchmarks/downstream.py downstream --sets digits bike --methods nystrom
+
+scikit-learn's digits and sets of `uci_regression/*.npz` (`X`, `y`, `test_mask`; the
+first split), 5000 of the training rows, a fifth of them held out. Inputs and targets
+are standardised by the fitting rows (digits: codes minus 0.1); a constant column is
+added to the inputs, as a bias of the first layer.
+
+Penalty and number of features are chosen on the held-out rows alone: the fewest of
+--num-features with which the first draw's squared error is within --within of that of
+exact ridge there, else the most. Then test rows are looked at, for every seed.
+"""
+
+import functools
+
+import candidates
+import common
+import numpy as np
+from fully_connected import exact, network
+
+import jax_ntk_sketch as jns
+
+# Penalties times the number of fitting rows and the mean of the kernel's diagonal.
+REGS = 10.0 ** np.arange(-9, 0, 0.5)
+SETS = ("digits", "bike", "elevators", "pol", "protein", "keggdirected", "kin40k")
+LEARNED = (*candidates.GENERATED, "nystrom", "nystrom, uniform")
+
+
+@functools.cache
+def load(folder: str | None, name: str, num_train: int) -> tuple[np.ndarray, ...]:
+    """Fitting, held-out and test inputs (n, d), float32, and targets (n, t)."""
+    if name == "digits":
+        digits = jns.data.load_digits()
+        x, test = (z.reshape(len(z), -1) for z in (digits.x_train, digits.x_test))
+        y, y_test = (np.eye(10)[z] - 0.1 for z in (digits.y_train, digits.y_test))
+    else:
+        path = common.archive(folder, f"uci_regression/{name}.npz")
+        with np.load(path, allow_pickle=False) as file:
+            mask = file["test_mask"][:, 0]
+            x, test = file["X"][~mask], file["X"][mask]
+            y, y_test = (file["y"][rows][:, None] for rows in (~mask, mask))
+    rows = np.random.default_rng(0).permutation(len(x))[:num_train]
+    held, fit = np.split(rows, [len(rows) // 5])
+    mean, spread = x[fit].mean(axis=0), x[fit].std(axis=0)
+    spread = np.where(spread > 0, spread, 1)
+    parts = [
+        np.c_[(z - mean) / spread, np.ones(len(z))] for z in (x[fit], x[held], test)
+    ]
+    targets = [y[fit], y[held], y_test]
+    if name != "digits":
+        centre, width = y[fit].mean(axis=0), y[fit].std(axis=0)
+        targets = [(z - centre) / width for z in targets]
+    return (*(z.astype(np.float32) for z in parts), *targets)
+
+
+def scores(best: dict, y_test: np.ndarray) -> dict[str, float]:
+    """Squared errors on held-out and test rows."""
+    return {
+        "held": best["held"],
+        "reg": best["reg"],
+        "mse": float(np.mean((best["predictions"] - y_test) ** 2)),
+    }
+
+
+def exact_ridge(args, name: str) -> dict[str, float]:
+    """Exact NTK ridge."""
+    fit, held, test, y, y_held, y_test = load(args.data, name, args.num_train)
+    k = exact(fit, None, args.depth)
+    regs = REGS * len(fit) * np.diag(k).mean()
+    k_held, k_test = exact(held, fit, args.depth), exact(test, fit, args.depth)
+    return scores(candidates.ridge(k, y, k_held, y_held, k_test, regs), y_test)
+
+
+def on_features(args, name: str, method: str, m: int, seed: int) -> dict[str, float]:
+    """Ridge on the features of one draw."""
+    *x, y, y_held, y_test = load(args.data, name, args.num_train)
+    fmap, params = candidates.draw(
+        network(args.depth), method, m, seed, x[0], args.base
+    )
+    phi = [jns.transform(fmap, params, z) for z in x]
+    regs = REGS * len(y) * np.mean(np.sum(phi[0].astype(np.float64) ** 2, axis=1))
+    best = candidates.ridge_on_features(phi[0], y, phi[1], y_held, phi[2], regs)
+    return scores(best, y_test)
+
+
+def downstream(args) -> None:
+    """The table: test error of exact ridge and of features, and their ratio."""
+    kept = candidates.Kept(args.output, "downstream")
+    table, results = [], []
+    for name in args.sets:
+        what = dict(set=name, depth=args.depth, num_train=args.num_train)
+        best = kept.get(
+            functools.partial(exact_ridge, args, name), method="exact", **what
+        )
+        assert best is not None
+        fitting = len(load(args.data, name, args.num_train)[0])
+        for method in args.methods:
+            chosen: dict | None = None
+            for m in args.num_features:
+                if method in LEARNED and m > fitting:
+                    break
+                first = run(args, kept, what, method, m, 0)
+                if first is None:
+                    continue
+                chosen = first
+                if first["held"] <= (1 + args.within) * best["held"]:
+                    break
+            if chosen is None:
+                continue
+            m = chosen["num_features"]
+            draws = [run(args, kept, what, method, m, s) for s in range(args.seeds)]
+            mse = [r["mse"] for r in draws if r is not None]
+            mean, error = candidates.mean_and_error(mse)
+            reached = chosen["held"] <= (1 + args.within) * best["held"]
+            results.append(
+                dict(what, method=method, num_features=m, reached=reached, mse=mse)
+                | {"exact": best["mse"]}
+            )
+            table.append(
+                (
+                    name,
+                    method,
+                    f"{m}" if reached else f"{m} (not reached)",
+                    f"{best['mse']:.5f}",
+                    f"{mean:.5f} ± {error:.5f}",
+                    f"{mean / best['mse']:.4f}",
+                )
+            )
+    head = ("data", "method", "features", "exact mse", "mse", "ratio")
+    common.write(args.output, "downstream", common.markdown(head, table), results)
+
+
+def run(args, kept, what: dict, method: str, m: int, seed: int) -> dict | None:
+    """One draw, or what is kept of it."""
+    return kept.get(
+        functools.partial(on_features, args, what["set"], method, m, seed),
+        method=method,
+        num_features=m,
+        seed=seed,
+        **what,
+    )
+
+
+JOBS = {"downstream": downstream}
+
+
+def main() -> None:
+    """Runs the jobs that are named."""
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--depth", type=int, default=1)
+    parser.add_argument("--num-train", type=int, default=5000)
+    parser.add_argument(
+        "--num-features",
+        nargs="+",
+        type=int,
+        default=[512, 1024, 2048, 4096, 8192],
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--within", type=float, default=0.01)
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=["digits", "bike", "elevators", "pol"],
+        choices=SETS,
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["variance_reduced", "nystrom", "compress"],
+        choices=candidates.NAMES,
+    )
+    parser.add_argument("--base", default=candidates.BASE, choices=candidates.METHODS)
+    common.run_jobs(parser, JOBS)
+
+
+if __name__ == "__main__":
+    main()
