@@ -1,8 +1,8 @@
 """The approximation methods: records of their hyper-parameters, no arrays.
 
 A method is given to `jax_ntk_sketch.feature_map` as a record of this module or, for
-its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass", "exact", or
-"auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
+its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass",
+"nystrom", "exact", or "auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
 """
 
 import dataclasses
@@ -144,23 +144,38 @@ class OnePass(Method):
 
 @dataclasses.dataclass(frozen=True)
 class VarianceReduced(Method):
-    r"""What is known exactly is carried exactly; the rest has one zonal feature each.
+    r"""What is known exactly is carried exactly; the rest has zonal features.
+
+    Where the kernel is a function of the cosine (fully connected, no biases between
+    `Relu` layers) the whole network is one step: an exact constant, the linear part
+    exact or by few rows, and features :math:`f(w \cdot u)` of rotated directions, with
+    f in Gegenbauer polynomials of alternating signs. Elsewhere, convolutions included,
+    it goes layer by layer: a constant channel and the channels that are linear in the
+    input stay exact, both arc-cosine kernels are expanded around the cosine of the
+    constant channels, and the remainder is zonal.
 
     Attributes:
       objective: what the columns are spent on: "regression", so that a linear model on
         the features predicts as the exact kernel machine does; or "kernel", so that
         their inner products are closest to the kernel.
-      low: for objective "kernel", the least cosine of two inputs that matters: 0 is
-        right for nonnegative inputs such as images; with -1 centred data have less
-        bias.
+      low: for objective "kernel", the least cosine of two inputs on which columns are
+        spent; None for -2 / sqrt(d), below which random directions of d dimensions
+        hardly fall. -1 gives centred data of low rank less bias, 0 images less noise.
+
+    Bias: for a function of the cosine that of the truncated series, which the plan
+    states, largest for (near) duplicates; directions themselves are unbiased. Layer by
+    layer also that of coefficients g(a) g(a') in place of a function of a a', and of
+    degrees above 6. Variance: `kernels.ZonalFit.variance`, to within 10 %.
+    Source: Schoenberg (1942) for zonal expansions; the exact low degrees are those of
+    :math:`\kappa_1(\alpha) = \alpha/2 + E|w\cdot u||w\cdot v|/2`.
     """
 
     objective: str = "regression"
-    low: float = 0.0
+    low: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self, "objective", ("regression", "kernel"))
-        if not -1 <= self.low < 0.9:
+        if self.low is not None and not -1 <= self.low < 0.9:
             raise ValueError(
                 f"VarianceReduced: low must be in [-1, 0.9), got {self.low!r}"
             )
@@ -168,17 +183,45 @@ class VarianceReduced(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Nystrom(Method):
-    r"""Landmarks from a sample that `init` is given.
+    r"""Projections on landmarks: examples, or patches of them, of a given sample.
+
+    Fully connected networks (`Dense`, `Relu`, `LayerNorm`, `Identity`, and `Flatten`
+    first): with Z the landmarks, :math:`\phi(x) = K(x, Z) R`, K the exact kernel. Other
+    networks: likewise at each `Relu`, with landmarks among the sample's patches and the
+    kernels of that layer.
 
     Attributes:
       landmarks: how they are chosen: "rpcholesky", randomly pivoted Cholesky (Chen,
         Epperly, Tropp, Webber 2022), or "uniform".
+      oversample: landmarks over columns, >= 1. Of so many the principal directions on
+        the sample are kept. On MNIST 1024 columns lose 27% less of the kernel machine
+        at 3 than at 1, on images three convolutions have half the error.
+
+    `FeatureMap.init` takes the sample, an array of examples like those to come; a few
+    hundred images will do. With fewer examples (patches) than columns the others are
+    zero.
+
+    Cost: with c columns, fully connected, s = oversample c landmarks: O(s (d + c))
+    operations per example; `init` O(N s^2) with N the examples, at most
+    max(4096, 2 s) of them, chosen uniformly. Layer by layer the same for each pixel, d
+    the size of a patch of the features.
+
+    Guarantee: fully connected, the features' inner products are nowhere larger than the
+    kernel: :math:`K - \Phi\Phi^\top` is positive semidefinite for any examples, and
+    zero on landmarks if oversample is 1. They are biased towards zero, unlike
+    those of other methods, and depend on the sample.
+    Source: Williams and Seeger (2000); arXiv 2207.06503.
     """
 
     landmarks: str = "rpcholesky"
+    oversample: float = 3.0
 
     def __post_init__(self) -> None:
         _check_choice(self, "landmarks", ("rpcholesky", "uniform"))
+        if not 1 <= self.oversample < float("inf"):
+            raise ValueError(
+                f"Nystrom: oversample must be finite and >= 1, got {self.oversample!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +238,7 @@ METHODS: dict[str, type[Method]] = {
     "ntk_random_features": NTKRandomFeatures,
     "one_pass": OnePass,
     "variance_reduced": VarianceReduced,
+    "nystrom": Nystrom,
     "exact": Exact,
 }
 

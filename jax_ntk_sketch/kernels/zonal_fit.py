@@ -199,7 +199,7 @@ def fit_zonal(
     input_dim: int,
     sphere_dim: int,
     columns: int,
-    low: float = 0.0,
+    low: float = -1.0,
 ) -> ZonalFit:
     r"""Columns for the least error of the kernel: bias and variance together.
 
@@ -211,7 +211,7 @@ def fit_zonal(
       function: the kernel of the cosine, on arrays in [-1, 1].
       coefficients: of its power series, where the search begins.
       input_dim, sphere_dim, columns: as for `truncate_zonal`.
-      low: in [-1, .9), the least cosine that matters: 0 for nonnegative inputs.
+      low: in [-1, .9), the least cosine that matters.
 
     Returns:
       The best `ZonalFit` found, by L-BFGS for each number of linear columns; some

@@ -53,9 +53,8 @@ def zonal_fit(
     series, sphere = kernel.series(_SERIES), sphere_dim(input_dim)
     if method.objective == "regression":
         return truncate_zonal(series, input_dim, sphere, columns)
-    return fit_zonal(
-        kernel.function, series, input_dim, sphere, columns, low=method.low
-    )
+    low = max(-1.0, -2 * input_dim**-0.5) if method.low is None else method.low
+    return fit_zonal(kernel.function, series, input_dim, sphere, columns, low)
 
 
 def _zonal(
