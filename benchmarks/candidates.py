@@ -39,6 +39,7 @@ def draw(
     seed: int,
     sample: np.ndarray,
     base: str = BASE,
+    generated: dict[str, int] = GENERATED,
 ) -> tuple[Any, Any]:
     """A feature map and its parameters.
 
@@ -49,6 +50,7 @@ def draw(
       seed: of the draw.
       sample: examples, for the maps that learn from data.
       base: of METHODS, what "compress" compresses.
+      generated: how many columns of it are generated.
 
     Raises:
       ValueError: the method cannot do this network or number of columns.
@@ -56,7 +58,7 @@ def draw(
     key = jax.random.key(seed)
     method, columns = METHODS.get(name), num_features
     if method is None:
-        method, columns = METHODS[base], max(GENERATED[name], num_features)
+        method, columns = METHODS[base], max(generated[name], num_features)
     fmap = jns.feature_map(net, num_features=columns, method=method)
     params = fmap.init(key, sample)
     if name in METHODS:
