@@ -1,8 +1,8 @@
 """The approximation methods: records of their hyper-parameters, no arrays.
 
 A method is given to `jax_ntk_sketch.feature_map` as a record of this module or, for
-its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass",
-"nystrom", "exact", or "auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
+its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass", "nystrom",
+"exact", or "auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
 """
 
 import dataclasses

@@ -14,7 +14,12 @@ from jax_ntk_sketch.kernels.fully_connected import (
     fully_connected_diag,
     fully_connected_kernel,
 )
-from jax_ntk_sketch.kernels.landmarks import inverse_root, rpcholesky, uniform_choice
+from jax_ntk_sketch.kernels.landmarks import (
+    inverse_root,
+    principal_root,
+    rpcholesky,
+    uniform_choice,
+)
 from jax_ntk_sketch.kernels.power_series import (
     ReluBlockSeries,
     ReluBlockValues,
@@ -49,6 +54,7 @@ __all__ = [
     "kappa1_coefficients",
     "nngp_coefficients",
     "ntk_coefficients",
+    "principal_root",
     "relu_block_series",
     "relu_block_values",
     "relu_kernels",

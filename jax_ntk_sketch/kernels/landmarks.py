@@ -5,8 +5,9 @@ With the kernel's columns at the landmarks, `K_xz`, and among them, `K_zz`,
     phi(x) = K_xz R,   R R^T = K_zz^(-1),   phi phi^T = K_xz K_zz^(-1) K_zx
 
 is the Nystrom approximation: the orthogonal projection, in the kernel's space, on the
-landmarks. It is exact at them and never larger than the kernel (in the order of
-positive semidefinite matrices).
+landmarks. It is exact at them, and never larger than the kernel in the order of
+positive semidefinite matrices; nor is the projection on a part of that space, such as
+the principal directions of the features of a sample.
 
 Source: Williams and Seeger, Using the Nystrom method to speed up kernel machines
 (2000); Chen, Epperly, Tropp and Webber, Randomly pivoted Cholesky, arXiv 2207.06503,
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch.kernels.checks import check_count
 
-__all__ = ["inverse_root", "rpcholesky", "uniform_choice"]
+__all__ = ["inverse_root", "principal_root", "rpcholesky", "uniform_choice"]
 
 # Landmarks that are drawn at a time: at most so many, and at most an eighth. Those of
 # one block are chosen without knowledge of each other, but matrix products are fast;
@@ -151,6 +152,36 @@ def inverse_root(k: jax.Array) -> jax.Array:
     _, root = jax.lax.while_loop(failed, again, start)
     inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True).T
     return inverse * scale[:, None]
+
+
+def principal_root(cross: jax.Array, gram: jax.Array, num: int) -> jax.Array:
+    r"""R for `num` features `K_xz R`: the principal directions of those of a sample.
+
+    Among all projections in the space that the landmarks span, that with the least
+    trace of `K - K_hat` on the sample.
+
+    Args:
+      cross: the kernel between a sample and the landmarks, (n, m).
+      gram: the kernel of the landmarks, (m, m).
+      num: features, >= 1.
+
+    Returns:
+      (m, num). For m <= num `inverse_root(gram)` and columns of zeros.
+
+    Cost: O(n m^2 + m^3) operations.
+
+    >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> phi = x @ x.T @ principal_root(x @ x.T, x @ x.T, 1)
+    >>> (phi @ phi.T).round(3)
+    Array([[4., 0.],
+           [0., 0.]], dtype=float32)
+    """
+    root = inverse_root(gram)
+    m = len(gram)
+    if m <= num:
+        return jnp.pad(root, [(0, 0), (0, num - m)])
+    phi = _matmul(cross, root)
+    return _matmul(root, jnp.linalg.eigh(_matmul(phi.T, phi))[1][:, m - num :])
 
 
 def _draw(key: jax.Array, weights: jax.Array, free: jax.Array, num: int) -> jax.Array:

@@ -2,14 +2,19 @@
 
 from jax_ntk_sketch.rules import (
     activation,
+    carried,
     exact,
     linear,
+    nystrom,
+    nystrom_layers,
     one_pass,
     patches,
     pipeline,
     sampled,
     sketched,
     spatial,
+    variance_reduced,
+    zonal,
 )
 from jax_ntk_sketch.rules.pipeline import stages
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
@@ -20,8 +25,11 @@ __all__ = [
     "Spec",
     "Stage",
     "activation",
+    "carried",
     "exact",
     "linear",
+    "nystrom",
+    "nystrom_layers",
     "one_pass",
     "patches",
     "pipeline",
@@ -30,4 +38,6 @@ __all__ = [
     "sketched",
     "spatial",
     "stages",
+    "variance_reduced",
+    "zonal",
 ]

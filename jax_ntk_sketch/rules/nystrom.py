@@ -1,0 +1,131 @@
+"""Method "nystrom" for fully connected networks: exact kernels against landmarks."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.kernels import principal_root, rpcholesky, uniform_choice
+from jax_ntk_sketch.kernels.cross import diagonal, fully_connected, propagate
+from jax_ntk_sketch.methods import Nystrom
+from jax_ntk_sketch.rules.pipeline import layered, pipeline
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
+
+__all__ = ["ENTRY", "candidates", "check_sample", "choose", "promoted"]
+
+# Operations per entry of a kernel that a Relu takes: the arc-cosine functions.
+ENTRY = 30
+
+# Landmarks are chosen among so many of a sample, or twice as many as them if more.
+_CANDIDATES = 4096
+
+
+@pipeline.register
+def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
+    by_layers = layered(net, spec, context)  # which also finds mistakes in the network
+    layers = list(stax.walk(net))
+    if not any(isinstance(layer, stax.Relu) for layer in layers):
+        return by_layers
+    count = 0
+    while isinstance(layers[count], stax.Flatten | stax.Identity):
+        count += 1
+    flat = layered(stax.serial(*layers[:count]), spec, context)
+    spec = flat[-1].spec if flat else spec
+    rest = stax.serial(*layers[count:])
+    if spec.shape or not fully_connected(rest):
+        return by_layers
+    return [*flat, _kernel_stage(method, rest, spec, context)]
+
+
+def _kernel_stage(
+    method: Nystrom, net: stax.Serial, spec: Spec, context: Context
+) -> Stage:
+    """All of the network at once: its exact kernel with the landmarks."""
+    d, m = spec.nngp, context.width
+    slots = math.ceil(method.oversample * m)
+    kind = "ntk" if context.ntk else "nngp"
+
+    def kernel(x: jax.Array, z: jax.Array | None = None) -> jax.Array:
+        return getattr(propagate(net, x, z), kind)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"landmarks": jnp.zeros((slots, d)), "root": jnp.zeros((slots, m))}
+
+    def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
+        check_sample(f)
+        first, second = jax.random.split(key)
+        x = promoted(f.nngp)
+        x = x[candidates(first, len(x), slots)]
+        own = getattr(diagonal(net, x), kind)
+        num = min(slots, len(x))
+        z = x[choose(method, second, lambda i: kernel(x, x[i]), own, num)]
+        # A small sample leaves landmarks that are not used.
+        more = [(0, slots - num), (0, 0)]
+        root = principal_root(kernel(x, z), kernel(z), m)
+        return {"landmarks": jnp.pad(z, more), "root": jnp.pad(root, more)}
+
+    def apply(params: Any, f: Features) -> Features:
+        x = promoted(f.nngp)
+        z, root = (params[name].astype(x.dtype) for name in ("landmarks", "root"))
+        phi = jnp.matmul(kernel(x, z), root, precision=jax.lax.Precision.HIGHEST)
+        phi = phi.astype(f.nngp.dtype)
+        both = (phi[:, :0], phi) if context.ntk else (phi, phi[:, :0])
+        return Features(*both, f.norm2)
+
+    relus = sum(isinstance(layer, stax.Relu) for layer in net.layers)
+    return Stage(
+        f"kernel with {slots} landmarks",
+        Spec(0, m) if context.ntk else Spec(m, 0),
+        apply,
+        init,
+        flops=(2 * d + ENTRY * relus + 2 * m) * slots,
+        floats=d + 4 * slots + m,
+        fit=fit,
+    )
+
+
+def candidates(key: jax.Array, n: int, slots: int) -> jax.Array:
+    """Indices of the examples among which `slots` landmarks are chosen."""
+    most = max(_CANDIDATES, 2 * slots)
+    return jnp.arange(n) if n <= most else uniform_choice(key, n, most)
+
+
+def choose(
+    method: Nystrom,
+    key: jax.Array,
+    column: Callable[[jax.Array], jax.Array],
+    own: jax.Array,
+    num: int,
+) -> jax.Array:
+    """Indices of `num` landmarks; see `rpcholesky` for the arguments."""
+    if num == len(own):
+        return jnp.arange(num)
+    if method.landmarks == "uniform":
+        return uniform_choice(key, len(own), num)
+    return rpcholesky(key, column, own, num)
+
+
+def promoted(x: jax.Array) -> jax.Array:
+    """Half precision is computed in single precision."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_sample(f: Features) -> None:
+    """Checks the features of a sample, their values only where they are known.
+
+    Raises:
+      ValueError: no example, or one that is not finite.
+    """
+    if not len(f.nngp):
+        raise ValueError("FeatureMap.init: example must hold at least one example")
+    if isinstance(f.nngp, jax.core.Tracer):
+        return
+    bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
+    if bad.any():
+        raise ValueError(
+            "FeatureMap.init: example must be finite, but its row "
+            f"{int(bad.argmax())} has a NaN, an infinity or overflows; leave it out"
+        )
