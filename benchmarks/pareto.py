@@ -164,11 +164,12 @@ def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
         ("num_features", "distance", "features", "distance from exact ridge"),
         ("seconds", "distance", "seconds for 1000 images", "distance from exact ridge"),
     )
-    known = (*LINES, *(n for n in regression.NAMES if n not in LINES))
     methods = {r["method"] for r in results}
-    ordered = [n for n in known if n in methods] + sorted(methods - set(known))
+    others = [n for n in candidates.NAMES if n not in LINES]  # a colour each, always
+    others += sorted(methods - set(others) - set(LINES))
+    ordered = [n for n in (*LINES, *others) if n in methods]
     for axis, (x, y, x_label, y_label) in zip(axes, panels, strict=True):
-        for i, method in enumerate(ordered):
+        for method in ordered:
             points = []
             for r in results:
                 if r["method"] == method and x in r and y in r:
@@ -178,11 +179,12 @@ def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
             if not points:
                 continue
             place, mean, error = zip(*points, strict=True)
-            style = (
-                dict(color="0.55", linestyle=("-", "--", ":", "-.")[i], marker=".")
-                if method in LINES
-                else dict(color=f"C{i - len(LINES)}", marker="o", markersize=4)
-            )
+            if method in LINES:
+                dashes = ("-", "--", ":", "-.")[LINES.index(method)]
+                style = dict(color="0.55", linestyle=dashes, marker=".")
+            else:
+                colour = others.index(method) % 10
+                style = dict(color=f"C{colour}", marker="o", markersize=4)
             axis.errorbar(place, mean, error, label=method, linewidth=1.2, **style)
         axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3, which="both")
