@@ -14,6 +14,7 @@ parts exact likewise; the rest is a random projection of psi times a zonal funct
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -22,7 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels
-from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_coefficients
+from jax_ntk_sketch.kernels.gegenbauer import (
+    gegenbauer_coefficients,
+    orthonormal_values,
+)
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import (
     HadamardDirections,
@@ -213,12 +217,21 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
             z = z - jnp.matmul(constants, along[:k]) - (bias if spec.bias else 0)
             z = z * to_unit
             weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
-            all_degrees = zonal_sum(z * part.dim**-0.5, weights, part.dim)
-            linear = jnp.matmul(means, along[k:]) * weights[1]
+            linear_weight, jump = weights[1], jnp.zeros((), x.dtype)
+            if method.objective == "kernel":
+                known, norm = _tail(int(name[-1]), part.dim)
+                left = sum(gi**2 for gi in g)
+                scale = safe_sqrt((norm2 > 0) - left)[..., None] * (1 / norm)
+                bent = jnp.sign(z) if name == "kappa0" else -jnp.abs(z)
+                jump = scale * bent
+                weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
+            all_degrees = zonal_sum(z * part.dim**-0.5, weights, part.dim) + jump
+            linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
 
         half = safe_sqrt(norm2 / 2)[..., None]
-        g = _weights(1, a2, rho, parts["kappa1"].dim)
+        some = norm2 > 0
+        g = _weights(1, a2, rho, parts["kappa1"].dim, some)
         values, linear = zonal("kappa1", g)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
         nngp = half * jnp.concatenate(
@@ -226,7 +239,7 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         )
         ntk = nngp[..., :0]
         if context.ntk:
-            g = _weights(0, a2, rho, parts["kappa0"].dim)
+            g = _weights(0, a2, rho, parts["kappa0"].dim, some)
             values, linear = zonal("kappa0", g)
             mixed = parts["mix"].apply(params["mix"], f.ntk)
             along, bias = parts["mix"].along(
@@ -277,8 +290,12 @@ def _inverse(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
-def _weights(order: int, a2: jax.Array, rho: jax.Array, dim: int) -> list[jax.Array]:
+def _weights(
+    order: int, a2: jax.Array, rho: jax.Array, dim: int, some: Any = True
+) -> list[jax.Array]:
     r"""g_l(a) of kappa_order, l = 0..6: coefficients of Gegenbauer's polynomials.
+
+    They are 0 where `some` is not true.
 
     With :math:`y = (1-s^2)^{-1/2}`, :math:`\kappa_0' = y / \pi`; the derivatives of y
     are :math:`u_n (1-s^2)^{-n-1/2}` with
@@ -304,5 +321,23 @@ def _weights(order: int, a2: jax.Array, rho: jax.Array, dim: int) -> list[jax.Ar
             for j in range(_DEGREE + 1)
             if change[j, i] > 1e-9
         )
-        out.append(safe_sqrt(total + jnp.zeros_like(s)))
+        out.append(safe_sqrt(jnp.where(some, total + jnp.zeros_like(s), 0)))
     return out
+
+
+@functools.lru_cache
+def _tail(order: int, dim: int) -> tuple[tuple[float, ...], float]:
+    """Of sgn z, or -|z|: coefficients up to degree 6, and the norm of the rest.
+
+    z = t sqrt(dim), and t is the cosine of an angle of density sin^(dim-2).
+    """
+    angle = (np.arange(100_000) + 0.5) * (np.pi / 100_000)
+    log = (dim - 2) * np.log(np.sin(angle))
+    density = np.exp(log - log.max())
+    density /= density.sum()
+    t = np.cos(angle)
+    values = np.sign(t) if order == 0 else -np.abs(t) * math.sqrt(dim)
+    h = orthonormal_values(t, _DEGREE, dim)
+    known = (density * values) @ h
+    rest = density @ values**2 - known @ known
+    return tuple(map(float, known)), math.sqrt(rest)
