@@ -40,6 +40,8 @@ LINES = (
     "nystrom, uniform",
     FLOOR,
 )
+# For the others: all but the grey one.
+COLOURS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
 
 
 @functools.cache
@@ -183,8 +185,8 @@ def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
                 dashes = ("-", "--", ":", "-.")[LINES.index(method)]
                 style = dict(color="0.55", linestyle=dashes, marker=".")
             else:
-                colour = others.index(method) % 10
-                style = dict(color=f"C{colour}", marker="o", markersize=4)
+                colour = COLOURS[others.index(method) % len(COLOURS)]
+                style = dict(color=colour, marker="o", markersize=4)
             axis.errorbar(place, mean, error, label=method, linewidth=1.2, **style)
         axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3, which="both")

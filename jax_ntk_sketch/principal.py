@@ -9,7 +9,8 @@ made of the features of s examples, is multiplied by G batch by batch, and
 
 Examples as tests are as good as random ones and one half more power of G, for the
 price of their features. Products that decide about orthogonality are in float64, on
-the host; sums over batches in float32 with their carries.
+the host; sums over batches in float32 with their carries (without them the result was
+the same for 20,000 examples; they keep it so for millions).
 
 Source: Tropp, Yurtsever, Udell, Cevher, "Fixed-rank approximation of a positive-
 semidefinite matrix from streaming data" (arXiv 1706.05736), Algorithm 3.
@@ -33,8 +34,8 @@ __all__ = [
     "whiten",
 ]
 
-# Sample sizes: with 1.25 m examples the error is 4 % above that of the exact
-# directions, with 2 m 1.5 %, with 4 m less than 1 % (features with a flat spectrum).
+# Sample sizes. The squared norm that is lost is 6 % above the least with 1.25 m
+# examples, 2 % with 2 m, 0.4 % with 4 m (20,000 images, 256 of 2048 features).
 _SAMPLE, _MORE = 4, 3072
 
 # Directions that weigh less than this part of the heaviest are rounding.
