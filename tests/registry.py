@@ -405,6 +405,15 @@ _MAPS: dict[str, tuple] = {
     "one_pass-biased": ("biased", FIT_PASS, BOTH, 37, True),
     "one_pass-headless": ("headless", FIT_PASS, "ntk", 12, True),
     "one_pass-deep": ("deep", FIT_PASS, "ntk", 30, True),
+    "reduced-shallow": ("shallow", methods.VarianceReduced(), BOTH, 37, False),
+    "reduced-kernel-deep": (
+        "deep",
+        methods.VarianceReduced(objective="kernel"),
+        "ntk",
+        30,
+        False,
+    ),
+    "reduced-deep-biased": ("deep-biased", methods.VarianceReduced(), BOTH, 42, False),
     "linear": ("linear", FIT_PASS, BOTH, 29, True),
     "linear-compressed": ("linear", FIT_PASS, "ntk", 9, True),
 }
@@ -415,7 +424,9 @@ _CONVOLUTIONS: dict[str, tuple] = {
     "rf-image": ("image", RF(), "ntk", 41, False),
     "sketch-signal": ("signal", FIT_SKETCH, BOTH, 76, True),
     "sketch-image": ("image", FIT_SKETCH, "ntk", 41, False),
-}
+    "reduced-signal": ("signal", methods.VarianceReduced(), BOTH, 70, False),
+    "reduced-image": ("image", methods.VarianceReduced(), "ntk", 41, False),
+}  # fmt: skip
 
 
 def map_kernels(fmap: jns.FeatureMap, x) -> list[np.ndarray]:

@@ -13,7 +13,6 @@ function of w.e with alternating signs. The NTK's product has its constant and l
 parts exact likewise; the rest is a random projection of psi times a zonal function.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -28,14 +27,9 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     orthonormal_values,
 )
 from jax_ntk_sketch.methods import VarianceReduced
-from jax_ntk_sketch.random_features import (
-    HadamardDirections,
-    HadamardPatchDirections,
-    OrthogonalDirections,
-    sphere_dim,
-    zonal_sum,
-)
+from jax_ntk_sketch.random_features import zonal_sum
 from jax_ntk_sketch.rules.activation import relu, takes_patches
+from jax_ntk_sketch.rules.projection import Patches
 from jax_ntk_sketch.rules.stage import (
     Carried,
     Context,
@@ -44,15 +38,11 @@ from jax_ntk_sketch.rules.stage import (
     Stage,
     safe_sqrt,
 )
-from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
 
 __all__: list[str] = []
 
 # Of the expansion; what is left out at <e, e'> = 1 is in the plan.
 _DEGREE = 6
-
-# Up to so many channels patches are concatenated: their directions are then rotations.
-_SMALL_PATCH = 64
 
 _SIGNS = np.where(np.arange(_DEGREE + 1) % 4 < 2, 1.0, -1.0)
 
@@ -62,122 +52,18 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> bool:
     return True
 
 
-@dataclasses.dataclass(frozen=True)
-class _Patches:
-    """Features of one kernel as patches of an image, or as they are.
-
-    Attributes:
-      window: None for features that are no patches.
-      channels: of the image.
-      bias: a constant coordinate of the patch; 0 for none.
-    """
-
-    window: Window | None
-    channels: int
-    bias: float
-
-    @property
-    def dim(self) -> int:
-        """Coordinates."""
-        if self.window is None:
-            return self.channels
-        return self.window.patch_dim(self.channels, self.bias)
-
-    @property
-    def size(self) -> int:
-        return self.window.size if self.window else 1
-
-    def means(self, x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
-        """Coordinates along the window's mean, of unit length, of some channels."""
-        some = x[..., np.array(columns, int)]
-        if self.window is None:
-            return some
-        return self.window.sum(some) * self.size**-0.5
-
-    def norm2(self, x: jax.Array) -> jax.Array:
-        squares = jnp.sum(x**2, axis=-1, keepdims=True)
-        if self.window is not None:
-            squares = self.window.sum(squares)
-        return squares[..., 0] + self.bias**2
-
-    def one(self) -> "_Patches":
-        """The same patch as an image of its own."""
-        if self.window is None:
-            return self
-        return dataclasses.replace(self, window=Window(self.window.shape))
-
-    def directions(self, num: int) -> "_Projection":
-        """Projections on random directions."""
-        window, dim = self.window, self.dim
-        small = dim <= max(_SMALL_PATCH, num)
-        if window is not None and not small:
-            part = HadamardPatchDirections(window, self.channels, num, self.bias)
-            return _Projection(self, part, dim, False)
-        kind = OrthogonalDirections if dim <= _SMALL_PATCH else HadamardDirections
-        return _Projection(
-            self, kind(max(2, dim), num), sphere_dim(dim), window is not None
-        )
-
-    def sketch(self, num: int) -> "_Projection":
-        """A linear sketch of unbiased inner products."""
-        if self.window is None:
-            return _Projection(self, SRHT(self.channels, num), 0, False)
-        part = PatchSRHT(self.window, self.channels, num, self.bias)
-        return _Projection(self, part, 0, False)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Projection:
-    """A random linear map of patches, and its values on given patches.
-
-    Attributes:
-      source: the patches.
-      part: a record with `init` and `apply`.
-      dim: D, of the sphere of directions.
-      concatenate: `part` takes patches, not images.
-    """
-
-    source: _Patches
-    part: Any
-    dim: int
-    concatenate: bool
-
-    def apply(self, params: Any, x: jax.Array) -> jax.Array:
-        if self.concatenate:
-            assert self.source.window is not None
-            x = self.source.window.patches(x, self.source.bias)
-        if x.shape[-1] == 1 and isinstance(self.part, OrthogonalDirections):
-            x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
-        return self.part.apply(params, x)
-
-    def along(self, params: Any, columns: tuple[int, ...], dtype: Any) -> Any:
-        """Projections of unit means of some channels `(k, num)`, and of the bias."""
-        one = self.source.one()
-        alone = dataclasses.replace(self, source=one)
-        if one.window is not None and not self.concatenate:
-            part = dataclasses.replace(self.part, window=one.window)
-            alone = dataclasses.replace(alone, part=part)
-        shape = one.window.shape if one.window else ()
-        unit = jnp.zeros((len(columns) + 1, *shape, one.channels), dtype)
-        for k, column in enumerate(columns):
-            unit = unit.at[k, ..., column].set(one.size**-0.5)
-        out = alone.apply(params, unit).reshape(len(columns) + 1, -1)
-        bias = out[-1]  # of an image of zeros
-        return out[:-1] - bias, bias
-
-
 @relu.register
 def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
     columns = context.width
     first = max(1, columns // 2 if context.ntk else columns)
     c = spec.carried
     linears = c.linears if 4 * (len(c.linears) + 1) <= first else ()
-    phi = _Patches(spec.window, spec.nngp, spec.bias)
+    phi = Patches(spec.window, spec.nngp, spec.bias)
     num1 = max(1, first - 1 - len(linears))
     first = 1 + len(linears) + num1
     parts = {"kappa1": phi.directions(num1)}
 
-    psi = _Patches(spec.window, max(1, spec.ntk), spec.bias)
+    psi = Patches(spec.window, max(1, spec.ntk), spec.bias)
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
     has_constant = bool(c.ntk_constants) or bool(spec.bias)

@@ -4,10 +4,18 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_ntk_sketch.methods import Exact
-from jax_ntk_sketch.rules.stage import Carried, Context, Features, Spec, Stage
-from jax_ntk_sketch.sketch import PatchSRHT
+from jax_ntk_sketch.rules.projection import Patches
+from jax_ntk_sketch.rules.stage import (
+    Carried,
+    Context,
+    Features,
+    Spec,
+    Stage,
+    constant,
+)
 
 __all__ = ["concatenated", "is_small", "settled", "sketch_width", "sketched"]
 
@@ -36,27 +44,62 @@ def settled(spec: Spec, context: Context) -> Stage:
 
 
 def sketched(spec: Spec, context: Context) -> Stage:
-    """Patches as features, a `PatchSRHT` of those of each kernel."""
+    """Patches as features, a `PatchSRHT` of those of each kernel.
+
+    Of channels that are carried exactly, the means over the window are columns of their
+    own, and the sketch is that of the rest.
+    """
     assert spec.window is not None
     width = sketch_width(context)
-    out = _without_window(spec, width, width if spec.ntk else 0)
+    c = spec.carried
+    constants, linears = len(c.constants), len(c.linears)
+    exact = {
+        "nngp": (*c.constants, *c.linears),
+        "ntk": (*c.ntk_constants, *c.ntk_linears),
+    }
+    ones = int(spec.bias != 0 and any(exact.values()))
+    out = _without_window(
+        spec,
+        width + len(exact["nngp"]) + ones,
+        width + len(exact["ntk"]) + ones if spec.ntk else 0,
+    )
+    if any(exact.values()):
+        # A constant coordinate of the patches joins the constants, in front.
+        first, second = constants + ones, len(c.ntk_constants) + ones
+        carried = Carried(
+            tuple(range(first)),
+            tuple(range(first, first + linears)),
+            tuple(range(second)) if spec.ntk else (),
+            tuple(range(second, second + len(c.ntk_linears))),
+        )
+        out = dataclasses.replace(out, carried=carried)
     kinds = [kind for kind in ("nngp", "ntk") if getattr(spec, kind)]
-    sketch = {
-        kind: PatchSRHT(spec.window, getattr(spec, kind), width, spec.bias)
+    parts = {
+        kind: Patches(spec.window, getattr(spec, kind), spec.bias).sketch(width)
         for kind in kinds
     }
 
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key)
-        return {k: s.init(q) for (k, s), q in zip(sketch.items(), keys, strict=False)}
+        pairs = zip(parts.items(), keys, strict=False)
+        return {kind: p.part.init(k) for (kind, p), k in pairs}
+
+    def one(params: Any, kind: str, x: jax.Array) -> jax.Array:
+        part, columns = parts[kind], exact[kind]
+        z = part.apply(params[kind], x)
+        if not columns and not ones:
+            return z
+        means = part.source.means(x, columns)
+        along, bias = part.along(params[kind], columns, x.dtype)
+        z = z - jnp.matmul(means, along) - (bias if ones else 0)
+        front = [constant(z, spec.bias)] if ones else []
+        return jnp.concatenate([*front, means, z], axis=-1)
 
     def apply(params, f: Features) -> Features:
-        done = {
-            kind: s.apply(params[kind], getattr(f, kind)) for kind, s in sketch.items()
-        }
+        done = {kind: one(params, kind, getattr(f, kind)) for kind in kinds}
         return Features(done["nngp"], done.get("ntk", done["nngp"][..., :0]), f.norm2)
 
-    flops = sum(s.flops for s in sketch.values()) * spec.pixels
+    flops = sum(p.part.flops for p in parts.values()) * spec.pixels
     floats = 2 * spec.floats() + 2 * out.floats()
     return Stage("patches (SRHT)", out, apply, init, flops, floats)
 

@@ -86,6 +86,9 @@ class Carried(NamedTuple):
         )
 
 
+NOT_CARRIED = Carried()
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What is known of `Features` before any array exists.
@@ -111,7 +114,7 @@ class Spec:
     bias: float = 0.0
     own_norms: bool = False
     raw: bool = True
-    carried: Carried = Carried()
+    carried: Carried = NOT_CARRIED
 
     @property
     def positions(self) -> tuple[int, ...]:

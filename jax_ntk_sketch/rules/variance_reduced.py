@@ -81,6 +81,7 @@ def _zonal(
     alpha = np.linspace(-1, 1, 201)
     at_one = float(kernel.function(np.array(1.0)))
     gap = np.abs(fit.values(alpha) - kernel.function(alpha)).max() / (at_one or 1.0)
+    gap = math.ceil(1e3 * gap) / 1e3
 
     def apply(params, f: Features) -> Features:
         unit = normalised(f.nngp, f.norm2)
@@ -103,7 +104,7 @@ def _zonal(
     degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
     return Stage(
         f"constant, {linear} linear, {fit.num} zonal columns of degree <= {degree}, "
-        f"bias <= {gap:.1g} K(x, x)",
+        f"bias <= {gap:.3f} K(x, x)",
         out,
         apply,
         init,

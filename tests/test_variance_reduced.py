@@ -1,0 +1,223 @@
+"""Method "variance_reduced": whole networks against exact kernels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+import scipy.special
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.rules.carried import _DEGREE, _weights
+from jax_ntk_sketch.validation import centred_relative_error, fitted_slope
+
+ROOT2 = 2**0.5
+DENSE = stax.Dense(1, W_std=ROOT2)
+BIASED = stax.Dense(1, W_std=ROOT2, b_std=0.3)
+CONV = stax.Conv(1, (3, 3), padding="SAME", W_std=ROOT2)
+CONV_BIAS = stax.Conv(1, (3, 3), padding="SAME", W_std=1.2, b_std=0.2)
+KERNEL = methods.VarianceReduced(objective="kernel")
+X = np.random.default_rng(0).standard_normal((12, 24)).astype(np.float32)
+DIGITS = np.asarray(jns.data.load_digits().x_train, np.float32).reshape(-1, 64)
+IMAGES = np.asarray(jns.data.load_digits().images().x_train[:10], np.float32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with registry.quick_compilation():
+        yield
+
+
+def network(depth):
+    return stax.serial(*[DENSE, stax.Relu()] * depth, DENSE)
+
+
+def grams(fmap, x, seeds, first=0):
+    def gram(key):
+        phi = fmap.apply(fmap.init(key, x.shape[1:]), x)
+        return jnp.matmul(phi, phi.T, precision=jax.lax.Precision.HIGHEST)
+
+    keys = jax.random.split(jax.random.key(first), seeds)
+    return np.asarray(jax.jit(lambda k: jax.lax.map(gram, k))(keys), np.float64)
+
+
+def exact(net, x, get):
+    return np.asarray(jnt.to_stax(net)[2](x, None, get), np.float64)
+
+
+@pytest.mark.parametrize("objective", ["regression", "kernel"])
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_mean_is_the_series_of_the_plan(depth, get, objective):
+    """Unbiased for K^, whose distance from K is what the plan states."""
+    method = methods.VarianceReduced(objective=objective)
+    net = network(depth)
+    fmap = jns.feature_map(net, num_features=80, get=get, method=method)
+    g = grams(fmap, X, 400)
+    kernel = jns.rules.zonal.zonal_kernel(net, get == "ntk", "test")
+    fit = jns.rules.variance_reduced.zonal_fit(method, kernel, X.shape[1], 80)
+    lengths = np.linalg.norm(X, axis=1)
+    norms = np.outer(lengths, lengths) * 2 / X.shape[1]
+    cosines = np.clip(X @ X.T / np.outer(lengths, lengths), -1, 1)
+    wanted = norms * fit.values(cosines)
+    bars = g.std(axis=0, ddof=1) / np.sqrt(len(g))
+    limit = 5 * bars + 1e-5 * np.abs(wanted).max()
+    np.testing.assert_array_less(np.abs(g.mean(axis=0) - wanted), limit)
+    (row,) = [row for row in fmap.plan((24,)).rows if "bias" in row.name]
+    stated = float(row.name.split("bias <= ")[1].split()[0])
+    truth = exact(net, X, get)
+    bias = np.abs(wanted - truth) / (norms * truth[0, 0] / norms[0, 0])
+    assert bias.max() <= stated * 1.001 + 1e-5
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_error_falls_like_the_inverse_square_root(depth):
+    """Around its own mean; the series is the same at all these sizes."""
+    sizes = (96, 256, 768)
+    errors = []
+    for m in sizes:
+        fmap = jns.feature_map(
+            network(depth), num_features=m, method="variance_reduced"
+        )
+        g = grams(fmap, X[:, :8], 60)
+        errors.append(g.std(axis=0, ddof=1).mean())
+    slope = fitted_slope(sizes, errors)
+    assert -0.8 <= slope <= -0.4, (slope, errors)
+
+
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_kernel_error_is_below_that_of_random_features(depth, get):
+    x = DIGITS[:60]
+    errors = {}
+    for method in (KERNEL, methods.NTKRandomFeatures()):
+        fmap = jns.feature_map(network(depth), num_features=256, get=get, method=method)
+        truth = exact(network(depth), x, get)
+        errors[method] = np.mean(
+            [centred_relative_error(truth, g) for g in grams(fmap, x, 6)]
+        )
+    ours, theirs = errors.values()
+    assert ours < 0.85 * theirs
+
+
+NETS = {
+    "biases": (stax.serial(*[BIASED, stax.Relu()] * 2, BIASED), X, 0.12),
+    "layer norm": (
+        stax.serial(
+            BIASED, stax.LayerNorm(), stax.Relu(), DENSE, stax.LayerNorm(), stax.Relu()
+        ),
+        X,
+        0.2,
+    ),
+    "cntk": (jns.recipes.cntk(2), IMAGES, 0.02),
+    "biased images": (
+        stax.serial(
+            CONV_BIAS, stax.Relu(), stax.AvgPool((2, 2), strides=(2, 2)), CONV_BIAS,
+            stax.Relu(), stax.GlobalAvgPool(), BIASED,
+        ),
+        IMAGES,
+        0.03,
+    ),
+    "flattened": (
+        stax.serial(CONV, stax.Relu(), stax.Flatten(), BIASED, stax.Relu(), DENSE),
+        IMAGES,
+        0.15,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("get", ["ntk", "nngp"])
+@pytest.mark.parametrize("name", NETS)
+def test_layer_by_layer_is_near_the_kernel(name, get):
+    net, x, most = NETS[name]
+    fmap = jns.feature_map(net, num_features=600, get=get, method="variance_reduced")
+    truth = exact(net, x, get)
+    errors = [np.linalg.norm(g - truth) for g in grams(fmap, x, 3)]
+    assert np.mean(errors) < most * np.linalg.norm(truth)
+
+
+def test_images_are_better_than_random_features():
+    net = jns.recipes.cntk(2)
+    truth = exact(net, IMAGES, "ntk")
+    errors = []
+    for method in (KERNEL, "ntk_random_features"):
+        fmap = jns.feature_map(net, num_features=200, method=method)
+        squares = [centred_relative_error(truth, g) for g in grams(fmap, IMAGES, 5)]
+        errors.append(np.mean(squares))
+    assert errors[0] < 0.8 * errors[1], errors
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_weights_are_the_derivatives(order):
+    """g_l^2 in many dimensions: kappa^(l)(a^2) rho^(2 l) / l!, from the series."""
+    count = 400
+    c = (kernels.kappa0_coefficients, kernels.kappa1_coefficients)[order](count)
+    a2 = np.array([0.0, 0.2, 0.7])
+    rho = np.sqrt(1 - a2)
+    g = _weights(order, jnp.asarray(a2, jnp.float32), jnp.asarray(rho), 10**9)
+    powers = np.arange(count + 1)
+    for degree in range(_DEGREE + 1):
+        chosen = powers >= degree
+        ways = scipy.special.comb(powers[chosen], degree)
+        rest = a2[:, None] ** (powers[chosen] - degree)
+        wanted = (np.asarray(c)[chosen] * ways * rest).sum(1) * rho ** (2 * degree)
+        np.testing.assert_allclose(np.asarray(g[degree]) ** 2, wanted, atol=3e-6)
+
+
+def test_expansion_is_exact_for_equal_constants():
+    """sum_l g_l^2 P_l(t) is kappa(a^2 + rho^2 t) up to what degrees above 6 add."""
+    a2, t = 0.6, np.linspace(-0.5, 0.5, 5)
+    for order, kappa in enumerate((kernels.kappa0, kernels.kappa1)):
+        g = _weights(order, jnp.float32(a2), jnp.float32((1 - a2) ** 0.5), 40)
+        p = kernels.gegenbauer.gegenbauer_values(t, _DEGREE, 40)
+        ours = p @ np.array([float(v) ** 2 for v in g])
+        np.testing.assert_allclose(ours, kappa(a2 + (1 - a2) * t), atol=2e-4)
+
+
+def test_regression_prefers_low_degrees():
+    """Ridge on it is nearer to the exact machine's than ridge on smaller errors."""
+    digits = jns.data.load_digits()
+    x = DIGITS[:900]
+    y = np.asarray(digits.y_train)[:600]
+    y = np.eye(10)[y] - 0.1 if y.ndim == 1 else y
+    net = network(1)
+    kernel = exact(net, x, "ntk")
+
+    def predictions(k, reg):
+        scale = reg * np.trace(k[:600, :600]) / 600
+        return k[600:, :600] @ np.linalg.solve(k[:600, :600] + scale * np.eye(600), y)
+
+    wanted = predictions(kernel, 1e-4)
+    distances = []
+    for objective in ("regression", "kernel"):
+        method = methods.VarianceReduced(objective=objective)
+        fmap = jns.feature_map(net, num_features=128, method=method)
+        best = []
+        for g in grams(fmap, x, 3):
+            gaps = [predictions(g, r) - wanted for r in (1e-3, 1e-2, 1e-1)]
+            best.append(min(np.sqrt((gap**2).mean()) for gap in gaps))
+        distances.append(np.mean(best))
+    assert distances[0] < distances[1], distances
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="objective"):
+        methods.VarianceReduced(objective="speed")
+    with pytest.raises(ValueError, match="low"):
+        methods.VarianceReduced(low=1.0)
+
+
+@functools.lru_cache
+def _map(num):
+    return jns.feature_map(network(2), num_features=num, method="variance_reduced")
+
+
+@pytest.mark.parametrize("num", [2, 3, 5, 24, 25, 26, 40])
+def test_any_number_of_columns(num):
+    phi = _map(num).apply(_map(num).init(jax.random.key(0), (24,)), X)
+    assert phi.shape == (12, num)
+    assert np.isfinite(phi).all()
