@@ -219,8 +219,8 @@ def compress(
         with the number of its example; method "exact"; m > M.
 
     Cost: features of n + s examples, and 4 M s flops for each; then about 6 M s^2 +
-    10 s^2 m on the host. Memory 16 M s bytes, or 4 M s + 32 s^2 if that is more, and
-    4 M m for U: `CompressedFeatureMap(fmap, m).plan(shape).fit_bytes` says it before.
+    10 s^2 m on the host. Memory 24 M s bytes, or 4 M s + 32 s^2 + 4 M m if that is
+    more or s = n: `CompressedFeatureMap(fmap, m).plan(shape).fit_bytes` says it before.
     `apply` costs 2 M m flops more than that of `fmap`.
 
     Guarantee: :math:`\hat K_{compressed} \preceq \hat K` on any inputs, because
@@ -312,22 +312,24 @@ def _stream(
     batch: jax.ShapeDtypeStruct,
     progress: bool | None,
 ) -> list[NDArray]:
-    """Factors of the second moment of all examples, from one pass over them."""
+    """Factors of the second moment of all examples, from one pass; empties `tests`."""
     n, size = len(data), batch.shape[0]
-    given = [jnp.asarray(t) for t in tests]
+    given = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
     sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in given]
-    held = sum(3 * t.nbytes for t in tests) / 2**20
+    held = sum(3 * t.nbytes for t in given) / 2**20
     label = f"directions, {held:,.0f} MiB of sums, batches of {size}"
     for start in with_progress(range(0, n, size), label, enabled=progress):
         rows = jax.device_put(read_rows("compress", "data", data, start, batch))
         # Not two batches at a time, which would take twice the memory.
         jax.block_until_ready(sums)
         sums = _add(base, params, sums, given, rows, min(size, n - start))
-    del given
     out = []
     while sums:
         total, carry = sums.pop(0)
-        out.append(principal.factor(_finite(np.array(total + carry)), tests.pop(0)))
+        y = np.array(total)
+        y += np.asarray(carry)
+        del total, carry
+        out.append(principal.factor(_finite(y), np.asarray(given.pop(0))))
     return out
 
 

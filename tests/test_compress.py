@@ -180,7 +180,7 @@ def test_plan():
     assert plan.param_bytes == base.param_bytes + 4 * 96 * 10
     assert plan.flops == base.flops + 2 * 96 * 10
     # s = 40 examples: tests, sums, carries and a product.
-    assert plan.fit_bytes - plan.peak_bytes >= 16 * 96 * 40
+    assert plan.fit_bytes - plan.peak_bytes >= 24 * 96 * 40
     assert "principal directions" in str(plan) and "to learn them, peak" in str(plan)
     assert base.fit_bytes == 0 and "learn" not in str(base)
     assert cmap.plan(X[:20]).num_examples == 20
@@ -190,7 +190,7 @@ def test_plan():
 
 def test_sums_keep_more_digits_than_float32():
     """10,000 batches of one direction and a small other one."""
-    phi = jnp.array([[1.0, 2**-10], [1.0, -(2**-10)]])
+    phi = jnp.array([[1.1, 0.001], [1.1, -0.001]])
     tests = jnp.eye(2)
     add = jax.jit(functools.partial(principal.add_products, tests=tests, phi=phi))
 
@@ -198,9 +198,10 @@ def test_sums_keep_more_digits_than_float32():
         return add(sums)
 
     zero = jnp.zeros((2, 2))
+    product = np.asarray(add((zero, zero))[0], np.float64)
     total, carry = jax.lax.fori_loop(0, 10_000, body, (zero, zero))
     out = np.asarray(total, np.float64) + np.asarray(carry, np.float64)
-    np.testing.assert_allclose(np.diag(out), [2e4, 2e4 * 2**-20], rtol=1e-9)
+    np.testing.assert_allclose(np.diag(out), 1e4 * np.diag(product), rtol=1e-7)
 
 
 def test_subspace_iteration_finds_the_largest():
