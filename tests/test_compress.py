@@ -1,6 +1,7 @@
 """`compress`: the directions that data use, exactly and from one pass."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import principal, recipes, stax
+
+# The name of the module is that of the function in the package.
+module = importlib.import_module("jax_ntk_sketch.compress")
 
 NET = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=96, method="ntk_random_features")
@@ -202,6 +206,25 @@ def test_sums_keep_more_digits_than_float32():
     total, carry = jax.lax.fori_loop(0, 10_000, body, (zero, zero))
     out = np.asarray(total, np.float64) + np.asarray(carry, np.float64)
     np.testing.assert_allclose(np.diag(out), 1e4 * np.diag(product), rtol=1e-7)
+
+
+def test_light_directions_are_found_in_float32():
+    """Weights from 1 to 1e-6; tests that are not whitened lose the last ones."""
+    q, _ = np.linalg.qr(RNG.normal(size=(400, 20)))
+    v, _ = np.linalg.qr(RNG.normal(size=(64, 20)))
+    phi = ((q * 10 ** (-3 * np.arange(20) / 19)) @ v.T).astype(np.float32)
+    tests = principal.whiten(phi[::10].copy())
+    y = np.asarray(jnp.matmul(tests @ phi.T, phi))
+    u = principal.directions(principal.factor(y.copy(), tests), 20)
+    assert np.abs(v - u @ (u.T @ v)).max() < 0.02
+
+
+def test_samples_are_evenly_spaced():
+    batch = jax.ShapeDtypeStruct((8, 5), np.float32)
+    rows = module._sample(X[:10], 4, None, batch)
+    np.testing.assert_array_equal(rows, X[[0, 2, 5, 7]])
+    drawn = module._sample(X, 100, jax.random.key(0), batch)
+    assert len(np.unique(drawn, axis=0)) == 100
 
 
 def test_subspace_iteration_finds_the_largest():
