@@ -21,7 +21,9 @@ from jax_ntk_sketch import (
 )
 from jax_ntk_sketch.compress import CompressedFeatureMap, compress
 from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
+from jax_ntk_sketch.nystrom import KernelLandmarks, nystrom
 from jax_ntk_sketch.plan import Plan
+from jax_ntk_sketch.prediction import predict_error, suggest_num_features
 from jax_ntk_sketch.transform import transform
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "CompressedFeatureMap",
     "FeatureMap",
     "KernelFeatures",
+    "KernelLandmarks",
     "Plan",
     "compress",
     "data",
@@ -37,11 +40,14 @@ __all__ = [
     "kernels",
     "linear_model",
     "methods",
+    "nystrom",
+    "predict_error",
     "preprocessing",
     "random_features",
     "recipes",
     "sketch",
     "stax",
+    "suggest_num_features",
     "transform",
     "validation",
 ]

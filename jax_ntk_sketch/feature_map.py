@@ -19,6 +19,12 @@ __all__ = ["AnyFeatureMap", "FeatureMap", "KernelFeatures", "feature_map"]
 
 _KINDS = ("nngp", "ntk")
 
+# Examples whose cosines are looked at to say an error.
+_PREDICTED = 256
+
+# Among parameters, that "auto" took landmarks from a sample.
+_SAMPLED = "sampled"
+
 
 class KernelFeatures(NamedTuple):
     """Features of both kernels, each `(n, num_features)`."""
@@ -92,6 +98,12 @@ class FeatureMap(AnyFeatureMap):
         """
         key = check_key("FeatureMap.init", key)
         shape, _ = _example_shape(example)
+        if isinstance(self.method, methods.Auto):
+            chosen = self._chosen(self._enough(example))
+            params = chosen.init(key, example)
+            if isinstance(chosen.method, methods.Nystrom):
+                params[_SAMPLED] = jnp.zeros((0,), jnp.float32)
+            return params
         if _is_shape(example):
             for kind in self._kinds:
                 if any(stage.fit for stage in _stages(self, kind, shape, 1)):
@@ -103,6 +115,19 @@ class FeatureMap(AnyFeatureMap):
             return self._draw(key, shape, None)
         sample = check_input("FeatureMap.init", "example", example, shape[-1])
         return self._draw(key, shape, sample)
+
+    def _enough(self, example: Any) -> bool:
+        """Whether an example is a sample with a landmark for each column."""
+        return not _is_shape(example) and jnp.shape(example)[0] >= self.num_features
+
+    def _chosen(self, sampled: bool) -> "FeatureMap":
+        """The map of the method that "auto" stands for."""
+        if not isinstance(self.method, methods.Auto):
+            return self
+        method: methods.Method = methods.VarianceReduced()
+        if sampled and rules.nystrom.is_fully_connected(self.net):
+            method = methods.Nystrom()
+        return dataclasses.replace(self, method=method)
 
     def _draw(
         self, key: jax.Array, shape: tuple[int, ...], sample: jax.Array | None
@@ -155,6 +180,10 @@ class FeatureMap(AnyFeatureMap):
                 + ("; use x[None] for one example" if x.ndim == 1 else "")
             )
         x = check_input("FeatureMap.apply", "x", x, x.shape[-1])
+        if isinstance(self.method, methods.Auto):
+            chosen = self._chosen(_SAMPLED in params)
+            own = {k: v for k, v in params.items() if k != _SAMPLED}
+            return chosen.apply(own, x, batch_size=batch_size)
         self._check_params(params, x.shape[1:])
         if batch_size is None:
             return self._apply(params, x)
@@ -193,6 +222,9 @@ class FeatureMap(AnyFeatureMap):
         >>> feature_map(net, num_features=64).plan((784,)).num_features
         64
         """
+        if isinstance(self.method, methods.Auto):
+            chosen = self._chosen(self._enough(example))
+            return chosen.plan(example, batch_size=batch_size)
         shape, count = _example_shape(example)
         batch = count
         if batch_size is not None:
@@ -219,7 +251,49 @@ class FeatureMap(AnyFeatureMap):
                 )
             width += getattr(built[-1].spec, kind)
         count = max(count, batch)
-        return Plan(tuple(rows), repr(self.method), shape, width, batch, count)
+        errors = [self._expected_error(kind, shape, example) for kind in self._kinds]
+        known = tuple(error for error in errors if error is not None)
+        return Plan(
+            tuple(rows),
+            repr(self.method),
+            shape,
+            width,
+            batch,
+            count,
+            relative_error=(known[0] if isinstance(self.get, str) else known)
+            if len(known) == len(errors)
+            else None,
+        )
+
+    def _expected_error(
+        self, kind: str, shape: tuple[int, ...], example: Any
+    ) -> float | None:
+        """Of the kernel, relative, where the noise is known in closed form."""
+        built = _stages(self, kind, shape, 1)
+        known = [i for i, stage in enumerate(built) if stage.error is not None]
+        if len(known) != 1 or isinstance(example, jax.core.Tracer):
+            return None
+        (i,) = known
+        error = built[i].error
+        assert error is not None
+        if _is_shape(example) or not hasattr(example, "__array__"):
+            exact, square = error(np.linspace(0, 0.9, 46))
+            return float(np.sqrt(square.mean() / (exact**2).mean()))
+        n = len(example)
+        sample = np.asarray(example[:: max(1, n // _PREDICTED)][:_PREDICTED])
+        f = _inputs(jnp.asarray(sample, jnp.result_type(sample, float)))
+        for stage in built[:i]:
+            f = stage.apply(stage.init(jax.random.key(0)), f)
+        x = np.asarray(f.nngp, np.float64)
+        norms = np.linalg.norm(x, axis=1)
+        unit = x / np.where(norms > 0, norms, 1)[:, None]
+        exact, square = error(np.clip(unit @ unit.T, -1, 1))
+        # A sample has too few pairs, so that its diagonal weighs too much.
+        weight = np.outer(norms, norms) ** 2
+        same = np.eye(len(x), dtype=bool)
+        if n > 1:
+            weight[~same] *= (n - 1) / (len(x) - 1)
+        return float(np.sqrt((weight * square).sum() / (weight * exact**2).sum()))
 
     def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:
         # What init was told comes first: it is where most mistakes are.
@@ -256,8 +330,9 @@ def feature_map(
       num_features: columns of the features, exactly; the error falls like its inverse
         square root until the polynomial's own error is reached.
       get: "ntk", "nngp", or a tuple of both.
-      method: a name or a record of `jax_ntk_sketch.methods`; "auto" is "one_pass" where
-        the network allows it and "ntk_random_features" elsewhere.
+      method: a name or a record of `jax_ntk_sketch.methods`; "auto" is "nystrom" for
+        fully connected networks where `init` is given `num_features` examples or more,
+        and "variance_reduced" elsewhere.
 
     Returns:
       A `FeatureMap`, with pure functions `init(key, example)`, `apply(params, x)` and
@@ -286,17 +361,8 @@ def feature_map(
         raise ValueError(
             f'feature_map: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
         )
-    if isinstance(method, str) and method == "auto":
-        method = _best(net)
     record = methods.from_name(method)
     return FeatureMap(net, int(num_features), get, record)
-
-
-def _best(net: stax.Layer) -> methods.Method:
-    """The most accurate method that supports the network (see the README's table)."""
-    if all(rules.zonal.is_zonal(net, ntk) for ntk in (True, False)):
-        return methods.OnePass()
-    return methods.NTKRandomFeatures()
 
 
 def _inputs(x: jax.Array) -> rules.Features:

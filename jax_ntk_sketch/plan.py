@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import numpy as np
+
 __all__ = ["Plan", "PlanRow"]
 
 
@@ -38,6 +40,10 @@ class Plan:
       batch_size: examples that are worked on at a time.
       num_examples: examples in memory, as input and as features.
       fit_bytes: peak bytes of learning the parameters from data; 0 where nothing is.
+      relative_error: the expected Frobenius error of the kernel over its norm, of each
+        kernel, from variance formulas; None where there is none in closed form
+        (`jax_ntk_sketch.predict_error` measures it). For the cosines of the array that
+        `plan` was given, or for cosines spread evenly over [0, 0.9].
     """
 
     rows: tuple[PlanRow, ...]
@@ -47,6 +53,7 @@ class Plan:
     batch_size: int
     num_examples: int
     fit_bytes: int = 0
+    relative_error: float | tuple[float, ...] | None = None
 
     @property
     def param_bytes(self) -> int:
@@ -73,6 +80,13 @@ class Plan:
     def batch_floats(self) -> int:
         """Numbers alive in the largest step for one batch."""
         return max(row.floats for row in self.rows) * self.batch_size
+
+    def _error_lines(self) -> list[str]:
+        if self.relative_error is None:
+            return []
+        errors = np.atleast_1d(self.relative_error)
+        text = ", ".join(f"{error:.2g}" for error in errors)
+        return [f"expected relative error of the kernel: {text}"]
 
     def __str__(self) -> str:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "floats/example")
@@ -109,6 +123,7 @@ class Plan:
                 f"{self.flops:,} flops/example, peak {_bytes(self.peak_bytes)} "
                 f"({self.num_examples} examples in float32, {self.batch_size} at a "
                 f"time){learning}",
+                *self._error_lines(),
             ]
         )
 

@@ -26,6 +26,8 @@ ALLOWED = {
     "random_features": {"sketch", "kernels"},
     "rules": {"stax", "methods", "kernels", "sketch", "random_features"},
     "feature_map": {"stax", "methods", "plan", "rules", "sketch"},
+    "nystrom": {"kernels", "sketch"},
+    "prediction": {"feature_map", "methods", "sketch", "stax"},
     "principal": {"linear_model"},
     "compress": {
         "feature_map",

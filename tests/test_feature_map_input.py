@@ -75,12 +75,6 @@ def test_integers_and_booleans_are_floats(dtype):
     np.testing.assert_array_equal(phi, fmap.apply(params, x.astype(np.float32)))
 
 
-def test_auto_takes_one_pass_where_it_can():
-    assert jns.feature_map(NET, num_features=9).method == methods.OnePass()
-    random_features = methods.NTKRandomFeatures()
-    assert jns.feature_map(BIASED, num_features=9).method == random_features
-
-
 @pytest.mark.parametrize(
     "arguments, error, match",
     [

@@ -76,36 +76,29 @@ def rpcholesky(
         block = min(_BLOCK, -(-num // 8))
     block = min(check_count(block, "block", 1), num)
     floor = 10 * jnp.finfo(diagonal.dtype).eps * diagonal
-    first, rest = divmod(num, block)
+    blocks = -(-num // block)  # what is drawn beyond num is not used
 
-    def step(carry, start, key, size):
+    def step(i, carry):
         factor, left, free, chosen = carry
-        index = _draw(key, left, free, size)
+        index = _draw(keys[i], left, free, block)
         # Columns of what is left of the kernel, and a Cholesky factor of their block.
         columns = column(index) - _matmul(factor, factor[index].T)
         columns = _matmul(columns, inverse_root(columns[index]))
         left = left - jnp.sum(columns**2, axis=-1)
         # Rounding must not be taken for directions that are left.
         left = jnp.where(left > floor, left, 0).at[index].set(0)
-        factor = jax.lax.dynamic_update_slice(factor, columns, (0, start))
-        chosen = jax.lax.dynamic_update_slice(chosen, index, (start,))
+        factor = jax.lax.dynamic_update_slice(factor, columns, (0, i * block))
+        chosen = jax.lax.dynamic_update_slice(chosen, index, (i * block,))
         return factor, left, free.at[index].set(False), chosen
 
+    keys = jax.random.split(key, blocks)
     carry = (
-        jnp.zeros((n, num), diagonal.dtype),
+        jnp.zeros((n, blocks * block), diagonal.dtype),
         diagonal,
         jnp.ones(n, bool),
-        jnp.zeros(num, jnp.int32),
+        jnp.zeros(blocks * block, jnp.int32),
     )
-    keys = jax.random.split(key, first + 1)
-
-    def whole(i, carry):
-        return step(carry, i * block, keys[i], block)
-
-    carry = jax.lax.fori_loop(0, first, whole, carry)
-    if rest:
-        carry = step(carry, first * block, keys[first], rest)
-    return carry[3]
+    return jax.lax.fori_loop(0, blocks, step, carry)[3][:num]
 
 
 def uniform_choice(key: jax.Array, n: int, num: int) -> jax.Array:

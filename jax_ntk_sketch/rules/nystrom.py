@@ -14,7 +14,14 @@ from jax_ntk_sketch.methods import Nystrom
 from jax_ntk_sketch.rules.pipeline import layered, pipeline
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
 
-__all__ = ["ENTRY", "candidates", "check_sample", "choose", "promoted"]
+__all__ = [
+    "ENTRY",
+    "candidates",
+    "check_sample",
+    "choose",
+    "is_fully_connected",
+    "promoted",
+]
 
 # Operations per entry of a kernel that a Relu takes: the arc-cosine functions.
 ENTRY = 30
@@ -26,18 +33,26 @@ _CANDIDATES = 4096
 @pipeline.register
 def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
     by_layers = layered(net, spec, context)  # which also finds mistakes in the network
-    layers = list(stax.walk(net))
-    if not any(isinstance(layer, stax.Relu) for layer in layers):
+    if not is_fully_connected(net):
         return by_layers
-    count = 0
+    layers, count = list(stax.walk(net)), 0
     while isinstance(layers[count], stax.Flatten | stax.Identity):
         count += 1
     flat = layered(stax.serial(*layers[:count]), spec, context)
     spec = flat[-1].spec if flat else spec
     rest = stax.serial(*layers[count:])
-    if spec.shape or not fully_connected(rest):
+    if spec.shape:
         return by_layers
     return [*flat, _kernel_stage(method, rest, spec, context)]
+
+
+def is_fully_connected(net: stax.Layer) -> bool:
+    """Whether the exact kernel of flat examples can be read off `net`, with a Relu."""
+    layers = list(stax.walk(net))
+    while layers and isinstance(layers[0], stax.Flatten | stax.Identity):
+        layers.pop(0)
+    nonlinear = any(isinstance(layer, stax.Relu) for layer in layers)
+    return nonlinear and fully_connected(stax.serial(*layers))
 
 
 def _kernel_stage(
@@ -54,10 +69,9 @@ def _kernel_stage(
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"landmarks": jnp.zeros((slots, d)), "root": jnp.zeros((slots, m))}
 
-    def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
-        check_sample(f)
+    @jax.jit
+    def learn(key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
         first, second = jax.random.split(key)
-        x = promoted(f.nngp)
         x = x[candidates(first, len(x), slots)]
         own = getattr(diagonal(net, x), kind)
         num = min(slots, len(x))
@@ -66,6 +80,10 @@ def _kernel_stage(
         more = [(0, slots - num), (0, 0)]
         root = principal_root(kernel(x, z), kernel(z), m)
         return {"landmarks": jnp.pad(z, more), "root": jnp.pad(root, more)}
+
+    def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
+        check_sample(f)
+        return learn(key, promoted(f.nngp))
 
     def apply(params: Any, f: Features) -> Features:
         x = promoted(f.nngp)

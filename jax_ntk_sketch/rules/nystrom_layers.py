@@ -65,11 +65,10 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
             shapes |= {"psi": (slots, q), "root0": (slots, product)}
         return {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
-    def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
-        check_sample(f)
+    @jax.jit
+    def learn(key: jax.Array, f: Features) -> dict[str, jax.Array]:
         k1, k2 = jax.random.split(key)
         index = candidates(k1, f.norm2.size, slots)
-        f = Features(*map(promoted, f))
         norm2 = f.norm2.reshape(-1)[index]
         norm = safe_sqrt(norm2)[:, None]
         x = normalised(_patches(window, bias, f.nngp, index), norm2)
@@ -97,6 +96,10 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
         # A small sample leaves landmarks that are not used.
         more = [(0, slots - num), (0, 0)]
         return {name: jnp.pad(array, more) for name, array in params.items()}
+
+    def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
+        check_sample(f)
+        return learn(key, Features(*map(promoted, f)))
 
     def apply(params: Any, f: Features) -> Features:
         dtype, f = f.nngp.dtype, Features(*map(promoted, f))

@@ -77,11 +77,12 @@ def stages(
         )
     # Widest that fits, narrowest that need not: without a Dense at the end the NTK is
     # only a part of a nonlinear layer's columns.
-    low, high = 1, 2 * budget + 1
+    # Nearly always that is the budget itself, which is looked at first.
+    low, high, middle = 1, 2 * budget + 1, budget
     while high - low > 1:
-        middle = (low + high) // 2
         fits = _columns(build(middle), kind) <= budget
         low, high = (middle, high) if fits else (low, middle)
+        middle = budget + 1 if low == budget else (low + high) // 2
     built = build(low)
     return [*built, _output(kind, built[-1].spec, num_features)]
 

@@ -158,6 +158,9 @@ class Stage:
       init: key to parameters; a step without randomness has none. Where there is a
         `fit`, only their shapes and dtypes are right.
       fit: (key, features of a sample) to parameters, for steps that learn from data.
+      error: cosines of the NNGP features that enter, (...), to the kernel of unit
+        vectors there and the mean square of its error, of steps whose noise is known in
+        closed form.
       apply: (parameters, features) to features.
       flops: floating-point operations.
       floats: numbers alive at once while it runs, inputs and outputs included.
@@ -170,6 +173,7 @@ class Stage:
     flops: int = 0
     floats: int = 0
     fit: Callable[[jax.Array, Features], Any] | None = None
+    error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 @functools.singledispatch

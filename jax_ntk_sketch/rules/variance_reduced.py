@@ -100,6 +100,10 @@ def _zonal(
             return Features(phi[..., :0], phi, norm2)
         return Features(phi, phi[..., :0], norm2)
 
+    def error(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        exact = kernel.function(alpha)
+        return exact, (fit.values(alpha) - exact) ** 2 + fit.variance(alpha)
+
     out = Spec(0, columns) if context.ntk else Spec(columns, 0)
     degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
     return Stage(
@@ -110,4 +114,5 @@ def _zonal(
         init,
         sum(part.flops for part in parts.values()) + 2 * columns,
         3 * d + 4 * columns,
+        error=error,
     )

@@ -1,0 +1,324 @@
+"""Method "nystrom" and `jns.nystrom`: exact where they are, below the kernel elsewhere.
+
+The kernel between two batches, on which they rest, against Neural Tangents.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import x64
+from references import network_kernels
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.kernels import cross_kernel
+
+KEY = jax.random.key(0)
+ROOT2 = 2**0.5
+BOTH = ("nngp", "ntk")
+RELU = stax.Relu()
+
+
+def dense(W_std=ROOT2, b_std=None):
+    return stax.Dense(1, W_std, b_std)
+
+
+DEEP = stax.serial(dense(), RELU, dense(), RELU, dense())
+NETS = {
+    "plain": DEEP,
+    "biases": stax.serial(dense(1.3, 0.2), RELU, dense(0.8, 0.3), RELU, dense(1, 0.1)),
+    "layer norm": stax.serial(
+        stax.Identity(), dense(1.2, 0.5), stax.LayerNorm(eps=0.1), RELU, dense(),
+        stax.serial(dense(1.1), stax.LayerNorm(), RELU), dense(0.9, 0.4),
+    ),
+    "no dense behind": stax.serial(dense(), RELU, dense(1, 0.2), RELU),
+}  # fmt: skip
+CONV = stax.serial(
+    stax.Conv(1, (3, 3), None, "SAME", ROOT2, 0.2), RELU, stax.AvgPool((2, 2), (2, 2)),
+    stax.Conv(1, (2, 2), None, "CIRCULAR", 1.2), stax.LayerNorm(), RELU,
+    stax.GlobalAvgPool(), dense(1.1, 0.1),
+)  # fmt: skip
+IMAGES = {
+    "pools": ((4, 4, 2), CONV),
+    "flatten": (
+        (4, 3, 2),
+        stax.serial(
+            stax.Conv(1, (2, 2), (1, 2)), RELU, stax.Flatten(), dense(1, 0.3), RELU,
+            dense(),
+        ),
+    ),
+    "dense on pixels": ((5, 2), stax.serial(dense(1, 0.2), RELU, stax.GlobalSumPool())),
+    "signals": (
+        (6, 2),
+        stax.serial(stax.Conv(1, (3,), None, "SAME"), RELU, stax.GlobalAvgPool()),
+    ),
+}  # fmt: skip
+
+
+def rows(n=30, d=6, seed=0):
+    """Examples of different lengths; the last is a copy and the one before zero."""
+    x = (
+        np.random.default_rng(seed).normal(size=(n, d))
+        * np.linspace(0.3, 2, n)[:, None]
+    )
+    x[-2], x[-1] = 0, x[0]
+    return x
+
+
+def images(shape, n=6, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, *shape))
+
+
+def features(net, x, sample=None, key=KEY, **options):
+    fields = {k: options.pop(k) for k in ("landmarks", "oversample") if k in options}
+    fmap = jns.feature_map(net, method=methods.Nystrom(**fields), **options)
+    return fmap.apply(fmap.init(key, x if sample is None else sample), x)
+
+
+def relative(a, b):
+    return np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_kernel_between_batches(name):
+    with x64():
+        x, z = rows(7), rows(5, seed=1)
+        exact = jnt.to_stax(NETS[name])[2](x, z, BOTH)
+        for ours, theirs in zip(cross_kernel(NETS[name], x, z), exact, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        # Of a batch with itself, where Neural Tangents' diagonal is off by the root
+        # of the rounding error, and only there.
+        alone = cross_kernel(NETS[name], x)
+        for ours, theirs in zip(alone, cross_kernel(NETS[name], x, x), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    own = kernels.cross.diagonal(NETS[name], jnp.asarray(x) / x.shape[1] ** 0.5)
+    for ours, k in zip(own, alone, strict=True):
+        np.testing.assert_allclose(ours, np.diagonal(k), rtol=1e-5, atol=1e-5)
+
+
+def test_kernel_between_batches_refuses():
+    with pytest.raises(TypeError, match=r"no kernel between two batches for .*Conv"):
+        cross_kernel(stax.Conv(1, (2, 2)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
+        cross_kernel(DEEP, np.ones((2, 3)), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("get", BOTH)
+@pytest.mark.parametrize("name", NETS)
+def test_exact_where_all_examples_are_landmarks(name, get):
+    """Also with copies and zero vectors, and with more columns than examples."""
+    for dtype, tolerance in (("float32", 1e-3), ("float64", 1e-6)):
+        with x64(dtype == "float64"):
+            x = rows().astype(dtype)
+            exact = cross_kernel(NETS[name], x)[BOTH.index(get)]
+            for num in (30, 47):
+                phi = features(NETS[name], x, num_features=num, get=get)
+                assert phi.shape == (30, num) and phi.dtype == dtype
+                assert relative(phi @ phi.T, exact) < tolerance
+
+
+@pytest.mark.parametrize("landmarks", ["rpcholesky", "uniform"])
+@pytest.mark.parametrize("oversample", [1.0, 2.5])
+def test_below_the_kernel(landmarks, oversample):
+    """And nearer with every landmark; at examples that were not in the sample."""
+    with x64():
+        x, new = rows(80), rows(40, seed=1)
+        for k, get in zip(cross_kernel(DEEP, new), BOTH, strict=True):
+            errors = []
+            for num in (5, 20, 60):
+                phi = features(
+                    DEEP, new, x, num_features=num, get=get, landmarks=landmarks,
+                    oversample=oversample,
+                )  # fmt: skip
+                rest = np.asarray(k - phi @ phi.T)
+                assert np.linalg.eigvalsh(rest)[0] > -1e-9
+                errors.append(np.trace(rest) / np.trace(k))
+            assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 0, errors
+
+
+def test_equals_the_definition():
+    """K_xz K_zz^-1 K_zx in NumPy, with the landmarks that were chosen."""
+    with x64():
+        x, new = rows(25), rows(9, seed=1)
+        fmap = jns.feature_map(
+            NETS["biases"], num_features=10, method=methods.Nystrom(oversample=1)
+        )
+        params = fmap.init(KEY, x)
+        (params_of_kernel,) = [p for p in params["ntk"] if len(p)]
+        z = np.asarray(params_of_kernel["landmarks"]) * x.shape[1] ** 0.5
+        assert z.shape == (10, 6)
+        assert all(np.isclose(x, row).all(1).any() for row in z)
+        k = network_kernels(NETS["biases"], np.concatenate([z, new]))["ntk"]
+        phi = fmap.apply(params, new)
+        nystrom = k[10:, :10] @ np.linalg.inv(k[:10, :10]) @ k[:10, 10:]
+        np.testing.assert_allclose(phi @ phi.T, nystrom, rtol=1e-7)
+        # On its landmarks it is exact; the reference is steep there.
+        phi = fmap.apply(params, z)
+        np.testing.assert_allclose(phi @ phi.T, k[:10, :10], rtol=1e-5)
+
+
+def test_oversampling_helps():
+    """The principal directions are the best of all projections, on the sample."""
+    x = rows(60)
+    k = np.asarray(cross_kernel(DEEP, x)[1], np.float64)
+    errors = [
+        np.trace(k) - np.sum(features(DEEP, x, num_features=12, oversample=s) ** 2)
+        for s in (1.0, 2.0, 10.0)
+    ]
+    best = np.linalg.eigvalsh(k)[:-12].sum()
+    assert errors[0] > 1.1 * errors[1] > 1.1 * errors[2]
+    np.testing.assert_allclose(errors[2], best, rtol=0.01)
+
+
+@pytest.mark.parametrize("get", BOTH)
+@pytest.mark.parametrize("name", IMAGES)
+def test_layer_by_layer_exact(name, get):
+    """Where all patches of the sample are landmarks, and the sample is all there is."""
+    shape, net = IMAGES[name]
+    with x64():
+        x = images(shape, n=3)
+        exact = network_kernels(_no_norm(net), x)[get]
+        phi = features(_no_norm(net), x, num_features=400, get=get)
+        assert relative(phi @ phi.T, exact) < 1e-5
+        z = jns.feature_map(net, num_features=1, get=get, method="exact")
+        z = z.apply(z.init(KEY, x), x)
+        phi = features(net, x, num_features=400, get=get)
+        assert relative(phi @ phi.T, z @ z.T) < 1e-5
+
+
+def _no_norm(net):
+    return stax.serial(
+        *(x for x in stax.walk(net) if not isinstance(x, stax.LayerNorm))
+    )
+
+
+@pytest.mark.parametrize("get", BOTH)
+def test_layer_by_layer_error_falls(get):
+    x = images((6, 6, 2), n=40).astype(np.float32).cumsum(1).cumsum(2)
+    net = jns.recipes.cntk(2)
+    z = jns.feature_map(net, num_features=1, get=get, method="exact")
+    z = np.asarray(z.apply(z.init(KEY, x[:8]), x[:8]))
+    errors = []
+    for num in (8, 32, 128):
+        phi = features(net, x[:8], x[8:], num_features=num, get=get)
+        errors.append(relative(phi @ phi.T, z @ z.T))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.02, errors
+
+
+CASES = {
+    "fully connected": (DEEP, rows(40).astype(np.float32), 12),
+    "convolutional": (CONV, images((4, 4, 2), 20).astype(np.float32), 24),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    net, x, num = CASES[request.param]
+    fmap = jns.feature_map(net, num_features=num, method="nystrom")
+    return fmap, x, fmap.init(KEY, x)
+
+
+def test_pure(case):
+    """Parameters are arrays; jit, vmap and batches change nothing; keys do."""
+    fmap, x, params = case
+    leaves = jax.tree.leaves(params)
+    assert all(leaf.dtype == np.float32 for leaf in leaves)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, jax.eval_shape(fmap.init, KEY, x)
+    )
+    phi = np.asarray(fmap.apply(params, x))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, params, fmap.init(KEY, x))
+    jitted = jax.jit(fmap.apply)(jax.jit(fmap.init)(KEY, x), x)
+    # Principal directions are unique up to signs.
+    close(np.abs(jitted), np.abs(phi))
+    close(jax.vmap(lambda row: fmap.apply(params, row[None])[0])(x), phi)
+    close(fmap.apply(params, x, batch_size=7), phi)
+    close(jns.transform(fmap, params, x, batch_size=16), phi)
+    other = fmap.apply(fmap.init(jax.random.key(1), x), x)
+    assert relative(other, phi) > 1e-3
+    half = fmap.apply(params, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16 and relative(half.astype(np.float32), phi) < 0.05
+    with x64():
+        double = fmap.apply(params, x.astype(np.float64))
+        assert double.dtype == np.float64
+        close(double, phi)
+
+
+def test_both_kernels(case):
+    fmap, x, params = case
+    both = jns.feature_map(
+        fmap.net, num_features=fmap.num_features, get=BOTH, method="nystrom"
+    )
+    phi = both.apply(both.init(KEY, x), x)
+    np.testing.assert_array_equal(phi.ntk, fmap.apply(params, x))
+    assert phi.nngp.shape == phi.ntk.shape
+    assert np.isfinite(phi.nngp).all()
+
+
+def test_gradients_are_finite(case):
+    fmap, x, params = case
+    x = np.concatenate([x[:3], 0 * x[:1]])
+    slope = jax.grad(lambda x: jnp.sum(fmap.apply(params, x) ** 2))(x)
+    assert np.isfinite(slope).all()
+
+
+def test_plan_knows_the_parameters(case):
+    fmap, x, params = case
+    plan = fmap.plan(x)
+    size = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
+    assert plan.num_features == fmap.num_features
+    assert sum(row.parameter_bytes for row in plan.rows) == size
+    assert "landmarks" in str(plan)
+
+
+def test_hardly_any_example():
+    """Duplicates, zeros and single examples: finite features, the rest zero."""
+    for net, x, num in CASES.values():
+        for sample in (x[:1], 0 * x[:1], np.repeat(x[:1], 30, axis=0)):
+            phi = np.asarray(features(net, x, sample, num_features=num))
+            assert np.isfinite(phi).all()
+    phi = np.asarray(features(DEEP, rows(), rows()[:4], num_features=9))
+    assert (np.linalg.norm(phi, axis=0) > 0).sum() == 4
+
+
+def test_without_relu_it_is_linear():
+    x = rows().astype(np.float32)
+    net = stax.serial(dense(), dense(1, 0.3))
+    phi = features(net, x, num_features=20)
+    np.testing.assert_allclose(phi @ phi.T, cross_kernel(net, x)[1], rtol=1e-4)
+    fmap = jns.feature_map(net, num_features=20, method="nystrom")
+    fmap.init(KEY, (6,))  # nothing to learn from
+
+
+def test_flatten_first_is_fully_connected():
+    x = images((3, 2, 2), 12)
+    net = stax.serial(stax.Flatten(), DEEP)
+    flat = features(DEEP, x.reshape(12, -1), num_features=5)
+    np.testing.assert_allclose(
+        np.abs(features(net, x, num_features=5)), np.abs(flat), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_refuses():
+    fmap = jns.feature_map(DEEP, num_features=8, method="nystrom")
+    with pytest.raises(ValueError, match="learns from data: give an array"):
+        fmap.init(KEY, (6,))
+    x = rows()
+    with pytest.raises(ValueError, match="at least one example"):
+        fmap.init(KEY, x[:0])
+    x[3, 2] = np.nan
+    with pytest.raises(ValueError, match="finite, but its row 3"):
+        fmap.init(KEY, x)
+    with pytest.raises(ValueError, match="Relu must follow"):
+        features(stax.serial(RELU, dense()), rows(), num_features=8)
+    with pytest.raises(
+        ValueError, match=r"oversample must be finite and >= 1, got 0\.5"
+    ):
+        methods.Nystrom(oversample=0.5)
+    with pytest.raises(ValueError, match="landmarks must be one of"):
+        methods.Nystrom("best")

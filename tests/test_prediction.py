@@ -1,0 +1,101 @@
+"""What a plan says of errors, and "auto": against what is measured."""
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import kernels, methods, stax
+
+DENSE = stax.Dense(1, W_std=2**0.5)
+NET = stax.serial(DENSE, stax.Relu(), DENSE)
+DEEP = stax.serial(DENSE, stax.Relu(), DENSE, stax.Relu(), DENSE)
+DIGITS = np.asarray(jns.data.load_digits().x_train, np.float32).reshape(-1, 64)
+IMAGES = DIGITS.reshape(-1, 8, 8, 1)
+KERNEL = methods.VarianceReduced(objective="kernel")
+
+
+def measured(fmap, x, depth, sample=None, seeds=3):
+    exact = kernels.fully_connected_kernel(x, depth=depth, W_std=2**0.5)
+    errors = []
+    for seed in range(seeds):
+        example = x.shape[1:] if sample is None else sample
+        phi = fmap.apply(fmap.init(jax.random.key(seed), example), x)
+        gram = np.asarray(phi, np.float64) @ np.asarray(phi, np.float64).T
+        errors.append(jns.validation.relative_error(np.asarray(exact), gram))
+    return np.sqrt(np.mean(np.square(errors)))
+
+
+@pytest.mark.parametrize("method", ["variance_reduced", KERNEL], ids=str)
+@pytest.mark.parametrize("depth, net", [(1, NET), (2, DEEP)])
+def test_plan_says_the_error_on_other_data(depth, net, method):
+    fmap = jns.feature_map(net, num_features=512, method=method)
+    plan = fmap.plan(DIGITS[:400])
+    error = measured(fmap, DIGITS[400:800], depth)
+    assert 1 / 1.5 < plan.relative_error / error < 1.5
+    assert f"{plan.relative_error:.2g}" in str(plan)
+    # Without data too there is a figure, of the same order on such inputs.
+    assert 0.2 < fmap.plan((64,)).relative_error / error < 5
+
+
+@pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "nystrom"])
+def test_trials_predict_the_error_on_other_data(method):
+    fmap = jns.feature_map(NET, num_features=256, method=method)
+    predicted = jns.predict_error(fmap, DIGITS[:600], num_examples=300)
+    sample = DIGITS[:568] if method == "nystrom" else None
+    error = measured(fmap, DIGITS[600:900], 1, sample)
+    assert 1 / 1.5 < predicted / error < 1.5
+
+
+def test_trials_of_images():
+    net = jns.recipes.cntk(1)
+    fmap = jns.feature_map(net, num_features=128, method="variance_reduced")
+    assert fmap.plan(IMAGES[:20]).relative_error is None
+    assert 0 < jns.predict_error(fmap, IMAGES[:20], num_pairs=10) < 0.2
+
+
+@pytest.mark.parametrize("wanted", [0.08, 0.03])
+def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
+    m = jns.suggest_num_features(NET, DIGITS[:300], relative_error=wanted)
+    at = [
+        jns.feature_map(NET, num_features=size, method=KERNEL)
+        .plan(DIGITS[:300])
+        .relative_error
+        for size in (m, int(0.85 * m))
+    ]
+    assert at[0] <= wanted < at[1]
+    fmap = jns.feature_map(NET, num_features=m, method=KERNEL)
+    assert measured(fmap, DIGITS[300:600], 1) < 1.5 * wanted
+
+
+def test_auto_takes_landmarks_where_a_sample_allows_it():
+    fmap = jns.feature_map(NET, num_features=100)
+    assert fmap.method == methods.Auto()
+    few, many, key = DIGITS[:99], DIGITS[:100], jax.random.key(0)
+    assert "Nystrom" in fmap.plan(many).method
+    assert "VarianceReduced" in fmap.plan(few).method
+    assert "VarianceReduced" in fmap.plan((64,)).method
+    for example, name in ((few, "variance_reduced"), (many, "nystrom")):
+        same = jns.feature_map(NET, num_features=100, method=name)
+        ours = fmap.apply(fmap.init(key, example), few)
+        theirs = same.apply(same.init(key, example), few)
+        np.testing.assert_array_equal(ours, theirs)
+    images = jns.feature_map(jns.recipes.cntk(1), num_features=16)
+    assert "VarianceReduced" in images.plan(IMAGES[:50]).method
+
+
+def test_bad_arguments_are_named():
+    fmap = jns.feature_map(NET, num_features=64, method="one_pass")
+    with pytest.raises(TypeError, match="fmap must be a FeatureMap"):
+        jns.predict_error(NET, DIGITS)
+    with pytest.raises(ValueError, match="at least 4 examples"):
+        jns.predict_error(fmap, DIGITS[:3])
+    both = jns.feature_map(NET, num_features=64, get=("nngp", "ntk"))
+    with pytest.raises(ValueError, match="get must be"):
+        jns.predict_error(both, DIGITS)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        jns.suggest_num_features(NET, (64,), relative_error=2)
+    with pytest.raises(ValueError, match="give an array of examples"):
+        jns.suggest_num_features(NET, (64,), relative_error=0.1, method="one_pass")
+    with pytest.raises(ValueError, match="out of reach"):
+        jns.suggest_num_features(NET, (64,), relative_error=1e-7)
