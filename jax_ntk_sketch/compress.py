@@ -158,6 +158,7 @@ class CompressedFeatureMap(AnyFeatureMap):
             rows=plan.rows + rows,
             method=f"compressed {plan.method}",
             num_features=m * len(kinds),
+            relative_error=None,  # it depends on the data
         )
         n = None if isinstance(example, tuple | list) else len(example)
         size = min(principal.sample_size(m), wide)

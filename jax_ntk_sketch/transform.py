@@ -82,7 +82,7 @@ def transform(
     >>> params = fmap.init(jax.random.key(0), (64,))
     >>> pixels = np.random.default_rng(0).integers(0, 256, (1000, 64), np.uint8)
     >>> phi = transform(fmap, params, pixels, batch_size=128)
-    >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), rtol=1e-4))
+    >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), atol=1e-3))
     ((1000, 32), True)
     """
     batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)

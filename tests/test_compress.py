@@ -182,6 +182,7 @@ def test_plan():
     plan, base = cmap.plan((5,), batch_size=32), FMAP.plan((5,), batch_size=32)
     assert plan.num_features == 10 and plan.batch_size == 32
     assert plan.param_bytes == base.param_bytes + 4 * 96 * 10
+    assert plan.relative_error is None
     assert plan.flops == base.flops + 2 * 96 * 10
     # s = 40 examples: tests, sums, carries and a product.
     assert plan.fit_bytes - plan.peak_bytes >= 24 * 96 * 40
