@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from jax_ntk_sketch import kernels, methods, stax
-from jax_ntk_sketch.rules.one_pass import zonal_kernel
+from jax_ntk_sketch.rules.one_pass import polynomial
+from jax_ntk_sketch.rules.zonal import zonal_kernel
 
 
 def kappa0(alpha):
@@ -115,7 +116,7 @@ def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
 
 def one_pass_kernel(net, method: methods.OnePass, kind: str, x) -> np.ndarray:
     """What "one_pass" estimates: the kernel with the polynomial in place of f."""
-    kernel = zonal_kernel(net, kind == "ntk", method)
+    kernel = zonal_kernel(net, kind == "ntk", "one_pass")
     product, alpha = cosines(network_kernels(kernel.prefix, x)["nngp"])
-    f = np.polynomial.Polynomial(kernel.coefficients)
+    f = np.polynomial.Polynomial(polynomial(method, kernel).coefficients)
     return product * f(alpha) + kernel.constant

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import x64
+from registry import quick_compilation
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -17,6 +18,12 @@ from jax_ntk_sketch.kernels import (
 )
 
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with quick_compilation():
+        yield
 
 
 def low_rank(n=200, rank=150, decay=0.8, seed=0):

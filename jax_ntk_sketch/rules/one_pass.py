@@ -24,17 +24,18 @@ from jax_ntk_sketch.rules.stage import (
 from jax_ntk_sketch.rules.zonal import ZonalKernel, before_relu, zonal_kernel
 from jax_ntk_sketch.sketch import PolySketch
 
-__all__: list[str] = []
+__all__ = ["Polynomial", "polynomial"]
 
 
-class _Polynomial(NamedTuple):
+class Polynomial(NamedTuple):
     """Coefficients >= 0 by power, and their largest error on [low, 1] over f(1)."""
 
     coefficients: np.ndarray
     max_error: float
 
 
-def _fit(method: OnePass, kernel: ZonalKernel) -> _Polynomial:
+def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
+    """The polynomial that the method takes for the kernel of the cosine."""
     at_one = float(kernel.function(np.array(1.0)))
     if method.coefficients == "taylor":
         coefficients = kernel.series(method.degree)
@@ -42,7 +43,7 @@ def _fit(method: OnePass, kernel: ZonalKernel) -> _Polynomial:
     else:
         fit = kernels.fit_nonnegative(kernel.function, method.degree, low=method.low)
         coefficients, error = np.array(fit.coefficients), fit.max_error
-    return _Polynomial(coefficients, error / at_one if at_one else 0.0)
+    return Polynomial(coefficients, error / at_one if at_one else 0.0)
 
 
 @pipeline.register
@@ -57,7 +58,7 @@ def _(method: OnePass, net: stax.Layer, spec: Spec, context: Context) -> list[St
 def _polynomial(
     method: OnePass, kernel: ZonalKernel, spec: Spec, context: Context
 ) -> Stage:
-    fit = _fit(method, kernel)
+    fit = polynomial(method, kernel)
     a, c = spec.nngp, fit.coefficients
     ones = int(c[0] > 0) + int(kernel.constant > 0)
     sizes = _sizes(c[1:], a, context.width - ones)
