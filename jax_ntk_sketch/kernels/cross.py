@@ -82,8 +82,8 @@ def cross_kernel(
 
     >>> net = stax.serial(stax.Dense(9, 2**0.5), stax.Relu(), stax.Dense(1, 2**0.5))
     >>> nngp, ntk = cross_kernel(net, jnp.array([[3.0, 4.0]]))
-    >>> nngp.round(3), ntk.round(3)
-    (Array([[25.]], dtype=float32), Array([[50.]], dtype=float32))
+    >>> round(float(nngp[0, 0]), 3), round(float(ntk[0, 0]), 3)
+    (25.0, 50.0)
     """
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, float))
