@@ -44,7 +44,7 @@ __all__: list[str] = []
 # Of the expansion; what is left out at <e, e'> = 1 is in the plan.
 _DEGREE = 6
 
-_SIGNS = np.where(np.arange(_DEGREE + 1) % 4 < 2, 1.0, -1.0)
+_SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(_DEGREE + 1))
 
 
 @takes_patches.register
@@ -84,7 +84,9 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         return {name: p.part.init(k) for (name, p), k in pairs}
 
     def apply(params, f: Features) -> Features:
-        x = f.nngp
+        dtype = f.nngp.dtype
+        wide = jnp.promote_types(dtype, jnp.float32)  # half precision is for storage
+        x, y = f.nngp.astype(wide), f.ntk.astype(wide)
         norm2 = phi.norm2(x)
         inverse = _inverse(norm2)
         constants = phi.means(x, c.constants)
@@ -127,13 +129,13 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         if context.ntk:
             g = _weights(0, a2, rho, parts["kappa0"].dim, some)
             values, linear = zonal("kappa0", g)
-            mixed = parts["mix"].apply(params["mix"], f.ntk)
+            mixed = parts["mix"].apply(params["mix"], y)
             along, bias = parts["mix"].along(
                 params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
             )
             k = len(c.ntk_constants)
-            psi_constants = psi.means(f.ntk, c.ntk_constants)
-            psi_linears = psi.means(f.ntk, ntk_linears)
+            psi_constants = psi.means(y, c.ntk_constants)
+            psi_linears = psi.means(y, ntk_linears)
             constant_part = jnp.matmul(psi_constants, along[:k])
             if spec.bias:
                 constant_part = constant_part + bias
@@ -148,7 +150,8 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
                 ]
                 out = [merged * g0, merged * g1 * means, *out]
             ntk = jnp.concatenate(out, axis=-1) * jnp.asarray(0.5**0.5, x.dtype)
-        return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1))
+        norm2 = jnp.sum(nngp**2, axis=-1)
+        return Features(*(z.astype(dtype) for z in (nngp, ntk, norm2)))
 
     start = int(has_constant)
     more = has_constant * len(linears) + len(ntk_linears)
