@@ -195,8 +195,9 @@ class Nystrom(Method):
       landmarks: how they are chosen: "rpcholesky", randomly pivoted Cholesky (Chen,
         Epperly, Tropp, Webber 2022), or "uniform".
       oversample: landmarks over columns, >= 1. Of so many the principal directions on
-        the sample are kept. On MNIST 1024 columns lose 27% less of the kernel machine
-        at 3 than at 1, on images three convolutions have half the error.
+        the sample are kept. With 3 in place of 1, predictions from 1024 columns on
+        MNIST are 28 to 40% nearer to the exact kernel machine's, and three
+        convolutions on images have half the error.
 
     `FeatureMap.init` takes the sample, an array of examples like those to come; a few
     hundred images will do. With fewer examples (patches) than columns the others are
