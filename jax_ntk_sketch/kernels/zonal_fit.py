@@ -32,8 +32,8 @@ from jax_ntk_sketch.kernels.gegenbauer import (
 
 __all__ = ["ZonalFit", "fit_zonal", "truncate_zonal"]
 
-# Degrees above have no weight in any optimum that was looked at.
-_DEGREE = 12
+# Degrees above lower the error by less than 1 % (MNIST at 1024 to 16,384 columns).
+_DEGREE = 8
 
 # The end of the cosines on which a fit is judged; pairs beyond are (near) duplicates,
 # of which there is one in so many.

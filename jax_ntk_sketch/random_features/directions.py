@@ -119,6 +119,9 @@ def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 class HadamardDirections(Directions):
     """Rows of blocks H σ₃ H σ₂ H σ₁ on x padded to D, a power of two; length √D.
 
+    The first round, which spreads x over all coordinates, is common to the blocks: a
+    third of the work saved, without effect on the law of a single direction.
+
     For small D too few directions can occur (D = 4: kappa0 is off by up to 0.26), so D
     is at least 64. Then the means of kappa0 and kappa1 were within 0.007 of exact, 3.5
     standard errors, for dense, constant, one-hot and 0/1 inputs in 4 to 784 dimensions.
@@ -139,10 +142,10 @@ class HadamardDirections(Directions):
         if self.input_dim <= _DENSE:
             return 2 * self.input_dim * self.num
         one = hadamard_flops(self.padded_dim) + self.padded_dim
-        return 3 * self.num_blocks * one
+        return (1 + 2 * self.num_blocks) * one
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        shape = (3, self.num_blocks, self.padded_dim)
+        shape = (1 + 2 * self.num_blocks, self.padded_dim)
         return {"sign": random_signs(key, shape)}
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
@@ -153,8 +156,11 @@ class HadamardDirections(Directions):
         return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
 
     def _rotate(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        first, second, third = jnp.split(
+            params["sign"].astype(x.dtype), [1, 1 + self.num_blocks]
+        )
         y = pad_to(x, self.padded_dim)[..., None, :]
-        for sign in params["sign"].astype(x.dtype):
+        for sign in (first, second, third):
             y = hadamard_transform(y * sign)
         y = y.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
         y = y[..., : self.num]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_recurrence
 from jax_ntk_sketch.random_features.directions import (
@@ -88,20 +89,28 @@ class ZonalFeatures:
 def zonal_sum(t: jax.Array, weights: Any, dim: int) -> jax.Array:
     r"""The sum of :math:`f_l h_l(t)`, backwards, by Clenshaw's scheme.
 
-    With :math:`t h_l = A_{l+1} h_{l+1} + A_l h_{l-1}` it is :math:`b_0` of
-    :math:`b_l = f_l + t b_{l+1} / A_{l+1} - A_{l+1} b_{l+2} / A_{l+2}`, so that two
-    arrays are alive whatever the degree.
+    With :math:`s p_j = g_{j+1} p_{j+1} + c_j p_j + g_j p_{j-1}` it is :math:`b_0` of
+    :math:`b_j = f_j + (s - c_j) b_{j+1} / g_{j+1} - g_{j+1} b_{j+2} / g_{j+2}`, so that
+    two arrays are alive whatever the degree. :math:`p_j` is :math:`h_j` and s is t; for
+    an even function :math:`h_{2j}` and :math:`t^2`, in half as many steps.
 
     Args:
       t: w.u of unit vectors.
       weights: f_0, f_1, ...: numbers, or arrays that broadcast with t.
       dim: of the sphere.
     """
-    degree = len(weights) - 1
-    a = [0.0, *map(float, gegenbauer_recurrence(degree + 2, dim))]
+    even = all(isinstance(f, float | int) and f == 0 for f in weights[1::2])
+    a = np.append(0.0, gegenbauer_recurrence(len(weights) + 5, dim))
+    g, c = a, np.zeros(len(a))
+    if even:  # the square of multiplication by t
+        weights, t = weights[::2], t * t
+        half = len(weights) + 1
+        c = a[0 : 2 * half : 2] ** 2 + a[1 : 2 * half : 2] ** 2
+        g = np.append(0.0, a[1 : 2 * half : 2] * a[2 : 2 * half + 1 : 2])
     after: Any = 0.0
-    now = weights[degree] + jnp.zeros_like(t)
-    for i in range(degree - 1, -1, -1):
-        step = t * now * (1 / a[i + 1]) - (a[i + 1] / a[i + 2]) * after
-        now, after = weights[i] + step, now
+    now = weights[-1] + jnp.zeros_like(t)
+    for j in range(len(weights) - 2, -1, -1):
+        up, back = 1 / float(g[j + 1]), float(g[j + 1] / g[j + 2])
+        step = (t * up - float(c[j]) * up) * now + weights[j]
+        now, after = step - back * after, now
     return now
