@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ _KINDS = ("nngp", "ntk")
 
 # Examples whose cosines are looked at to say an error.
 _PREDICTED = 256
+
+# Examples of a sample that a step works on at a time.
+_FIT_BATCH = 32
 
 # Among parameters, that "auto" took landmarks from a sample.
 _SAMPLED = "sampled"
@@ -229,7 +233,7 @@ class FeatureMap(AnyFeatureMap):
         batch = count
         if batch_size is not None:
             batch = check_size("FeatureMap.plan", "batch_size", batch_size)
-        rows, width = [], 0
+        rows, width, fit_bytes = [], 0, 0
         for kind in self._kinds:
             built = _stages(self, kind, shape, batch)
             for i, stage in enumerate(built):
@@ -241,7 +245,8 @@ class FeatureMap(AnyFeatureMap):
                 spec = stage.spec
                 rows.append(
                     PlanRow(
-                        f"{kind}[{i}] {stage.name}",
+                        f"{kind}[{i}] {stage.name}"
+                        + (f", {stage.bias()}" if stage.bias else ""),
                         spec.nngp,
                         spec.ntk,
                         size,
@@ -250,6 +255,7 @@ class FeatureMap(AnyFeatureMap):
                     )
                 )
             width += getattr(built[-1].spec, kind)
+            fit_bytes = max(fit_bytes, _fit_bytes(built, count))
         count = max(count, batch)
         errors = [self._expected_error(kind, shape, example) for kind in self._kinds]
         known = tuple(error for error in errors if error is not None)
@@ -260,6 +266,7 @@ class FeatureMap(AnyFeatureMap):
             width,
             batch,
             count,
+            fit_bytes,
             relative_error=(known[0] if isinstance(self.get, str) else known)
             if len(known) == len(errors)
             else None,
@@ -378,8 +385,19 @@ def _fit(built: list[rules.Stage], keys: jax.Array, sample: jax.Array) -> list[A
         p = stage.fit(key, f) if stage.fit else stage.init(key)
         params.append(p)
         if i < last:
-            f = stage.apply(p, f)
+            f = in_batches(functools.partial(stage.apply, p), f, _FIT_BATCH)
     return params
+
+
+def _fit_bytes(built: list[rules.Stage], count: int) -> int:
+    """Peak bytes of `_fit` with a sample of `count`, in float32."""
+    last = max((i for i, stage in enumerate(built) if stage.fit), default=0)
+    most = 0
+    for before, stage in itertools.pairwise(built[: last + 1]):
+        batch = min(count, _FIT_BATCH)
+        passing = count * stage.spec.floats() + batch * stage.floats
+        most = max(most, count * before.spec.floats() + stage.fit_floats + passing)
+    return 4 * most
 
 
 def _is_shape(example: Any) -> bool:
@@ -401,16 +419,21 @@ def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
     return tuple(map(int, shape)), 1 if is_shape else max(1, jnp.shape(example)[0])
 
 
-def in_batches(run: Callable[[jax.Array], Any], x: jax.Array, size: int) -> Any:
-    """`run` on consecutive rows of `x`, `size` at a time, joined."""
-    count = len(x) // size
+def in_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
+    """`run` on consecutive rows of an array or of several, `size` at a time, joined."""
+    total = len(jax.tree.leaves(x)[0])
+    count = total // size
     if count == 0:
         return run(x)
-    whole = jax.lax.map(run, x[: count * size].reshape(count, size, *x.shape[1:]))
+
+    def blocks(z: jax.Array) -> jax.Array:
+        return z[: count * size].reshape(count, size, *z.shape[1:])
+
+    whole = jax.lax.map(run, jax.tree.map(blocks, x))
     out = jax.tree.map(lambda z: z.reshape(count * size, *z.shape[2:]), whole)
-    if count * size == len(x):
+    if count * size == total:
         return out
-    rest = run(x[count * size :])
+    rest = run(jax.tree.map(lambda z: z[count * size :], x))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
 

@@ -4,6 +4,7 @@ The kernel between two batches, on which they rest, against Neural Tangents.
 """
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -283,6 +284,21 @@ def test_plan_knows_the_parameters(case):
     assert plan.num_features == fmap.num_features
     assert sum(row.param_bytes for row in plan.rows) == size
     assert "landmarks" in str(plan)
+
+
+def test_sample_passes_in_batches(monkeypatch):
+    """Memory is planned, and batches do not change what is learned."""
+    x = np.random.default_rng(3).standard_normal((40, 4, 4, 2)).astype(np.float32)
+    fmap = jns.feature_map(CONV, num_features=12, method="nystrom")
+    batched = fmap.init(KEY, x)
+    module = importlib.import_module("jax_ntk_sketch.feature_map")
+    monkeypatch.setattr(module, "_FIT_BATCH", 100)
+    whole = fmap.init(KEY, x)
+    for a, b in zip(jax.tree.leaves(batched), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(a).max(initial=0)))
+    plans = [fmap.plan(x[:n]) for n in (20, 40)]
+    assert plans[1].fit_bytes > plans[0].fit_bytes > 4 * 4096 * 18
+    assert "to learn them, peak" in str(plans[0])
 
 
 def test_hardly_any_example():

@@ -140,6 +140,27 @@ def test_layer_by_layer_is_near_the_kernel(name, get):
     assert np.mean(errors) < most * np.linalg.norm(truth)
 
 
+@pytest.mark.parametrize("objective", ["regression", "kernel"])
+def test_the_plan_bounds_the_bias(objective):
+    """For vectors from nearly all bias to nearly none of it, on one ReLU layer."""
+    net = stax.serial(
+        stax.Conv(1, (1, 1), W_std=1.0, b_std=1.0), stax.Relu(), stax.GlobalAvgPool()
+    )
+    x = np.random.default_rng(0).standard_normal((8, 1, 1, 24)).astype(np.float32)
+    x *= np.geomspace(0.02, 50, 8, dtype=np.float32)[:, None, None, None]
+    method = methods.VarianceReduced(objective=objective)
+    fmap = jns.feature_map(net, num_features=60, get="nngp", method=method)
+    g = grams(fmap, x, 300)
+    truth = exact(net, x, "nngp")
+    scale = np.sqrt(np.outer(np.diag(truth), np.diag(truth)))
+    bias = np.abs(g.mean(axis=0) - truth) / scale
+    error = g.std(axis=0) / scale / len(g) ** 0.5
+    row = str(fmap.plan(x)).split("bias <= ")[1]
+    bound = float(row.split(" of nngp")[0])
+    assert (bias <= bound + 4 * error).all()
+    assert bias.max() > 0.7 * bound
+
+
 def test_images_are_better_than_random_features():
     net = jns.recipes.cntk(2)
     truth = exact(net, IMAGES, "ntk")

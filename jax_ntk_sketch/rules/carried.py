@@ -24,6 +24,7 @@ import numpy as np
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
+    gegenbauer_values,
     orthonormal_values,
 )
 from jax_ntk_sketch.methods import VarianceReduced
@@ -161,6 +162,18 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         (0,) if has_constant and context.ntk else (),
         tuple(range(start, start + more)) if context.ntk else (),
     )
+
+    def bias() -> str:
+        orders = (1, 0) if context.ntk else (1,)
+        means = bool(c.constants) or bool(spec.bias)
+        worst = [
+            _bias(o, parts[f"kappa{o}"].dim, method.objective, means) for o in orders
+        ]
+        return "bias <= " + ", ".join(
+            f"{value:.2f} of {kind}"
+            for value, kind in zip(worst, ("nngp", "ntk"), strict=False)
+        )
+
     flops = sum(p.part.flops for p in parts.values())
     flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
     return Stage(
@@ -170,6 +183,7 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         init,
         flops * spec.pixels,
         spec.floats() + (first + 4 * product) * spec.pixels,
+        bias=bias,
     )
 
 
@@ -212,6 +226,35 @@ def _weights(
         )
         out.append(safe_sqrt(jnp.where(some, total + jnp.zeros_like(s), 0)))
     return out
+
+
+@functools.lru_cache
+def _bias(order: int, dim: int, objective: str, means: bool) -> float:
+    """The largest difference of kappa_order and what its features expect.
+
+    Over all a, a' (0 where inputs have no common part) and <e, e'>, rounded up.
+    """
+    a2 = np.linspace(0, 1, 41) if means else np.zeros(1)
+    c = np.linspace(-1, 1, 81)
+    with jax.ensure_compile_time_eval():
+        rho = np.sqrt(1 - a2)
+        weights = _weights(order, jnp.asarray(a2), jnp.asarray(rho), dim)
+        g = np.stack([np.asarray(w, np.float64) for w in weights]).T
+        alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rho, rho)[..., None] * c
+        kappa = kernels.kappa0 if order == 0 else kernels.kappa1
+        exact = np.asarray(kappa(np.minimum(alpha, 1)), np.float64)
+    p = gegenbauer_values(c, _DEGREE, dim)
+    expected = np.einsum("il,jl,cl->ijc", g, g, p)
+    if objective == "kernel":
+        known, norm = _tail(order, dim)
+        # Of sgn z and |z|, without the degrees that are known.
+        whole = np.arcsin(c) * (2 / np.pi)
+        if order == 1:
+            whole = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
+        rest = (whole - p @ np.square(known)) / norm**2
+        scale = np.sqrt(np.maximum(1 - (g**2).sum(axis=1), 0))
+        expected += np.outer(scale, scale)[..., None] * rest
+    return math.ceil(100 * np.abs(exact - expected).max()) / 100
 
 
 @functools.lru_cache

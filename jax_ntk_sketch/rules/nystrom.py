@@ -20,6 +20,7 @@ __all__ = [
     "check_sample",
     "choose",
     "is_fully_connected",
+    "most_candidates",
     "promoted",
 ]
 
@@ -102,12 +103,18 @@ def _kernel_stage(
         flops=(2 * d + ENTRY * relus + 2 * m) * slots,
         floats=d + 4 * slots + m,
         fit=fit,
+        fit_floats=most_candidates(slots) * (d + 3 * slots + m),
     )
+
+
+def most_candidates(slots: int) -> int:
+    """Among how many examples `slots` landmarks are chosen at most."""
+    return max(_CANDIDATES, 2 * slots)
 
 
 def candidates(key: jax.Array, n: int, slots: int) -> jax.Array:
     """Indices of the examples among which `slots` landmarks are chosen."""
-    most = max(_CANDIDATES, 2 * slots)
+    most = most_candidates(slots)
     return jnp.arange(n) if n <= most else uniform_choice(key, n, most)
 
 

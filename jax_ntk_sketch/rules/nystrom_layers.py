@@ -24,6 +24,7 @@ from jax_ntk_sketch.rules.nystrom import (
     candidates,
     check_sample,
     choose,
+    most_candidates,
     promoted,
 )
 from jax_ntk_sketch.rules.stage import (
@@ -129,6 +130,7 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
         spec.pixels * flops,
         floats,
         fit,
+        fit_floats=most_candidates(slots) * (p + q + 4 * slots + width),
     )
 
 

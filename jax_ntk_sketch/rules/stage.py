@@ -164,6 +164,8 @@ class Stage:
       apply: (parameters, features) to features.
       flops: floating-point operations.
       floats: numbers alive at once while it runs, inputs and outputs included.
+      fit_floats: numbers alive at once while `fit` runs, besides its input.
+      bias: gives the largest bias of the kernels of unit vectors, for the plan.
     """
 
     name: str
@@ -174,6 +176,8 @@ class Stage:
     floats: int = 0
     fit: Callable[[jax.Array, Features], Any] | None = None
     error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    fit_floats: int = 0
+    bias: Callable[[], str] | None = None
 
 
 @functools.singledispatch
