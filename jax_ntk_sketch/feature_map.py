@@ -273,7 +273,11 @@ class FeatureMap(AnyFeatureMap):
         )
 
     def _expected_error(
-        self, kind: str, shape: tuple[int, ...], example: Any
+        self,
+        kind: str,
+        shape: tuple[int, ...],
+        example: Any,
+        num_examples: int | None = None,
     ) -> float | None:
         """Of the kernel, relative, where the noise is known in closed form."""
         built = _stages(self, kind, shape, 1)
@@ -298,8 +302,8 @@ class FeatureMap(AnyFeatureMap):
         # A sample has too few pairs, so that its diagonal weighs too much.
         weight = np.outer(norms, norms) ** 2
         same = np.eye(len(x), dtype=bool)
-        if n > 1:
-            weight[~same] *= (n - 1) / (len(x) - 1)
+        if len(x) > 1:
+            weight[~same] *= ((num_examples or n) - 1) / (len(x) - 1)
         return float(np.sqrt((weight * square).sum() / (weight * exact**2).sum()))
 
     def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:

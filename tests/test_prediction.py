@@ -47,6 +47,15 @@ def test_trials_predict_the_error_on_other_data(method):
     assert 1 / 1.5 < predicted / error < 1.5
 
 
+def test_formulas_weigh_the_diagonal_by_the_number_of_examples():
+    """Duplicates, where the low degrees are wrong, count for less among many."""
+    fmap = jns.feature_map(NET, num_features=2048)
+    few, many = (
+        jns.predict_error(fmap, DIGITS[:200], num_examples=n) for n in (200, 100_000)
+    )
+    assert jns.predict_error(fmap, DIGITS[:200]) == few > 1.1 * many
+
+
 def test_trials_of_images():
     net = jns.recipes.cntk(1)
     fmap = jns.feature_map(net, num_features=128, method="variance_reduced")
