@@ -1,11 +1,13 @@
 """Fully connected networks on MNIST: accuracy and throughput.
 
     python benchmarks/fully_connected.py accuracy --data FOLDER
-    python benchmarks/fully_connected.py throughput --data FOLDER
+    python benchmarks/fully_connected.py throughput equal_error --data FOLDER
 
 "accuracy" is the error of the features' Gram matrix against the exact NTK on the first
 1000 training images / 255, W_std = sqrt 2 on all layers, no bias, mean over seeds.
 "throughput" is examples a second at 8192 features, one hidden layer, compiled and warm.
+"equal_error" gives random features as many columns as they need for the error that
+"variance_reduced, kernel" has, and compares times.
 """
 
 import functools
@@ -71,6 +73,20 @@ def published(name: str, depth: int, num_features: int) -> float | None:
     return {"one_pass": one_pass, "ntk_random_features": random_features}.get(family)
 
 
+def draws(args, name: str, depth: int, m: int, x, kernel) -> np.ndarray:
+    """Relative and centred errors on x, (seeds, 2)."""
+    fmap = jns.feature_map(network(depth), num_features=m, method=METHODS[name])
+    run = jax.jit(lambda key: fmap.apply(fmap.init(key, x), x))
+    errors = []
+    for seed in range(args.seeds):
+        phi = np.asarray(run(jax.random.key(seed)), np.float64)
+        gram = phi @ phi.T
+        relative = jns.validation.relative_error(kernel, gram)
+        centred = jns.validation.centred_relative_error(kernel, gram)
+        errors.append((relative, centred))
+    return np.array(errors)
+
+
 def accuracy(args) -> None:
     """The error table, with the published figures beside it."""
     x = common.mnist(args.data)[0][:1000]
@@ -79,20 +95,7 @@ def accuracy(args) -> None:
         kernel = exact(x, None, depth)
         for m in args.num_features:
             for name in args.methods:
-                fmap = jns.feature_map(
-                    network(depth), num_features=m, method=METHODS[name]
-                )
-                run = jax.jit(lambda key, f=fmap: f.apply(f.init(key, x), x))
-                errors = []
-                for seed in range(args.seeds):
-                    phi = np.asarray(run(jax.random.key(seed)), np.float64)
-                    gram = phi @ phi.T
-                    errors.append(
-                        (
-                            jns.validation.relative_error(kernel, gram),
-                            jns.validation.centred_relative_error(kernel, gram),
-                        )
-                    )
+                errors = draws(args, name, depth, m, x, kernel)
                 mean = np.mean(errors, axis=0)
                 error = np.std(errors, axis=0, ddof=1) / np.sqrt(args.seeds)
                 results.append(
@@ -123,17 +126,78 @@ def accuracy(args) -> None:
     common.write(args.output, "accuracy", common.markdown(head, rows), results)
 
 
+def timed(args, name: str, depth: int, m: int, x: jax.Array) -> tuple[float, float]:
+    """Seconds of the first and of a further call on x, compiled as one."""
+    fmap = jns.feature_map(network(depth), num_features=m, method=METHODS[name])
+    params = jax.jit(lambda key: fmap.init(key, x))(jax.random.key(0))
+    run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch))
+    return common.seconds(lambda: run(params, x), repeats=7)
+
+
+def equal_error(args) -> None:
+    """Times of random features and "variance_reduced" at the same centred error."""
+    x = jnp.asarray(common.mnist(args.data)[0][:4096])
+    ours, theirs = "variance_reduced, kernel", "ntk_random_features"
+    rows, results = [], []
+    for depth in args.depths:
+        kernel = exact(x[:1000], None, depth)
+        for m in args.num_features:
+            # Which falls like the square root: a guess, and one correction of it.
+            wanted = draws(args, ours, depth, m, x[:1000], kernel).mean(axis=0)
+            columns = 2 * m
+            for _ in range(2):
+                found = draws(args, theirs, depth, columns, x[:1000], kernel)
+                ratio = found.mean(axis=0)[1] / wanted[1]
+                columns = round(columns * ratio**2)
+            found = draws(args, theirs, depth, columns, x[:1000], kernel).mean(axis=0)
+            # In turns, so that both see the same machine.
+            times = np.array(
+                [
+                    [
+                        timed(args, ours, depth, m, x)[1],
+                        timed(args, theirs, depth, columns, x)[1],
+                    ]
+                    for _ in range(3)
+                ]
+            )
+            time = np.median(times, axis=0)
+            rows.append(
+                (
+                    depth,
+                    m,
+                    f"{wanted[0]:.4f}, {wanted[1]:.3f}",
+                    f"{1e3 * time[0]:.0f}",
+                    columns,
+                    f"{found[0]:.4f}, {found[1]:.3f}",
+                    f"{1e3 * time[1]:.0f}",
+                    f"{time[1] / time[0]:.1f}",
+                )
+            )
+            results.append(
+                dict(depth=depth, columns=(m, columns), seconds=time.tolist())
+                | {"errors": (wanted.tolist(), found.tolist())}
+            )
+            print(rows[-1], flush=True)
+    head = (
+        "depth",
+        ours,
+        "relative, centred error",
+        "ms for 4096",
+        theirs,
+        "relative, centred error",
+        "ms for 4096",
+        "times as long",
+    )
+    common.write(args.output, "equal-error", common.markdown(head, rows), results)
+
+
 def throughput(args) -> None:
     """Examples a second of one compiled, warm call on 4096 images."""
     x = jnp.asarray(common.mnist(args.data)[0][:4096])
     results = []
     for name in args.methods:
         fmap = jns.feature_map(network(1), num_features=8192, method=METHODS[name])
-        params = jax.jit(lambda key, f=fmap: f.init(key, x))(jax.random.key(0))
-        run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch))
-        first, again = common.seconds(
-            lambda run=run, params=params: run(params, x), repeats=7
-        )
+        first, again = timed(args, name, 1, 8192, x)
         speed = len(x) / again
         flops = fmap.plan((784,)).flops * speed / 1e9
         results.append((name, speed, flops, first, PUBLISHED_SPEED.get(name)))
@@ -173,7 +237,7 @@ def throughput(args) -> None:
     common.write(args.output, "throughput", text, {"methods": results, **bounds})
 
 
-JOBS = {"accuracy": accuracy, "throughput": throughput}
+JOBS = {"accuracy": accuracy, "throughput": throughput, "equal_error": equal_error}
 
 
 def main() -> None:
