@@ -2,6 +2,12 @@
 
 from jax_ntk_sketch.linear_model.fit import fit_ridge
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
+from jax_ntk_sketch.linear_model.predict import (
+    Gaussian,
+    Gaussians,
+    gradient_descent_mse,
+    gradient_descent_mse_ensemble,
+)
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
     ridge_init,
@@ -12,10 +18,14 @@ from jax_ntk_sketch.linear_model.ridge import (
 )
 
 __all__ = [
+    "Gaussian",
+    "Gaussians",
     "RidgeInfo",
     "RidgeModel",
     "RidgeState",
     "fit_ridge",
+    "gradient_descent_mse",
+    "gradient_descent_mse_ensemble",
     "ridge_init",
     "ridge_merge",
     "ridge_penalty",

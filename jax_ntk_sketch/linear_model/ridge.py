@@ -41,7 +41,7 @@ __all__ = [
 
 # Relative error, in spectral norm, of the sums of a state: in float32 1e-12 to 1e-10
 # was measured, 4e-10 with heavy tails. It says how many digits a solve can keep.
-_ROUNDING = {"float32": 2.0**-32, "float64": 2.0**-48}
+ROUNDING = {"float32": 2.0**-32, "float64": 2.0**-48}
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -249,7 +249,7 @@ def ridge_solve(
         )
     if not (np.isfinite(penalties).all() and (penalties >= 0).all()):
         raise ValueError(f"ridge_solve: reg must be finite and >= 0, got {reg!r}")
-    sums = _to_host(state)
+    sums = sums_on_host(state, "ridge_solve")
     m, n = state.num_features, sums[-1, -1]
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
     mean, target_mean = means[:m], means[m:]
@@ -259,7 +259,7 @@ def ridge_solve(
     least, largest = spectrum[0] + lambdas, spectrum[-1] + lambdas
     # The sums were rounded before they were centred: the error is relative to the
     # largest eigenvalue from before.
-    noise = _ROUNDING[str(state.total.dtype)] * (spectrum[-1] + n * mean @ mean)
+    noise = ROUNDING[str(state.total.dtype)] * (spectrum[-1] + n * mean @ mean)
     if not (least > 10 * noise).all():  # not one digit would be right
         worst = least.argmin()
         raise np.linalg.LinAlgError(
@@ -296,26 +296,24 @@ def ridge_solve(
     return model.select(0) if penalties.ndim == 0 else model
 
 
-def _to_host(state: RidgeState) -> NDArray[np.float64]:
-    """The sums in float64, checked."""
+def sums_on_host(state: RidgeState, name: str) -> NDArray[np.float64]:
+    """The sums in float64, checked for the function `name`."""
     if isinstance(state.total, jax.core.Tracer):
-        raise TypeError(
-            "ridge_solve runs on the host and cannot be traced by jit or vmap"
-        )
+        raise TypeError(f"{name} runs on the host and cannot be traced by jit or vmap")
     if state.total.ndim != 2:
         raise ValueError(
-            "ridge_solve takes one state; index the leading axes of a batch of them "
+            f"{name} takes one state; index the leading axes of a batch of them "
             f"first (sums of shape {state.total.shape})"
         )
     sums = np.array(state.total, np.float64)
     sums += np.asarray(state.carry)
     if not np.isfinite(sums).all():
         raise ValueError(
-            "ridge_solve: the sums are not finite: some features or targets were NaN "
+            f"{name}: the sums are not finite: some features or targets were NaN "
             "or infinite, or too large for the dtype. fit_ridge names the rows"
         )
     if sums[-1, -1] <= 0:
-        raise ValueError("ridge_solve: the state has seen no examples; ridge_update it")
+        raise ValueError(f"{name}: the state has seen no examples; ridge_update it")
     return sums
 
 

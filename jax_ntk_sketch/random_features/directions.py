@@ -119,8 +119,9 @@ def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 class HadamardDirections(Directions):
     """Rows of blocks H σ₃ H σ₂ H σ₁ on x padded to D, a power of two; length √D.
 
-    The first round, which spreads x over all coordinates, is common to the blocks: a
-    third of the work saved, without effect on the law of a single direction.
+    In more than 64 dimensions the first round, which spreads x over all coordinates, is
+    common to the blocks: a third of the work saved, without effect on the law of a
+    single direction.
 
     For small D too few directions can occur (D = 4: kappa0 is off by up to 0.26), so D
     is at least 64. Then the means of kappa0 and kappa1 were within 0.007 of exact, 3.5
@@ -142,10 +143,15 @@ class HadamardDirections(Directions):
         if self.input_dim <= _DENSE:
             return 2 * self.input_dim * self.num
         one = hadamard_flops(self.padded_dim) + self.padded_dim
-        return (1 + 2 * self.num_blocks) * one
+        return (self._first + 2 * self.num_blocks) * one
+
+    @property
+    def _first(self) -> int:
+        """How many first rounds there are."""
+        return self.num_blocks if self.input_dim <= _DENSE else 1
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        shape = (1 + 2 * self.num_blocks, self.padded_dim)
+        shape = (self._first + 2 * self.num_blocks, self.padded_dim)
         return {"sign": random_signs(key, shape)}
 
     def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
@@ -157,7 +163,8 @@ class HadamardDirections(Directions):
 
     def _rotate(self, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         first, second, third = jnp.split(
-            params["sign"].astype(x.dtype), [1, 1 + self.num_blocks]
+            params["sign"].astype(x.dtype),
+            [self._first, self._first + self.num_blocks],
         )
         y = pad_to(x, self.padded_dim)[..., None, :]
         for sign in (first, second, third):
