@@ -1,5 +1,9 @@
 """What a user does with features: linear models on arrays."""
 
+from jax_ntk_sketch.linear_model.cross_validation import (
+    CrossValidation,
+    ridge_cross_validate,
+)
 from jax_ntk_sketch.linear_model.fit import fit_ridge
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.predict import (
@@ -18,6 +22,7 @@ from jax_ntk_sketch.linear_model.ridge import (
 )
 
 __all__ = [
+    "CrossValidation",
     "Gaussian",
     "Gaussians",
     "RidgeInfo",
@@ -26,6 +31,7 @@ __all__ = [
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
+    "ridge_cross_validate",
     "ridge_init",
     "ridge_merge",
     "ridge_penalty",

@@ -25,6 +25,11 @@ class RidgeInfo(NamedTuple):
       residual: norm of the normal equations' residual at the weights as returned,
         relative to that of their right-hand side, in float64.
       rounding: estimate of the weights' relative error from rounding in the sums.
+      mse: mean squared error on the examples seen, over all targets.
+      gcv: generalised cross-validation, `mse / (1 - dof / count)^2` with the intercept
+        in dof: an estimate of the error on new examples, of which leave-one-out is the
+        mean over rotations of the data (Golub, Heath, Wahba 1979). Infinite where
+        dof reaches the number of examples.
     """
 
     count: Any
@@ -32,6 +37,8 @@ class RidgeInfo(NamedTuple):
     effective_dof: Any
     residual: Any
     rounding: Any
+    mse: Any
+    gcv: Any
 
 
 @partial(
@@ -121,18 +128,26 @@ class RidgeModel:
             info=RidgeInfo(count, *(np.asarray(value)[index] for value in rest)),
         )
 
-    def best(self, phi: ArrayLike, y: ArrayLike) -> "RidgeModel":
+    def best(
+        self, phi: ArrayLike | None = None, y: ArrayLike | None = None
+    ) -> "RidgeModel":
         """The single-`reg` model with the least error on held-out data.
 
         Args:
-          phi: (n, m) held-out features.
+          phi: (n, m) held-out features; without them and y the least `info.gcv`
+            decides, which needs no other data.
           y: their targets, shaped as predictions, judged by mean squared error; or
             (n,) integer class labels, judged by the share of wrong classes. Ties go
             to the first.
 
         Raises:
-          ValueError: a single `reg`, or targets of another shape.
+          ValueError: a single `reg`, targets of another shape, or one of `phi` and
+            `y` without the other.
         """
+        if (phi is None) != (y is None):
+            raise ValueError("best: phi and y go together")
+        if phi is None or y is None:
+            return self.select(int(np.argmin(np.atleast_1d(self.info.gcv))))
         y = jnp.asarray(y)
         classify = self.num_classes is not None
         guess = self.predict_class(phi) if classify else self.predict(phi)

@@ -274,16 +274,23 @@ def ridge_solve(
     weights = jnp.asarray(solution, state.total.dtype)
     biases = jnp.asarray(target_mean - mean @ solution, state.total.dtype)
     w = np.asarray(weights, np.float64)
-    residual = sums[:m, :m] @ w - n * mean[:, None] * (mean @ w)[:, None, :]
-    residual += lambdas[:, None, None] * w - rhs
+    product = sums[:m, :m] @ w - n * mean[:, None] * (mean @ w)[:, None, :]
+    residual = product + lambdas[:, None, None] * w - rhs
     positive = np.maximum(spectrum, 0.0)
+    dof = (positive / (positive + lambdas[:, None])).sum(axis=1)
+    targets = np.trace(sums[m:-1, m:-1]) - n * target_mean @ target_mean
+    squares = targets + (w * (product - 2 * rhs)).sum(axis=(1, 2))
+    mse = np.maximum(squares, 0) / (n * rhs.shape[1])
+    free = np.maximum(1 - (dof + intercept) / n, 0)
     info = RidgeInfo(
         count=n,
         condition=largest / least,
-        effective_dof=(positive / (positive + lambdas[:, None])).sum(axis=1),
+        effective_dof=dof,
         residual=np.linalg.norm(residual, axis=(1, 2))
         / max(np.linalg.norm(rhs), _TINY),
         rounding=noise / least,
+        mse=mse,
+        gcv=np.divide(mse, free**2, out=np.full_like(mse, np.inf), where=free > 1e-9),
     )
     flat = state.num_targets is None
     model = RidgeModel(
