@@ -39,7 +39,7 @@ ALLOWED = {
         "transform",
     },
     "transform": {"feature_map", "methods", "progress", "sketch"},
-    "linear_model": {"progress"},
+    "linear_model": {"progress", "transform"},
     "validation": {"linear_model"},
     "interop": {"stax"},
 }

@@ -20,14 +20,17 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
+from jax_ntk_sketch.linear_model.stream import FittedModel, fit
 
 __all__ = [
     "CrossValidation",
+    "FittedModel",
     "Gaussian",
     "Gaussians",
     "RidgeInfo",
     "RidgeModel",
     "RidgeState",
+    "fit",
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",

@@ -242,13 +242,7 @@ def ridge_solve(
     measured against double precision. Beside it there is the rounding of the weights
     to the state's dtype.
     """
-    penalties = np.asarray(reg, np.float64)
-    if penalties.ndim > 1 or penalties.size == 0:
-        raise ValueError(
-            f"ridge_solve: reg must be a number or a sequence, got {reg!r}"
-        )
-    if not (np.isfinite(penalties).all() and (penalties >= 0).all()):
-        raise ValueError(f"ridge_solve: reg must be finite and >= 0, got {reg!r}")
+    penalties = check_reg("ridge_solve", reg)
     sums = sums_on_host(state, "ridge_solve")
     m, n = state.num_features, sums[-1, -1]
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
@@ -301,6 +295,16 @@ def ridge_solve(
         num_targets=state.num_targets,
     )
     return model.select(0) if penalties.ndim == 0 else model
+
+
+def check_reg(name: str, reg: Any) -> NDArray[np.float64]:
+    """`reg` as an array, () or (r,), checked for the function `name`."""
+    penalties = np.asarray(reg, np.float64)
+    if penalties.ndim > 1 or penalties.size == 0:
+        raise ValueError(f"{name}: reg must be a number or a sequence, got {reg!r}")
+    if not (np.isfinite(penalties).all() and (penalties >= 0).all()):
+        raise ValueError(f"{name}: reg must be finite and >= 0, got {reg!r}")
+    return penalties
 
 
 def sums_on_host(state: RidgeState, name: str) -> NDArray[np.float64]:

@@ -1,0 +1,456 @@
+"""Ridge regression on the features of data of any size: one pass, which can resume."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch.linear_model import checkpoint as files
+from jax_ntk_sketch.linear_model.cross_validation import (
+    CrossValidation,
+    ridge_cross_validate,
+)
+from jax_ntk_sketch.linear_model.model import RidgeModel
+from jax_ntk_sketch.linear_model.ridge import (
+    RidgeState,
+    check_reg,
+    ridge_init,
+    ridge_merge,
+    ridge_solve,
+    ridge_update,
+)
+from jax_ntk_sketch.progress import progress as with_progress
+from jax_ntk_sketch.transform import in_caches, transform
+
+__all__ = ["FittedModel", "fit"]
+
+# Rows whose features are made and summed at a time. Fewer make the sums slower, which
+# pass over the whole Gram matrix each time; more take memory, 4 m bytes a row.
+_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A feature map, its parameters and a linear model on its features.
+
+    Attributes:
+      fmap, params: as given to `fit`.
+      model: the `RidgeModel` of the chosen `reg`.
+      path: that of all values of `reg`, with their diagnostics.
+      cross_validation: errors by fold, where there were folds.
+      skipped: examples left out because they were not finite.
+    """
+
+    fmap: Any
+    params: Any
+    model: RidgeModel
+    path: RidgeModel
+    cross_validation: CrossValidation | None = None
+    skipped: int = 0
+
+    def predict(self, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+        """Predictions (n, t) or (n,), for classes their scores.
+
+        Args:
+          x: examples, as `jax_ntk_sketch.transform` takes them.
+          batch_size: examples at a time.
+        """
+        return self._mapped(self.model.predict, x, batch_size)
+
+    def predict_class(self, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+        """Labels (n,).
+
+        Raises:
+          ValueError: the model was not fitted on classes.
+        """
+        return self._mapped(self.model.predict_class, x, batch_size)
+
+    def _mapped(self, run: Any, x: Any, batch_size: int | None) -> np.ndarray:
+        parts = []
+        for i in range(0, max(1, len(x)), _BATCH):
+            phi = transform(
+                self.fmap,
+                self.params,
+                x[i : i + _BATCH],
+                batch_size=batch_size,
+                progress=False,
+            )
+            parts.append(np.asarray(run(phi)))
+        return np.concatenate(parts)
+
+
+def fit(
+    fmap: Any,
+    params: Any,
+    data: Any,
+    y: Any = None,
+    *,
+    reg: float | Sequence[float],
+    intercept: bool = True,
+    sample_weight: Any = None,
+    num_classes: int | None = None,
+    folds: int = 0,
+    batch_size: int = _BATCH,
+    nonfinite: str = "raise",
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool | None = None,
+) -> FittedModel:
+    r"""Ridge regression on `fmap`'s features of data of any size, in one pass.
+
+    Minimises :math:`\frac1n \|\Phi w + b - y\|^2 + \mathrm{reg}\,\|w\|^2` as
+    `fit_ridge` does, with features made batch by batch and kept only as sums.
+
+    Args:
+      fmap: a feature map with one kernel (`get` "ntk" or "nngp").
+      params: what its `init` returned.
+      data: (n, *shape) examples with `y` beside them: an array, a memory map, anything
+        with a length and slices; or an iterable of batches `(x, y)` or `(x, y,
+        weight)` of any lengths, which is read once.
+      y: (n,), or (n, t); integers of shape (n,) are class labels 0..num_classes - 1.
+      reg: one value >= 0, or a sequence to choose from: by k-fold cross-validation
+        if `folds`, else by generalised cross-validation (`RidgeInfo.gcv`).
+      intercept: whether to fit an unpenalised intercept.
+      sample_weight: (n,) >= 0, see `ridge_update`.
+      num_classes: for class labels; with batches it is required, with arrays the
+        largest label + 1 is the default.
+      folds: 0, or k >= 2: example i is in fold i mod k of its batch of `batch_size`.
+      batch_size: examples whose features are summed at a time.
+      nonfinite: "raise" for an error that names examples which are NaN or infinite, or
+        whose targets or features are; "skip" to leave them out, with a warning that
+        counts them. The sums never see them.
+      checkpoint: a file in which the sums are kept every `checkpoint_seconds`; if it
+        is there and of the same run, the pass goes on behind it, to bitwise the same
+        weights. It stays when the pass is done.
+      checkpoint_seconds: >= 0.
+      progress: True to show a bar on stderr, False not to, None (default) to show it
+        where stderr is a terminal.
+
+    Returns:
+      `FittedModel`.
+
+    Raises:
+      TypeError, ValueError: shapes, dtypes or labels that do not fit, with the number
+        of the example or batch; a checkpoint of another run, or damaged; an iterator
+        that cannot be read again where `checkpoint` would have to.
+      numpy.linalg.LinAlgError: a numerically singular system, see `ridge_solve`.
+
+    Where a checkpoint cannot be written (a full disk), a warning says so, the file
+    before stays, and the pass goes on.
+
+    Cost: features of n examples, 4 n m^2 flops for their sums, and the solves of
+    `ridge_solve`. Memory: 8 (m + t + 1)^2 bytes of sums, times `folds` + 1 if there are
+    folds, 24 m^2 bytes to solve, and a batch.
+
+    >>> import jax_ntk_sketch as jns
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
+    >>> fmap = jns.feature_map(net, num_features=50)
+    >>> x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    >>> params = fmap.init(jax.random.key(0), (4,))
+    >>> fitted = fit(fmap, params, x, x[:, 0] > 0, reg=[1e-6, 1e-4, 1e-2])
+    >>> bool((fitted.predict_class(x) == (x[:, 0] > 0)).mean() > 0.9)
+    True
+    """
+    if nonfinite not in ("raise", "skip"):
+        raise ValueError(f'fit: nonfinite must be "raise" or "skip", got {nonfinite!r}')
+    for name, value, least in (("folds", folds, 0), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"fit: {name} must be an integer, got {value!r}")
+        if value < least or (name == "folds" and value == 1):
+            raise ValueError(f"fit: {name} must be 0 or at least 2, got {value}")
+    if not isinstance(getattr(fmap, "get", None), str):
+        raise ValueError('fit: fmap must have one kernel, get="ntk" or get="nngp"')
+    regs = check_reg("fit", reg)
+    source = _Source(data, y, sample_weight, num_classes, batch_size)
+    if checkpoint is not None and source.once:
+        raise ValueError(
+            "fit: data is an iterator, which is used up when a run is started again; "
+            "with a checkpoint give a list, an array or an object with __iter__"
+        )
+    run = _Pass(fmap, params, source, folds, nonfinite, batch_size)
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    label = f"sums, batches of {batch_size}"
+    last = time.monotonic()
+    chunks = source.chunks(run.chunks_done)
+    for chunk in with_progress(chunks, label, source.count_left(run), progress):
+        run.add(*chunk)
+        now = time.monotonic()
+        if checkpoint is not None and now - last >= checkpoint_seconds:
+            run.save(checkpoint)
+            last = now
+    if not run.states:
+        raise ValueError("fit: there are no examples")
+    if checkpoint is not None:
+        run.save(checkpoint)
+    if run.skipped:
+        warnings.warn(
+            f"fit: {run.skipped} examples that are not finite were left out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    total = functools.reduce(ridge_merge, run.states)
+    path = ridge_solve(total, np.atleast_1d(regs).tolist(), intercept=intercept)
+    path = dataclasses.replace(path, num_classes=source.num_classes)
+    validation = None
+    if folds:
+        validation = ridge_cross_validate(
+            run.states, np.atleast_1d(regs).tolist(), intercept=intercept
+        )
+        model = path.select(int(np.flatnonzero(path.reg == validation.best)[0]))
+    else:
+        model = path.best()
+    return FittedModel(fmap, params, model, path, validation, run.skipped)
+
+
+class _Source:
+    """Examples in chunks of one length, the last filled up, whatever they come from."""
+
+    def __init__(
+        self, data: Any, y: Any, weight: Any, num_classes: int | None, size: int
+    ) -> None:
+        self.size, self.num_classes = size, num_classes
+        self.once = isinstance(data, Iterator)
+        self.n: int | None = None
+        self._batches: Iterable[Any]
+        if y is not None:
+            if len(data) != len(y):
+                raise ValueError(
+                    f"fit: data has {len(data)} examples and y {len(y)}; they must be "
+                    "as many"
+                )
+            if weight is not None and np.shape(weight) != (len(y),):
+                raise ValueError(
+                    f"fit: sample_weight must have shape ({len(y)},), got "
+                    f"{np.shape(weight)}"
+                )
+            self.n = len(y)
+            y = y if hasattr(y, "dtype") else np.asarray(y)
+            if y.ndim == 1 and y.dtype.kind in "bui" and num_classes is None and len(y):
+                self.num_classes = max(2, int(np.max(y)) + 1)
+            self._arrays = data, y, weight
+        elif hasattr(data, "shape"):
+            raise ValueError("fit: data is an array, so y must be given too")
+        elif weight is not None:
+            raise ValueError("fit: batches carry their weights, as (x, y, weight)")
+        self._data = data
+
+    def count_left(self, run: "_Pass") -> int | None:
+        """Chunks still to come, where it is known."""
+        return None if self.n is None else -(-self.n // self.size) - run.chunks_done
+
+    def chunks(self, done: int) -> Iterator[tuple[int, Any, Any, Any]]:
+        """(number of the first example, x, y, weight), behind the first `done`."""
+        if self.n is not None:
+            x, y, weight = self._arrays
+            for start in range(done * self.size, self.n, self.size):
+                rows = slice(start, start + self.size)
+                part = None if weight is None else weight[rows]
+                yield start, x[rows], y[rows], part
+            return
+        start = number = 0
+        for index, batch in enumerate(self._data):
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise TypeError(
+                    f"fit: batch {index} must be (x, y) or (x, y, weight), got "
+                    f"{type(batch).__name__}"
+                )
+            x, y, weight = (*batch, None) if len(batch) == 2 else batch
+            if len(x) != len(y) or (weight is not None and len(weight) != len(y)):
+                raise ValueError(
+                    f"fit: batch {index} has {len(x)} examples and {len(y)} targets"
+                )
+            for i in range(0, len(x), self.size):
+                rows = slice(i, i + self.size)
+                if number >= done:
+                    part = None if weight is None else weight[rows]
+                    yield start + i, x[rows], y[rows], part
+                number += 1
+            start += len(x)
+
+
+class _Pass:
+    """The sums of a pass over a source, of each fold, and where it is."""
+
+    def __init__(
+        self,
+        fmap: Any,
+        params: Any,
+        source: _Source,
+        folds: int,
+        nonfinite: str,
+        size: int,
+    ) -> None:
+        self.fmap, self.params, self.source = fmap, params, source
+        self.folds, self.skip, self.size = max(1, folds), nonfinite == "skip", size
+        self.states: tuple[RidgeState, ...] = ()
+        self.chunks_done = self.skipped = 0
+        self._shape: tuple[Any, ...] | None = None
+
+    def add(self, start: int, x: Any, y: Any, weight: Any) -> None:
+        """One chunk more; where it raises, the pass is over."""
+        x, y = np.asarray(x), np.asarray(y)
+        where = f"fit: examples {start} to {start + len(y) - 1}"
+        shape = (x.shape[1:], y.shape[1:], y.dtype.kind in "bui" and y.ndim == 1)
+        if self._shape is None:
+            self._shape = shape
+        if shape != self._shape:
+            raise ValueError(
+                f"{where} have shape {x.shape[1:]} and targets {y.shape[1:]} of dtype "
+                f"{y.dtype}, unlike those before: {self._shape[0]} and {self._shape[1]}"
+            )
+        w = np.ones(len(y), np.float32) if weight is None else np.asarray(weight)
+        if not (w >= 0).all() or not np.isfinite(w).all():
+            raise ValueError(f"{where}: weights must be finite and >= 0")
+        y = self._targets(where, y)
+        kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        kept &= np.isfinite(y).reshape(len(y), -1).all(axis=1)
+        fill = [(0, self.size - len(y))]
+        x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros((), x.dtype))
+        x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
+        y = np.where(kept.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
+        y = np.pad(y, fill + [(0, 0)] * (y.ndim - 1))
+        w = np.pad(np.where(kept, w, 0), fill)
+        if not self.states:
+            self.states = self._zeros(x, y)
+        states, finite = _add(
+            self.fmap, self.params, self.states, x, y.astype(_dtype(self.states)), w
+        )
+        kept &= np.asarray(finite)[: len(kept)]
+        bad = np.flatnonzero(~kept)
+        if len(bad) and not self.skip:
+            some = ", ".join(str(start + i) for i in bad[:5])
+            raise ValueError(
+                f"{where}: {len(bad)} of them are not finite, or their targets or "
+                f"features are not ({some}{', ...' if len(bad) > 5 else ''}, from 0); "
+                'repair them, or leave them out with nonfinite="skip"'
+            )
+        self.states = states
+        self.chunks_done += 1
+        self.skipped += len(bad)
+
+    def _targets(self, where: str, y: np.ndarray) -> np.ndarray:
+        classes = self.source.num_classes
+        labels = y.ndim == 1 and y.dtype.kind in "bui"
+        if classes is None:
+            if labels:
+                raise ValueError(
+                    f"{where}: num_classes must be given with batches of class labels "
+                    "(to regress on numbers, make y float)"
+                )
+            return y
+        if not labels:
+            raise TypeError(
+                f"{where}: num_classes is given, so y must be integer labels of shape "
+                f"(n,); got {y.dtype} of shape {y.shape}"
+            )
+        outside = np.flatnonzero((y < 0) | (y >= classes))
+        if len(outside):
+            raise ValueError(
+                f"{where}: label {y[outside[0]]} is outside the classes 0.."
+                f"{classes - 1}"
+            )
+        # Centred codes, as `fit_ridge` has them.
+        return np.eye(classes, dtype=np.float32)[y.astype(int)] - np.float32(
+            1 / classes
+        )
+
+    def _zeros(self, x: np.ndarray, y: np.ndarray) -> tuple[RidgeState, ...]:
+        phi = jax.eval_shape(self.fmap.apply, self.params, jnp.asarray(x[:1]))
+        dtype = jnp.promote_types(phi.dtype, jnp.float32)
+        t = None if y.ndim == 1 else y.shape[1]
+        # One each: they are updated in place.
+        return tuple(
+            ridge_init(phi.shape[1], t, dtype=dtype) for _ in range(self.folds)
+        )
+
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.params):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"{array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+        about = {
+            "feature map": repr(self.fmap),
+            "params": digest.hexdigest(),
+            "folds": self.folds,
+            "batch_size": self.size,
+            "num_classes": self.source.num_classes,
+            "number of examples": self.source.n,
+            "nonfinite": "skip" if self.skip else "raise",
+        }
+        for index, chunk in enumerate(self.source.chunks(0)):
+            first = hashlib.sha256()
+            for part in chunk[1:]:
+                first.update(np.asarray(() if part is None else part).tobytes())
+            about["first examples"] = first.hexdigest()
+            if index == 0:
+                break
+        return about
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Keeps the sums; where that fails, the file before."""
+        arrays = {}
+        for i, state in enumerate(self.states):
+            arrays[f"total{i}"] = np.asarray(state.total)
+            arrays[f"carry{i}"] = np.asarray(state.carry)
+        where = {"chunks": self.chunks_done, "skipped": self.skipped}
+        targets = self.states[0].num_targets
+        try:
+            files.save(path, arrays, {**self._about, **where, "targets": targets})
+        except OSError as error:
+            warnings.warn(
+                f"fit: the checkpoint {path} could not be written ({error}); the one "
+                "before stays as it was, and the fit goes on",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def resume(self, path: str | os.PathLike) -> None:
+        """Goes on where a checkpoint is, if it is there."""
+        if not pathlib.Path(path).exists():
+            return
+        arrays, about = files.load(path, self._about)
+        self.states = tuple(
+            RidgeState(
+                jnp.asarray(arrays[f"total{i}"]),
+                jnp.asarray(arrays[f"carry{i}"]),
+                about["targets"],
+            )
+            for i in range(self.folds)
+        )
+        self.chunks_done, self.skipped = about["chunks"], about["skipped"]
+
+
+def _dtype(states: tuple[RidgeState, ...]) -> Any:
+    return states[0].total.dtype
+
+
+# The sums are updated in place: at m = 8192 they are half a gigabyte.
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _add(
+    fmap: Any, params: Any, states: tuple[RidgeState, ...], x: Any, y: Any, weight: Any
+) -> tuple[tuple[RidgeState, ...], jax.Array]:
+    """The states with one chunk more, and which of its features are finite."""
+    phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
+    finite = jnp.isfinite(phi).all(axis=1)
+    phi = jnp.where(finite[:, None], phi, 0)
+    weight = jnp.where(finite, weight, 0)
+    k = len(states)
+    out = []
+    for i, state in enumerate(states):
+        rows = slice(i, None, k)
+        out.append(ridge_update(state, phi[rows], y[rows], sample_weight=weight[rows]))
+    return tuple(out), finite

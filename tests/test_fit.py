@@ -1,0 +1,317 @@
+"""`linear_model.fit`: streams, folds, rows that are not finite, and being killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.linear_model import checkpoint, stream
+
+NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
+FMAP = jns.feature_map(NET, num_features=40)
+PARAMS = FMAP.init(jax.random.key(0), (6,))
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((230, 6)).astype(np.float32)
+Y = (np.sin(X[:, :2]) + 0.1 * RNG.standard_normal((230, 2))).astype(np.float32)
+LABELS = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+OPTIONS = dict(reg=1e-3, batch_size=64)
+NETWORK = "stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))"
+
+
+def weights(fitted):
+    return np.asarray(fitted.model.weights)
+
+
+def batches(sizes=(100, 7, 123), y=Y, weight=None):
+    start, out = 0, []
+    for size in sizes:
+        rows = slice(start, start + size)
+        out.append(
+            (X[rows], y[rows]) if weight is None else (X[rows], y[rows], weight[rows])
+        )
+        start += size
+    return out
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_equals_ridge_on_all_features(folds):
+    phi = jns.transform(FMAP, PARAMS, X)
+    regs = [1e-4, 1e-2, 1.0]
+    fitted = lm.fit(FMAP, PARAMS, X, Y, reg=regs, batch_size=64, folds=folds)
+    whole = lm.fit_ridge(phi, Y, reg=regs)
+    np.testing.assert_allclose(fitted.path.weights, whole.weights, atol=2e-5)
+    assert (fitted.cross_validation is None) == (folds == 0)
+    assert float(fitted.model.reg) in regs
+    best = fitted.cross_validation.best if folds else float(whole.best().reg)
+    assert float(fitted.model.reg) == best
+    np.testing.assert_allclose(
+        fitted.predict(X[:9]), whole.predict(phi[:9])[regs.index(best)], atol=1e-4
+    )
+
+
+def test_folds_are_rows_of_each_batch():
+    phi = jns.transform(FMAP, PARAMS, X)
+    fitted = lm.fit(FMAP, PARAMS, X, Y, reg=[0.1], batch_size=64, folds=4)
+    fold = np.arange(230) % 64 % 4
+    for i in range(4):
+        model = lm.fit_ridge(phi[fold != i], Y[fold != i], reg=0.1)
+        error = np.mean((np.asarray(model.predict(phi[fold == i])) - Y[fold == i]) ** 2)
+        assert fitted.cross_validation.errors[i, 0] == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "memory map", "batches", "weights"])
+def test_sources_agree(kind, tmp_path):
+    weight = RNG.integers(0, 3, 230).astype(np.float32)
+    if kind == "weights":
+        one = lm.fit(FMAP, PARAMS, X, Y, sample_weight=weight, **OPTIONS)
+        copies = np.repeat(np.arange(230), weight.astype(int))
+        two = lm.fit(FMAP, PARAMS, X[copies], Y[copies], **OPTIONS)
+        streamed = lm.fit(FMAP, PARAMS, batches(weight=weight), **OPTIONS)
+        np.testing.assert_allclose(weights(one), weights(streamed), atol=2e-5)
+    else:
+        one = lm.fit(FMAP, PARAMS, X, Y, **OPTIONS)
+    if kind == "arrays":
+        two = lm.fit(FMAP, PARAMS, list(X), Y.tolist(), **OPTIONS)
+    if kind == "memory map":
+        np.save(tmp_path / "x.npy", X)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        two = lm.fit(FMAP, PARAMS, mapped, Y, **OPTIONS)
+    if kind == "batches":
+        two = lm.fit(FMAP, PARAMS, iter(batches()), **OPTIONS)
+    np.testing.assert_allclose(weights(one), weights(two), atol=2e-5)
+
+
+def test_labels_and_flat_targets():
+    fitted = lm.fit(FMAP, PARAMS, X, LABELS, **OPTIONS)
+    whole = lm.fit_ridge(jns.transform(FMAP, PARAMS, X), LABELS, reg=1e-3)
+    np.testing.assert_allclose(weights(fitted), whole.weights, atol=2e-5)
+    assert np.mean(fitted.predict_class(X) == LABELS) > 0.8
+    streamed = lm.fit(FMAP, PARAMS, batches(y=LABELS), num_classes=3, **OPTIONS)
+    np.testing.assert_allclose(weights(fitted), weights(streamed), atol=2e-5)
+    flat = lm.fit(FMAP, PARAMS, X, Y[:, 0], **OPTIONS)
+    assert flat.predict(X).shape == (230,)
+
+
+@pytest.mark.parametrize("place", ["x", "y"])
+def test_rows_that_are_not_finite_are_named_or_left_out(place):
+    x, y = X.copy(), Y.copy()
+    (x if place == "x" else y)[[3, 70, 200], 1] = (np.nan, np.inf, np.nan)
+    with pytest.raises(
+        ValueError, match=r"examples 0 to 63: 1 of them .*\(3, from 0\)"
+    ):
+        lm.fit(FMAP, PARAMS, x, y, **OPTIONS)
+    with pytest.warns(RuntimeWarning, match="3 examples that are not finite"):
+        fitted = lm.fit(FMAP, PARAMS, x, y, nonfinite="skip", **OPTIONS)
+    kept = np.setdiff1d(np.arange(230), [3, 70, 200])
+    clean = lm.fit(FMAP, PARAMS, X[kept], Y[kept], **OPTIONS)
+    assert fitted.skipped == 3 and float(fitted.model.info.count) == 227
+    np.testing.assert_allclose(weights(fitted), weights(clean), atol=2e-5)
+
+
+def test_a_feature_that_overflows_is_found_too():
+    x = X.copy()
+    x[5] = 1e38
+    with pytest.raises(ValueError, match=r"features are not \(5, from 0\)"):
+        lm.fit(FMAP, PARAMS, x, Y, **OPTIONS)
+
+
+class Dying:
+    """Batches that stop as a killed process does, once."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def __iter__(self):
+        for i, batch in enumerate(batches((64, 64, 64, 38))):
+            if i == self.after:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_resumes_to_the_same_bits(folds, tmp_path):
+    path = tmp_path / "deep" / "sums.npz"
+    options = dict(OPTIONS, folds=folds, checkpoint=path, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        lm.fit(FMAP, PARAMS, Dying(2), **options)
+    assert checkpoint.load(path)[1]["chunks"] == 2
+    resumed = lm.fit(FMAP, PARAMS, Dying(None), **options)
+    whole = lm.fit(FMAP, PARAMS, Dying(None), **dict(options, checkpoint=None))
+    assert weights(resumed).tobytes() == weights(whole).tobytes()
+    # Once more: nothing is left to do, and the result is the same.
+    again = lm.fit(FMAP, PARAMS, Dying(None), **options)
+    assert weights(again).tobytes() == weights(whole).tobytes()
+
+
+CHILD = f"""
+import sys, jax, numpy as np
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import linear_model as lm, stax
+fmap = jns.feature_map({NETWORK}, num_features=64)
+params = fmap.init(jax.random.key(0), (6,))
+rng = np.random.default_rng(0)
+x = rng.standard_normal((60_000, 6)).astype(np.float32)
+y = np.sin(x[:, 0])
+print("begin", flush=True)
+fitted = lm.fit(fmap, params, x, y, reg=1e-3, batch_size=64, checkpoint=sys.argv[1],
+                checkpoint_seconds=0.05)
+np.save(sys.argv[2], np.asarray(fitted.model.weights))
+"""
+
+
+def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
+    """`kill -9` at random moments, writing of the checkpoint included."""
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
+    command = [sys.executable, "-c", CHILD]
+
+    def run(name, stop):
+        child = subprocess.Popen(
+            [*command, str(tmp_path / f"{name}.npz"), str(tmp_path / f"{name}.npy")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+        )
+        if stop is not None:
+            child.stdout.readline()
+            time.sleep(stop)
+            child.send_signal(signal.SIGKILL)
+        _, errors = child.communicate()
+        return child.returncode, errors.decode()
+
+    code, errors = run("whole", None)
+    assert code == 0, errors
+    kills, done = 0, []
+    for moment in np.random.default_rng(1).uniform(0.6, 1.6, 10):
+        code, errors = run("killed", moment)
+        assert code in (0, -signal.SIGKILL), errors
+        kills += code != 0
+        if (tmp_path / "killed.npz").exists():
+            done.append(checkpoint.load(tmp_path / "killed.npz")[1]["chunks"])
+    assert kills and done == sorted(done), (kills, done)
+    code, errors = run("killed", None)
+    assert code == 0, errors
+    whole, killed = (np.load(tmp_path / f"{n}.npy") for n in ("whole", "killed"))
+    assert whole.tobytes() == killed.tobytes()
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path):
+    path = tmp_path / "sums.npz"
+    lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+    other = FMAP.init(jax.random.key(1), (6,))
+    for change, what in (
+        (dict(params=other), "params was"),
+        (dict(batch_size=32), "batch_size was 64 there and is 32"),
+        (dict(folds=2), "folds was"),
+        (dict(data=X + 1), "first examples was"),
+        (dict(data=X[:200], y=Y[:200]), "number of examples was 230"),
+    ):
+        call = dict(fmap=FMAP, params=PARAMS, data=X, y=Y, checkpoint=path, **OPTIONS)
+        with pytest.raises(ValueError, match=f"another run: {what}"):
+            lm.fit(**{**call, **change})
+    # Another penalty is no other run: the sums are the same.
+    again = lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, reg=1.0, batch_size=64)
+    direct = lm.fit(FMAP, PARAMS, X, Y, reg=1.0, batch_size=64)
+    assert weights(again).tobytes() == weights(direct).tobytes()
+
+
+def test_torn_and_foreign_checkpoints_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "sums.npz"
+    lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+    whole = path.read_bytes()
+    for torn in (whole[: len(whole) // 2], b"", b"something else"):
+        path.write_bytes(torn)
+        with pytest.raises(ValueError, match="no checkpoint, or a damaged one"):
+            lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+    np.savez(path, a=np.ones(3))
+    with pytest.raises(ValueError, match="no checkpoint, or a damaged one"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"a": np.ones(3)}, {})
+    with np.load(path) as file:
+        np.savez(path, header=file["header"], a=np.zeros(3))
+    with pytest.raises(ValueError, match="not those that were written"):
+        checkpoint.load(path)
+    monkeypatch.setattr(checkpoint, "_VERSION", 2)
+    checkpoint.save(path, {}, {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="version 2 of the format"):
+        checkpoint.load(path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_the_fit_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "sums.npz"
+    lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.np, "savez", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        fitted = lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert np.isfinite(weights(fitted)).all()
+
+
+def test_progress_and_one_compilation(capsys):
+    count = stream._add._cache_size()
+    lm.fit(FMAP, PARAMS, X, Y[:, 0], reg=0.5, batch_size=48, progress=True)
+    assert "sums, batches of 48" in capsys.readouterr().err
+    assert stream._add._cache_size() == count + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (dict(y=Y[:-1]), ValueError, "230 examples and y 229"),
+        (dict(y=None), ValueError, "y must be given"),
+        (dict(reg=-1.0), ValueError, "fit: reg must be finite and >= 0"),
+        (dict(reg=[]), ValueError, "fit: reg must be"),
+        (dict(folds=1), ValueError, "folds must be 0 or at least 2"),
+        (dict(folds=2.5), TypeError, "folds must be an integer"),
+        (dict(batch_size=0), ValueError, "batch_size must be"),
+        (dict(nonfinite="drop"), ValueError, 'nonfinite must be "raise" or "skip"'),
+        (dict(sample_weight=np.ones(3)), ValueError, "sample_weight must have shape"),
+        (dict(sample_weight=-np.ones(230)), ValueError, "weights must be finite"),
+        (dict(y=LABELS, num_classes=2), ValueError, "label 2 is outside the classes"),
+        (dict(y=Y, num_classes=2), TypeError, "must be integer labels"),
+        (dict(data=X[:0], y=Y[:0]), ValueError, "no examples"),
+        (dict(data=iter(batches()), y=None, checkpoint="c.npz"), ValueError, "used up"),
+        (dict(data=batches(y=LABELS), y=None), ValueError, "num_classes must be given"),
+        (dict(data=[X, Y], y=None), TypeError, r"batch 0 must be \(x, y\)"),
+        (dict(data=[(X, Y[:5])], y=None), ValueError, "230 examples and 5 targets"),
+        (
+            dict(data=[(X[:9], Y[:9]), (X[:9, :5], Y[:9])], y=None),
+            ValueError,
+            r"examples 9 to 17 have shape \(5,\)",
+        ),
+        (
+            dict(data=[(X[:9], Y[:9]), (X[:9], Y[:9, :1])], y=None),
+            ValueError,
+            r"targets \(1,\)",
+        ),
+        (
+            dict(data=batches(), y=None, sample_weight=np.ones(230)),
+            ValueError,
+            "batches carry their weights",
+        ),
+        (
+            dict(fmap=jns.feature_map(NET, num_features=40, get=("nngp", "ntk"))),
+            ValueError,
+            "one kernel",
+        ),
+    ],
+)
+def test_mistakes_are_told(change, error, match):
+    call = dict(fmap=FMAP, params=PARAMS, data=X, y=Y, **OPTIONS)
+    with pytest.raises(error, match=match):
+        lm.fit(**{**call, **change})
