@@ -110,7 +110,7 @@ def accuracy(args) -> None:
                 rms = float(np.sqrt(np.mean(squares)))
                 error = float(np.std(squares) / np.sqrt(args.seeds) / 2 / rms)
                 published = PUBLISHED.get(width, (None, None))[kind == "ntk"]
-                row += [f"{rms:.3f} ± {error:.3f}", str(published or "")]
+                row += [f"{rms:.4f} ± {error:.4f}", str(published or "")]
                 results.append(
                     dict(width=width, method=name, kind=kind, rms=rms, error=error)
                 )
