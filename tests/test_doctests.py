@@ -45,7 +45,7 @@ def test_readme():
     for block in blocks:
         results.append({})
         exec(compile(block, str(README), "exec"), results[-1])
-    vectors, images = results
+    vectors, images, scale = results
     phi, x = vectors["phi"], vectors["x"]
     exact = vectors["kernel_fn"](x, None, "ntk")
     assert jns.validation.relative_error(exact, phi @ phi.T) < 0.1
@@ -53,3 +53,6 @@ def test_readme():
     phi = jns.transform(images["fmap"], images["params"], digits.x_test)
     right = images["model"].predict_class(phi) == digits.y_test
     assert np.mean(np.asarray(right)) > 0.9
+    digits = scale["digits"]
+    right = scale["fitted"].predict_class(digits.x_test) == digits.y_test
+    assert np.mean(right) > 0.95

@@ -278,7 +278,7 @@ def test_progress_and_one_compilation(capsys):
         (dict(reg=[]), ValueError, "fit: reg must be"),
         (dict(folds=1), ValueError, "folds must be 0 or at least 2"),
         (dict(folds=2.5), TypeError, "folds must be an integer"),
-        (dict(batch_size=0), ValueError, "batch_size must be"),
+        (dict(batch_size=0), ValueError, "batch_size must be at least 1"),
         (dict(nonfinite="drop"), ValueError, 'nonfinite must be "raise" or "skip"'),
         (dict(sample_weight=np.ones(3)), ValueError, "sample_weight must have shape"),
         (dict(sample_weight=-np.ones(230)), ValueError, "weights must be finite"),

@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
+from jax_ntk_sketch.linear_model.source import Chunk, Source, check_options, refuse
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.transform import in_caches, transform
 
@@ -161,17 +162,13 @@ def fit(
     >>> bool((fitted.predict_class(x) == (x[:, 0] > 0)).mean() > 0.9)
     True
     """
-    if nonfinite not in ("raise", "skip"):
-        raise ValueError(f'fit: nonfinite must be "raise" or "skip", got {nonfinite!r}')
-    for name, value, least in (("folds", folds, 0), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"fit: {name} must be an integer, got {value!r}")
-        if value < least or (name == "folds" and value == 1):
-            raise ValueError(f"fit: {name} must be 0 or at least 2, got {value}")
-    if not isinstance(getattr(fmap, "get", None), str):
-        raise ValueError('fit: fmap must have one kernel, get="ntk" or get="nngp"')
+    check_options("fit", fmap, nonfinite, batch_size=batch_size)
+    if isinstance(folds, bool) or not isinstance(folds, int | np.integer):
+        raise TypeError(f"fit: folds must be an integer, got {folds!r}")
+    if folds < 0 or folds == 1:
+        raise ValueError(f"fit: folds must be 0 or at least 2, got {folds}")
     regs = check_reg("fit", reg)
-    source = _Source(data, y, sample_weight, num_classes, batch_size)
+    source = Source("fit", data, y, sample_weight, num_classes, batch_size)
     if checkpoint is not None and source.once:
         raise ValueError(
             "fit: data is an iterator, which is used up when a run is started again; "
@@ -182,9 +179,9 @@ def fit(
         run.resume(checkpoint)
     label = f"sums, batches of {batch_size}"
     last = time.monotonic()
-    chunks = source.chunks(run.chunks_done)
-    for chunk in with_progress(chunks, label, source.count_left(run), progress):
-        run.add(*chunk)
+    chunks, count = source.chunks(run.chunks_done), source.count(run.chunks_done)
+    for chunk in with_progress(chunks, label, count, progress):
+        run.add(chunk)
         now = time.monotonic()
         if checkpoint is not None and now - last >= checkpoint_seconds:
             run.save(checkpoint)
@@ -213,72 +210,6 @@ def fit(
     return FittedModel(fmap, params, model, path, validation, run.skipped)
 
 
-class _Source:
-    """Examples in chunks of one length, the last filled up, whatever they come from."""
-
-    def __init__(
-        self, data: Any, y: Any, weight: Any, num_classes: int | None, size: int
-    ) -> None:
-        self.size, self.num_classes = size, num_classes
-        self.once = isinstance(data, Iterator)
-        self.n: int | None = None
-        self._batches: Iterable[Any]
-        if y is not None:
-            if len(data) != len(y):
-                raise ValueError(
-                    f"fit: data has {len(data)} examples and y {len(y)}; they must be "
-                    "as many"
-                )
-            if weight is not None and np.shape(weight) != (len(y),):
-                raise ValueError(
-                    f"fit: sample_weight must have shape ({len(y)},), got "
-                    f"{np.shape(weight)}"
-                )
-            self.n = len(y)
-            y = y if hasattr(y, "dtype") else np.asarray(y)
-            if y.ndim == 1 and y.dtype.kind in "bui" and num_classes is None and len(y):
-                self.num_classes = max(2, int(np.max(y)) + 1)
-            self._arrays = data, y, weight
-        elif hasattr(data, "shape"):
-            raise ValueError("fit: data is an array, so y must be given too")
-        elif weight is not None:
-            raise ValueError("fit: batches carry their weights, as (x, y, weight)")
-        self._data = data
-
-    def count_left(self, run: "_Pass") -> int | None:
-        """Chunks still to come, where it is known."""
-        return None if self.n is None else -(-self.n // self.size) - run.chunks_done
-
-    def chunks(self, done: int) -> Iterator[tuple[int, Any, Any, Any]]:
-        """(number of the first example, x, y, weight), behind the first `done`."""
-        if self.n is not None:
-            x, y, weight = self._arrays
-            for start in range(done * self.size, self.n, self.size):
-                rows = slice(start, start + self.size)
-                part = None if weight is None else weight[rows]
-                yield start, x[rows], y[rows], part
-            return
-        start = number = 0
-        for index, batch in enumerate(self._data):
-            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-                raise TypeError(
-                    f"fit: batch {index} must be (x, y) or (x, y, weight), got "
-                    f"{type(batch).__name__}"
-                )
-            x, y, weight = (*batch, None) if len(batch) == 2 else batch
-            if len(x) != len(y) or (weight is not None and len(weight) != len(y)):
-                raise ValueError(
-                    f"fit: batch {index} has {len(x)} examples and {len(y)} targets"
-                )
-            for i in range(0, len(x), self.size):
-                rows = slice(i, i + self.size)
-                if number >= done:
-                    part = None if weight is None else weight[rows]
-                    yield start + i, x[rows], y[rows], part
-                number += 1
-            start += len(x)
-
-
 class _Pass:
     """The sums of a pass over a source, of each fold, and where it is."""
 
@@ -286,7 +217,7 @@ class _Pass:
         self,
         fmap: Any,
         params: Any,
-        source: _Source,
+        source: Source,
         folds: int,
         nonfinite: str,
         size: int,
@@ -295,78 +226,24 @@ class _Pass:
         self.folds, self.skip, self.size = max(1, folds), nonfinite == "skip", size
         self.states: tuple[RidgeState, ...] = ()
         self.chunks_done = self.skipped = 0
-        self._shape: tuple[Any, ...] | None = None
 
-    def add(self, start: int, x: Any, y: Any, weight: Any) -> None:
+    def add(self, chunk: Chunk) -> None:
         """One chunk more; where it raises, the pass is over."""
-        x, y = np.asarray(x), np.asarray(y)
-        where = f"fit: examples {start} to {start + len(y) - 1}"
-        shape = (x.shape[1:], y.shape[1:], y.dtype.kind in "bui" and y.ndim == 1)
-        if self._shape is None:
-            self._shape = shape
-        if shape != self._shape:
-            raise ValueError(
-                f"{where} have shape {x.shape[1:]} and targets {y.shape[1:]} of dtype "
-                f"{y.dtype}, unlike those before: {self._shape[0]} and {self._shape[1]}"
-            )
-        w = np.ones(len(y), np.float32) if weight is None else np.asarray(weight)
-        if not (w >= 0).all() or not np.isfinite(w).all():
-            raise ValueError(f"{where}: weights must be finite and >= 0")
-        y = self._targets(where, y)
-        kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-        kept &= np.isfinite(y).reshape(len(y), -1).all(axis=1)
-        fill = [(0, self.size - len(y))]
-        x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros((), x.dtype))
-        x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
-        y = np.where(kept.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
-        y = np.pad(y, fill + [(0, 0)] * (y.ndim - 1))
-        w = np.pad(np.where(kept, w, 0), fill)
         if not self.states:
-            self.states = self._zeros(x, y)
-        states, finite = _add(
-            self.fmap, self.params, self.states, x, y.astype(_dtype(self.states)), w
+            self.states = self._zeros(chunk)
+        y = chunk.y.astype(self.states[0].total.dtype)
+        self.states, finite = _add(
+            self.fmap, self.params, self.states, chunk.x, y, chunk.weight
         )
-        kept &= np.asarray(finite)[: len(kept)]
-        bad = np.flatnonzero(~kept)
-        if len(bad) and not self.skip:
-            some = ", ".join(str(start + i) for i in bad[:5])
-            raise ValueError(
-                f"{where}: {len(bad)} of them are not finite, or their targets or "
-                f"features are not ({some}{', ...' if len(bad) > 5 else ''}, from 0); "
-                'repair them, or leave them out with nonfinite="skip"'
-            )
-        self.states = states
+        finite = np.asarray(finite)[: len(chunk.kept)]
+        if not self.skip:
+            refuse("fit", chunk, finite)
         self.chunks_done += 1
-        self.skipped += len(bad)
+        self.skipped += int(np.sum(~(chunk.kept & finite)))
 
-    def _targets(self, where: str, y: np.ndarray) -> np.ndarray:
-        classes = self.source.num_classes
-        labels = y.ndim == 1 and y.dtype.kind in "bui"
-        if classes is None:
-            if labels:
-                raise ValueError(
-                    f"{where}: num_classes must be given with batches of class labels "
-                    "(to regress on numbers, make y float)"
-                )
-            return y
-        if not labels:
-            raise TypeError(
-                f"{where}: num_classes is given, so y must be integer labels of shape "
-                f"(n,); got {y.dtype} of shape {y.shape}"
-            )
-        outside = np.flatnonzero((y < 0) | (y >= classes))
-        if len(outside):
-            raise ValueError(
-                f"{where}: label {y[outside[0]]} is outside the classes 0.."
-                f"{classes - 1}"
-            )
-        # Centred codes, as `fit_ridge` has them.
-        return np.eye(classes, dtype=np.float32)[y.astype(int)] - np.float32(
-            1 / classes
-        )
-
-    def _zeros(self, x: np.ndarray, y: np.ndarray) -> tuple[RidgeState, ...]:
-        phi = jax.eval_shape(self.fmap.apply, self.params, jnp.asarray(x[:1]))
+    def _zeros(self, chunk: Chunk) -> tuple[RidgeState, ...]:
+        y = chunk.y
+        phi = jax.eval_shape(self.fmap.apply, self.params, jnp.asarray(chunk.x[:1]))
         dtype = jnp.promote_types(phi.dtype, jnp.float32)
         t = None if y.ndim == 1 else y.shape[1]
         # One each: they are updated in place.
@@ -391,13 +268,12 @@ class _Pass:
             "number of examples": self.source.n,
             "nonfinite": "skip" if self.skip else "raise",
         }
-        for index, chunk in enumerate(self.source.chunks(0)):
+        for _, *parts in self.source.raw():
             first = hashlib.sha256()
-            for part in chunk[1:]:
+            for part in parts:
                 first.update(np.asarray(() if part is None else part).tobytes())
             about["first examples"] = first.hexdigest()
-            if index == 0:
-                break
+            break
         return about
 
     def save(self, path: str | os.PathLike) -> None:
@@ -432,10 +308,6 @@ class _Pass:
             for i in range(self.folds)
         )
         self.chunks_done, self.skipped = about["chunks"], about["skipped"]
-
-
-def _dtype(states: tuple[RidgeState, ...]) -> Any:
-    return states[0].total.dtype
 
 
 # The sums are updated in place: at m = 8192 they are half a gigabyte.

@@ -1,0 +1,192 @@
+"""Examples in chunks of one length, checked, whatever they come from."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Chunk", "Source", "check_options", "refuse"]
+
+
+class Chunk(NamedTuple):
+    """Examples `start`, `start + 1`, ..., filled up with ones of weight 0.
+
+    Attributes:
+      start: number of the first example.
+      x: (size, *shape); y: (size, t) or (size,) floats; weight: (size,). Zeros where an
+        example or its target is not finite.
+      kept: (count,) which of the examples are finite.
+    """
+
+    start: int
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    kept: np.ndarray
+
+
+def refuse(owner: str, chunk: Chunk, finite: np.ndarray) -> None:
+    """Raises a ValueError that names the examples which are not finite."""
+    bad = np.flatnonzero(~(chunk.kept & finite))
+    if len(bad):
+        some = ", ".join(str(chunk.start + i) for i in bad[:5])
+        more = ", ..." if len(bad) > 5 else ""
+        last = chunk.start + len(chunk.kept) - 1
+        raise ValueError(
+            f"{owner}: examples {chunk.start} to {last}: {len(bad)} of them are not "
+            f"finite, or their targets or features are not ({some}{more}, from 0); "
+            'repair them, or leave them out with nonfinite="skip"'
+        )
+
+
+def check_options(owner: str, fmap: Any, nonfinite: str, **sizes: Any) -> None:
+    """Checks what all fits take; `sizes` are integers >= 1."""
+    if nonfinite not in ("raise", "skip"):
+        raise ValueError(
+            f'{owner}: nonfinite must be "raise" or "skip", got {nonfinite!r}'
+        )
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+    if not isinstance(getattr(fmap, "get", None), str):
+        raise ValueError(f'{owner}: fmap must have one kernel, get="ntk" or get="nngp"')
+
+
+class Source:
+    """Arrays or batches of examples.
+
+    Attributes:
+      n: the number of examples, where it is known.
+      num_classes: of class labels, else None.
+      once: whether it can be read only once.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        data: Any,
+        y: Any,
+        weight: Any,
+        num_classes: int | None,
+        size: int,
+    ) -> None:
+        self.owner, self.size, self.num_classes = owner, size, num_classes
+        self.once = isinstance(data, Iterator)
+        self.n: int | None = None
+        self._batches: Iterable[Any]
+        if y is not None:
+            if len(data) != len(y):
+                raise ValueError(
+                    f"{self.owner}: data has {len(data)} examples and y {len(y)}; they "
+                    "must be as many"
+                )
+            if weight is not None and np.shape(weight) != (len(y),):
+                raise ValueError(
+                    f"{self.owner}: sample_weight must have shape ({len(y)},), got "
+                    f"{np.shape(weight)}"
+                )
+            self.n = len(y)
+            y = y if hasattr(y, "dtype") else np.asarray(y)
+            if y.ndim == 1 and y.dtype.kind in "bui" and num_classes is None and len(y):
+                self.num_classes = max(2, int(np.max(y)) + 1)
+            self._arrays = data, y, weight
+        elif hasattr(data, "shape"):
+            raise ValueError(f"{self.owner}: data is an array, so y must be given too")
+        elif weight is not None:
+            raise ValueError(
+                f"{self.owner}: batches carry their weights, as (x, y, weight)"
+            )
+        self._data = data
+        self._shape: tuple[Any, ...] | None = None
+
+    def count(self, done: int = 0) -> int | None:
+        """How many chunks there are behind the first `done`, where it is known."""
+        return None if self.n is None else -(-self.n // self.size) - done
+
+    def chunks(self, done: int = 0) -> Iterator[Chunk]:
+        """The chunks behind the first `done`."""
+        for raw in self.raw(done):
+            yield self._chunk(*raw)
+
+    def raw(self, done: int = 0) -> Iterator[tuple[int, Any, Any, Any]]:
+        """(number of the first example, x, y, weight) of each, as they come."""
+        if self.n is not None:
+            x, y, weight = self._arrays
+            for start in range(done * self.size, self.n, self.size):
+                rows = slice(start, start + self.size)
+                part = None if weight is None else weight[rows]
+                yield start, x[rows], y[rows], part
+            return
+        start = number = 0
+        for index, batch in enumerate(self._data):
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise TypeError(
+                    f"{self.owner}: batch {index} must be (x, y) or (x, y, weight), "
+                    f"got {type(batch).__name__}"
+                )
+            x, y, weight = (*batch, None) if len(batch) == 2 else batch
+            if len(x) != len(y) or (weight is not None and len(weight) != len(y)):
+                raise ValueError(
+                    f"{self.owner}: batch {index} has {len(x)} examples and {len(y)} "
+                    "targets"
+                )
+            for i in range(0, len(x), self.size):
+                rows = slice(i, i + self.size)
+                if number >= done:
+                    part = None if weight is None else weight[rows]
+                    yield start + i, x[rows], y[rows], part
+                number += 1
+            start += len(x)
+
+    def _chunk(self, start: int, x: Any, y: Any, weight: Any) -> Chunk:
+        x, y = np.asarray(x), np.asarray(y)
+        where = f"{self.owner}: examples {start} to {start + len(y) - 1}"
+        shape = (x.shape[1:], y.shape[1:], y.dtype.kind in "bui" and y.ndim == 1)
+        if self._shape is None:
+            self._shape = shape
+        if shape != self._shape:
+            raise ValueError(
+                f"{where} have shape {x.shape[1:]} and targets {y.shape[1:]} of dtype "
+                f"{y.dtype}, unlike those before: {self._shape[0]} and {self._shape[1]}"
+            )
+        w = np.ones(len(y), np.float32) if weight is None else np.asarray(weight)
+        if not (w >= 0).all() or not np.isfinite(w).all():
+            raise ValueError(f"{where}: weights must be finite and >= 0")
+        y = self._targets(where, y)
+        kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        kept &= np.isfinite(y).reshape(len(y), -1).all(axis=1)
+        fill = [(0, self.size - len(y))]
+        x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros((), x.dtype))
+        x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
+        y = np.where(kept.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
+        y = np.pad(y, fill + [(0, 0)] * (y.ndim - 1))
+        w = np.pad(np.where(kept, w, 0), fill)
+        return Chunk(start, x, y, w, kept)
+
+    def _targets(self, where: str, y: np.ndarray) -> np.ndarray:
+        classes = self.num_classes
+        labels = y.ndim == 1 and y.dtype.kind in "bui"
+        if classes is None:
+            if labels:
+                raise ValueError(
+                    f"{where}: num_classes must be given with batches of class labels "
+                    "(to regress on numbers, make y float)"
+                )
+            return y
+        if not labels:
+            raise TypeError(
+                f"{where}: num_classes is given, so y must be integer labels of shape "
+                f"(n,); got {y.dtype} of shape {y.shape}"
+            )
+        outside = np.flatnonzero((y < 0) | (y >= classes))
+        if len(outside):
+            raise ValueError(
+                f"{where}: label {y[outside[0]]} is outside the classes 0.."
+                f"{classes - 1}"
+            )
+        # Centred codes, as `fit_ridge` has them.
+        return np.eye(classes, dtype=np.float32)[y.astype(int)] - np.float32(
+            1 / classes
+        )
