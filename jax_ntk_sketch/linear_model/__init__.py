@@ -1,5 +1,6 @@
 """What a user does with features: linear models on arrays."""
 
+from jax_ntk_sketch.linear_model.cg import CGHistory, fit_cg
 from jax_ntk_sketch.linear_model.cross_validation import (
     CrossValidation,
     ridge_cross_validate,
@@ -23,6 +24,7 @@ from jax_ntk_sketch.linear_model.ridge import (
 from jax_ntk_sketch.linear_model.stream import FittedModel, fit
 
 __all__ = [
+    "CGHistory",
     "CrossValidation",
     "FittedModel",
     "Gaussian",
@@ -31,6 +33,7 @@ __all__ = [
     "RidgeModel",
     "RidgeState",
     "fit",
+    "fit_cg",
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
