@@ -6,6 +6,7 @@ from jax_ntk_sketch.linear_model.cross_validation import (
     ridge_cross_validate,
 )
 from jax_ntk_sketch.linear_model.fit import fit_ridge
+from jax_ntk_sketch.linear_model.gradient import fit_gradient
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.predict import (
     Gaussian,
@@ -34,6 +35,7 @@ __all__ = [
     "RidgeState",
     "fit",
     "fit_cg",
+    "fit_gradient",
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",

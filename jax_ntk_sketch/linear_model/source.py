@@ -25,6 +25,13 @@ class Chunk(NamedTuple):
     kept: np.ndarray
 
 
+def _take(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array, a memory map, or whatever has integer indices."""
+    if isinstance(array, np.ndarray):
+        return array[rows]
+    return np.stack([np.asarray(array[int(i)]) for i in rows])
+
+
 def refuse(owner: str, chunk: Chunk, finite: np.ndarray) -> None:
     """Raises a ValueError that names the examples which are not finite."""
     bad = np.flatnonzero(~(chunk.kept & finite))
@@ -105,10 +112,19 @@ class Source:
         """How many chunks there are behind the first `done`, where it is known."""
         return None if self.n is None else -(-self.n // self.size) - done
 
-    def chunks(self, done: int = 0) -> Iterator[Chunk]:
-        """The chunks behind the first `done`."""
-        for raw in self.raw(done):
+    def chunks(self, done: int = 0, order: np.ndarray | None = None) -> Iterator[Chunk]:
+        """The chunks behind the first `done`; examples of arrays in a given order."""
+        for raw in self.raw(done) if order is None else self._shuffled(order):
             yield self._chunk(*raw)
+
+    def _shuffled(self, order: np.ndarray) -> Iterator[tuple[int, Any, Any, Any]]:
+        x, y, weight = self._arrays
+        for start in range(0, len(order), self.size):
+            rows = order[start : start + self.size]
+            # Memory maps are read forwards; within a batch the order is of no effect.
+            places = np.sort(rows)
+            part = None if weight is None else np.asarray(weight)[places]
+            yield start, _take(x, places), _take(y, places), part
 
     def raw(self, done: int = 0) -> Iterator[tuple[int, Any, Any, Any]]:
         """(number of the first example, x, y, weight) of each, as they come."""
