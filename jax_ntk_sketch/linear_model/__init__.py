@@ -22,6 +22,7 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
+from jax_ntk_sketch.linear_model.saving import load_model, save_model
 from jax_ntk_sketch.linear_model.stream import FittedModel, fit
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
+    "load_model",
     "ridge_cross_validate",
     "ridge_init",
     "ridge_merge",
     "ridge_penalty",
     "ridge_solve",
     "ridge_update",
+    "save_model",
 ]

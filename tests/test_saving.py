@@ -1,0 +1,67 @@
+"""Models as files: the same predictions, and no other feature map."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch import stax
+
+NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((80, 6)).astype(np.float32)
+LABELS = (X[:, 0] > 0).astype(int)
+
+
+def maps():
+    """One of each kind of parameters."""
+    key = jax.random.key(0)
+    fmap = jns.feature_map(NET, num_features=20)
+    yield fmap, fmap.init(key, (6,))
+    yield fmap, fmap.init(key, X)  # landmarks
+    yield jns.compress(fmap, fmap.init(key, (6,)), X, num_features=5)
+    image = stax.serial(stax.Flatten(), NET)
+    fmap = jns.feature_map(image, num_features=20, method="ntk_sketch")
+    yield fmap, fmap.init(key, (6,))
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_predictions_are_the_same_bits(index, tmp_path):
+    fmap, params = list(maps())[index]
+    path = tmp_path / "deep" / "model.npz"
+    for fitted in (
+        lm.fit(fmap, params, X, LABELS, reg=[1e-3, 1e-2]),
+        lm.fit(fmap, params, X, X[:, 1], reg=1e-3),
+        lm.fit_gradient(fmap, params, X, X[:, :2], optimizer=optax.sgd(0.1))[0],
+    ):
+        lm.save_model(path, fitted)
+        again = lm.load_model(path, fmap)
+        assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
+        assert again.model.num_classes == fitted.model.num_classes
+        np.testing.assert_equal(again.model.info, fitted.model.info)
+    assert [p.name for p in path.parent.iterdir()] == ["model.npz"]
+
+
+def test_other_files_and_maps_are_refused(tmp_path):
+    path = tmp_path / "model.npz"
+    fmap = jns.feature_map(NET, num_features=20)
+    params = fmap.init(jax.random.key(0), (6,))
+    with pytest.raises(FileNotFoundError):
+        lm.load_model(path, fmap)
+    fitted = lm.fit(fmap, params, X, LABELS, reg=1e-3, checkpoint=path)
+    with pytest.raises(ValueError, match="another run: what was None"):
+        lm.load_model(path, fmap)
+    lm.save_model(path, fitted)
+    other = jns.feature_map(NET, num_features=21)
+    with pytest.raises(ValueError, match=r"feature map was .*num_features=20"):
+        lm.load_model(path, other)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        lm.load_model(path, fmap)
+    strange = lm.FittedModel(
+        fmap, jns.KernelFeatures(*X[:2]), fitted.model, fitted.model
+    )
+    with pytest.raises(TypeError, match="dictionaries, lists and tuples"):
+        lm.save_model(path, strange)
