@@ -130,7 +130,8 @@ def ridge(
       regs: penalties to choose from.
 
     Returns:
-      "held", the squared error; "reg"; "predictions" of the test rows.
+      "held", the squared error; "reg"; "guess" and "predictions", those of the held-out
+      and the test rows.
     """
     best: dict[str, Any] = {"held": np.inf}
     for reg in regs:
@@ -141,7 +142,8 @@ def ridge(
         error = float(np.mean((held @ w - y_held) ** 2))
         if error < best["held"]:
             best = {"held": error, "reg": float(reg), "weights": w}
-    return {**best, "predictions": test @ best.pop("weights")}
+    w = best.pop("weights")
+    return {**best, "guess": held @ w, "predictions": test @ w}
 
 
 def ridge_on_features(
