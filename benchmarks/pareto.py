@@ -158,7 +158,7 @@ def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2))
     panels = (
@@ -190,6 +190,10 @@ def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
             axis.errorbar(place, mean, error, label=method, linewidth=1.2, **style)
         axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3, which="both")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        if x == "num_features":
+            places = sorted({r[x] for r in results})
+            axis.set_xticks(places, [str(place) for place in places])
     axes[1].set_title(f"MNIST, {depth} hidden layer{'s' * (depth > 1)}")
     drawn = {}
     for axis in axes:
