@@ -6,8 +6,8 @@
 
 scikit-learn's digits and sets of `uci_regression/*.npz` (`X`, `y`, `test_mask`; the
 first split), 5000 of the training rows, a fifth of them held out. Inputs and targets
-are standardised by the fitting rows (digits: codes minus 0.1); a constant column is
-added to the inputs, as a bias of the first layer.
+are standardised by the fitting rows (digits: codes minus 0.1, one scale for all
+pixels); a constant column is added to the inputs, as a bias of the first layer.
 
 Penalty and number of features are chosen on the held-out rows alone: the fewest of
 --num-features with which the mean square of what is lost there, the difference from
@@ -50,6 +50,8 @@ def load(folder: str | None, name: str, num_train: int) -> tuple[np.ndarray, ...
     rows = np.random.default_rng(0).permutation(len(x))[:num_train]
     held, fit = np.split(rows, [len(rows) // 5])
     mean, spread = x[fit].mean(axis=0), x[fit].std(axis=0)
+    if name == "digits":  # pixels at the border would be blown up
+        spread = np.full_like(spread, x[fit].std())
     spread = np.where(spread > 0, spread, 1)
     parts = [
         np.c_[(z - mean) / spread, np.ones(len(z))] for z in (x[fit], x[held], test)
