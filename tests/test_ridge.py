@@ -508,7 +508,7 @@ def test_rows_that_are_not_finite_are_named_before_fitting(bad, monkeypatch):
     def never(*_):
         raise AssertionError("fitted")
 
-    monkeypatch.setattr("jax_ntk_sketch.linear_model.fit._update", never)
+    monkeypatch.setattr("jax_ntk_sketch.linear_model.arrays._update", never)
     phi, y = data()
     worse = phi.copy()
     worse[[17, 205], 3] = bad

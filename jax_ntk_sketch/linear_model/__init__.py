@@ -1,11 +1,11 @@
 """What a user does with features: linear models on arrays."""
 
+from jax_ntk_sketch.linear_model.arrays import fit_ridge
 from jax_ntk_sketch.linear_model.cg import CGHistory, fit_cg
 from jax_ntk_sketch.linear_model.cross_validation import (
     CrossValidation,
     ridge_cross_validate,
 )
-from jax_ntk_sketch.linear_model.fit import fit_ridge
 from jax_ntk_sketch.linear_model.gradient import fit_gradient
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.predict import (
