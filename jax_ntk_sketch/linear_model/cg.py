@@ -18,13 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from jax_ntk_sketch.linear_model.gram import two_sum
+from jax_ntk_sketch.linear_model.gram import dot, two_sum
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.ridge import check_reg, ridge_penalty
-from jax_ntk_sketch.linear_model.source import Source, check_options, refuse
+from jax_ntk_sketch.linear_model.source import (
+    Source,
+    check_options,
+    features,
+    features_like,
+)
 from jax_ntk_sketch.linear_model.stream import FittedModel
 from jax_ntk_sketch.progress import progress as with_progress
-from jax_ntk_sketch.transform import in_caches
 
 __all__ = ["CGHistory", "fit_cg"]
 
@@ -114,7 +118,7 @@ def fit_cg(
             "conjugate gradients take many; give a list, an array or an object with "
             "__iter__"
         )
-    passes = _Passes(fmap, params, source, nonfinite == "skip", progress)
+    passes = _Passes(fmap, params, source, nonfinite, progress)
     key = jax.random.key(0) if key is None else key
     m = passes.num_features
     omega = np.asarray(jax.random.normal(key, (m, min(rank, m))), np.float64)
@@ -158,8 +162,7 @@ def fit_cg(
         np.array(residuals), residual, residual <= 2 * tolerance, passes.passes
     )
     bias = sums.target_mean - mean @ w
-    flat = sums.flat
-    unknown = np.array(np.nan)
+    flat = passes.flat
     squares = sums.squares + (w * (image - shift * w - 2 * right)).sum()
     model = RidgeModel(
         weights=jnp.asarray(w[:, 0] if flat else w, dtype),
@@ -167,12 +170,8 @@ def fit_cg(
         reg=np.array(float(penalty)),
         info=RidgeInfo(
             count=n,
-            condition=unknown,
-            effective_dof=unknown,
-            residual=np.array(residual),
-            rounding=unknown,
-            mse=np.array(max(squares, 0.0) / (n * right.shape[1])),
-            gcv=unknown,
+            residual=residual,
+            mse=max(squares, 0.0) / (n * right.shape[1]),
         ),
         num_targets=None if flat else right.shape[1],
         num_classes=source.num_classes,
@@ -187,24 +186,28 @@ class _First(NamedTuple):
     moments: np.ndarray
     sketch: np.ndarray
     squares: float
-    flat: bool
 
 
 class _Passes:
     """Products with the features of a source, batch by batch."""
 
     def __init__(
-        self, fmap: Any, params: Any, source: Source, skip: bool, progress: bool | None
+        self,
+        fmap: Any,
+        params: Any,
+        source: Source,
+        nonfinite: str,
+        progress: bool | None,
     ) -> None:
         self.fmap, self.params, self.source = fmap, params, source
-        self.skip, self.progress = skip, progress
+        self.nonfinite, self.progress = nonfinite, progress
         self.passes = self.skipped = 0
         chunk = next(source.chunks(), None)
         if chunk is None:
             raise ValueError("fit_cg: there are no examples")
-        phi = jax.eval_shape(fmap.apply, params, jnp.asarray(chunk.x[:1]))
-        self.num_features = phi.shape[1]
-        self.dtype = jnp.promote_types(phi.dtype, jnp.float32)
+        phi = features_like(fmap, params, chunk.x)
+        self.num_features, self.dtype = phi.shape[1], phi.dtype
+        self.flat = chunk.y.ndim == 1
 
     def _run(self, v: np.ndarray, with_targets: bool) -> tuple[np.ndarray, Any]:
         """Sums over the data of [phi]^T [phi v], and of [phi, y, 1]^T [y, 1]."""
@@ -223,12 +226,8 @@ class _Passes:
             )
             if not with_targets:
                 continue
-            finite = np.asarray(finite)[: len(chunk.kept)]
-            if not self.skip:
-                refuse("fit_cg", chunk, finite)
-            self.skipped += int(np.sum(~(chunk.kept & finite)))
-            weight = chunk.weight.astype(np.float64)
-            weight[: len(finite)] *= finite
+            self.skipped += chunk.skipped("fit_cg", finite, self.nonfinite)
+            weight = chunk.weight.astype(np.float64) * np.asarray(finite)
             rows = np.concatenate([y, np.ones((len(y), 1))], axis=1, dtype=np.float64)
             left = np.concatenate([np.asarray(phi, np.float64), rows], axis=1)
             others = others + left.T @ (rows * weight[:, None])
@@ -251,8 +250,7 @@ class _Passes:
             mean, target_mean = np.zeros_like(mean), np.zeros_like(target_mean)
         moments = sums[:m, :-1] - n * np.outer(mean, target_mean)
         squares = np.trace(sums[m:-1, :-1]) - n * target_mean @ target_mean
-        flat = next(self.source.chunks()).y.ndim == 1
-        return _First(n, mean, target_mean, moments, sketch, squares, flat)
+        return _First(n, mean, target_mean, moments, sketch, squares)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -266,11 +264,10 @@ def _add(
     weight: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Adds phi^T W phi v; also phi, and which of its rows are finite."""
-    phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
-    finite = jnp.isfinite(phi).all(axis=1)
-    phi = jnp.where(finite[:, None], phi, 0).astype(v.dtype)
-    rows = weight.astype(v.dtype)[:, None] * _dot(phi, v)
-    total, error = two_sum(total, _dot(phi.T, rows))
+    phi, weight, finite = features(fmap, params, x, weight)
+    phi = phi.astype(v.dtype)
+    rows = weight.astype(v.dtype)[:, None] * dot(phi, v)
+    total, error = two_sum(total, dot(phi.T, rows))
     return total, carry + error, phi, finite
 
 
@@ -296,7 +293,3 @@ def _preconditioner(sketch: np.ndarray, omega: np.ndarray, shift: float) -> Any:
         return r + u @ ((scale[:, None] - 1) * along)
 
     return apply
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

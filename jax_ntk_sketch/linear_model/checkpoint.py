@@ -6,12 +6,12 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["load", "save"]
+__all__ = ["digest", "load", "save"]
 
 _VERSION = 1
 _HEADER = "header"
@@ -94,10 +94,15 @@ def load(
     return arrays, found
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def digest(arrays: Iterable[Any]) -> str:
+    """SHA-256 of arrays, their dtypes and shapes, in order."""
     total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype.str} {array.shape}".encode())
+    for array in map(np.asarray, arrays):
+        total.update(f"{array.dtype.str} {array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    names = sorted(arrays)
+    return digest([np.array(names), *(arrays[name] for name in names)])

@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch.linear_model.gram import dot
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.ridge import check_reg
-from jax_ntk_sketch.linear_model.source import Source, check_options, refuse
+from jax_ntk_sketch.linear_model.source import (
+    Source,
+    check_options,
+    features,
+    features_like,
+)
 from jax_ntk_sketch.linear_model.stream import FittedModel
 from jax_ntk_sketch.progress import progress as with_progress
-from jax_ntk_sketch.transform import in_caches
 
 __all__ = ["fit_gradient"]
 
@@ -119,10 +124,7 @@ def fit_gradient(
             weight = np.asarray(chunk.weight, np.float32)
             run, value, finite = step(params, run, chunk.x, targets, weight)
             if epoch == 0:
-                finite = np.asarray(finite)[: len(chunk.kept)]
-                if nonfinite == "raise":
-                    refuse("fit_gradient", chunk, finite)
-                skipped += int(np.sum(~(chunk.kept & finite)))
+                skipped += chunk.skipped("fit_gradient", finite, nonfinite)
             total = total + value * weight.sum()
             count += float(weight.sum())
         if run is None:
@@ -134,13 +136,11 @@ def fit_gradient(
                 "smaller learning rate may do"
             )
     (w, b), _ = run
-    unknown = np.array(np.nan)
-    info = RidgeInfo(np.array(count), *[unknown] * (len(RidgeInfo._fields) - 1))
     model = RidgeModel(
         weights=w[:, 0] if flat else w,
         intercept=b[0] if flat else b,
         reg=np.array(float(penalty)),
-        info=info,
+        info=RidgeInfo(count),
         num_targets=None if flat else w.shape[1],
         num_classes=source.num_classes,
     )
@@ -170,9 +170,8 @@ def _loss(loss: Any, num_classes: int | None) -> tuple[Callable[..., Any], float
 
 
 def _start(fmap: Any, params: Any, x: Any, t: int, optimizer: Any) -> Any:
-    phi = jax.eval_shape(fmap.apply, params, jnp.asarray(x[:1]))
-    dtype = jnp.promote_types(phi.dtype, jnp.float32)
-    w = jnp.zeros((phi.shape[1], t), dtype), jnp.zeros(t, dtype)
+    phi = features_like(fmap, params, x)
+    w = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
     return w, optimizer.init(w)
 
 
@@ -180,7 +179,7 @@ def _stepper(
     fmap: Any, optimizer: Any, each: Any, reg: float, intercept: bool
 ) -> Callable[..., Any]:
     def objective(w: Any, phi: jax.Array, y: jax.Array, weight: jax.Array) -> Any:
-        scores = jnp.matmul(phi, w[0], precision=jax.lax.Precision.HIGHEST) + w[1]
+        scores = dot(phi, w[0]) + w[1]
         losses = each(scores, y.astype(scores.dtype))
         mean = jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1e-30)
         return mean + reg * jnp.sum(w[0] ** 2)
@@ -189,10 +188,8 @@ def _stepper(
     @functools.partial(jax.jit, donate_argnums=1)
     def step(params: Any, run: Any, x: Any, y: Any, weight: Any) -> Any:
         w, state = run
-        phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
-        finite = jnp.isfinite(phi).all(axis=1)
-        phi = jnp.where(finite[:, None], phi, 0).astype(w[0].dtype)
-        weight = jnp.where(finite, weight, 0)
+        phi, weight, finite = features(fmap, params, x, weight)
+        phi = phi.astype(w[0].dtype)
         value, slope = jax.value_and_grad(objective)(w, phi, y, weight)
         if not intercept:
             slope = slope[0], jnp.zeros_like(slope[1])

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["add_gram", "two_sum"]
+__all__ = ["add_gram", "dot", "two_sum"]
 
 # Rows per exact product. Fewer leave more bits for H (8 with 256 rows, and a third
 # of the error with 64), more need fewer passes over the sums (a tenth faster at 1024).
@@ -32,6 +32,11 @@ _BLOCK = 256
 
 # Full precision in every product: TF32 would round L to 11 bits.
 _PRECISION = jax.lax.Precision.HIGHEST
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The matrix product in full precision."""
+    return jnp.matmul(a, b, precision=_PRECISION)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

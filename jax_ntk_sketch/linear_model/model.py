@@ -14,7 +14,7 @@ __all__ = ["RidgeInfo", "RidgeModel"]
 
 
 class RidgeInfo(NamedTuple):
-    """Diagnostics of a solve; each () for one `reg`, (r,) for several.
+    """Diagnostics of a solve, NaN if not known; each () or, for several `reg`, (r,).
 
     Attributes:
       count: examples seen (the sum of their weights), ().
@@ -33,12 +33,12 @@ class RidgeInfo(NamedTuple):
     """
 
     count: Any
-    condition: Any
-    effective_dof: Any
-    residual: Any
-    rounding: Any
-    mse: Any
-    gcv: Any
+    condition: Any = np.nan
+    effective_dof: Any = np.nan
+    residual: Any = np.nan
+    rounding: Any = np.nan
+    mse: Any = np.nan
+    gcv: Any = np.nan
 
 
 @partial(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_ntk_sketch.linear_model.gram import dot
 from jax_ntk_sketch.linear_model.ridge import (
     ROUNDING,
     RidgeState,
@@ -238,20 +239,20 @@ def gradient_descent_mse_ensemble(
     def covariance(kind: str, tau: Array, test: dict[str, Array] | None) -> Array:
         flow, x = flows[kind], data if test is None else test
         if kind == "nngp":
-            coordinates = _dot(x["nngp"], flow.basis)
+            coordinates = dot(x["nngp"], flow.basis)
             scaled = coordinates * flow.spread(tau, test is None)[..., None, :]
-            inner = _dot(scaled, coordinates.T)
+            inner = dot(scaled, coordinates.T)
             if test is None:
                 return inner + flow.spread_outside(tau) * jnp.eye(n, dtype=flow.dtype)
             # What training never sees keeps the variance that it began with.
-            rest = x["nngp"] - _dot(coordinates, flow.basis.T)
-            return inner + _dot(rest, rest.T)
+            rest = x["nngp"] - dot(coordinates, flow.basis.T)
+            return inner + dot(rest, rest.T)
         if test is None:
             inside = flow.read(x["ntk"], flow.inside(tau), cross)
             rows = (1 - flow.outside(tau)) * x["nngp"] - inside
         else:
             rows = x["nngp"] - flow.read(x["ntk"], flow.gain(tau), cross)
-        return _dot(rows, jnp.swapaxes(rows, -1, -2))
+        return dot(rows, jnp.swapaxes(rows, -1, -2))
 
     def predict_fn(
         t: Any = None,
@@ -314,11 +315,11 @@ class _Flow:
 
     def project(self, x: Array, y: Array) -> Array:
         """V^T X^T y."""
-        return _dot(self.basis.T, _dot(x.T, y))
+        return dot(self.basis.T, dot(x.T, y))
 
     def read(self, x: Array, gain: Array, coordinates: Array) -> Array:
         """x V g c: (p, m), (..., r), (r, k) to (..., p, k)."""
-        return _dot(_dot(x, self.basis), gain[..., None] * coordinates)
+        return dot(dot(x, self.basis), gain[..., None] * coordinates)
 
     def _held(self, tau: Array, times: float = 1.0) -> Array:
         """exp(-times reg tau), which without a regulariser is 1 at infinity too."""
@@ -408,7 +409,3 @@ def _sums(phi: Array, y: Array) -> RidgeState:
     for i in range(0, len(phi), _BATCH):
         state = ridge_update(state, phi[i : i + _BATCH], y[i : i + _BATCH])
     return state
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,11 +1,15 @@
 """Examples in chunks of one length, checked, whatever they come from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Chunk", "Source", "check_options", "refuse"]
+from jax_ntk_sketch.transform import in_caches
+
+__all__ = ["Chunk", "Source", "check_options", "features", "features_like"]
 
 
 class Chunk(NamedTuple):
@@ -24,26 +28,46 @@ class Chunk(NamedTuple):
     weight: np.ndarray
     kept: np.ndarray
 
+    def skipped(self, owner: str, finite: Any, nonfinite: str) -> int:
+        """How many examples are left out, given which have finite features.
+
+        Raises:
+          ValueError: there are such and `nonfinite` is "raise"; they are named.
+        """
+        finite = np.asarray(finite)[: len(self.kept)]
+        bad = np.flatnonzero(~(self.kept & finite))
+        if len(bad) and nonfinite == "raise":
+            some = ", ".join(str(self.start + i) for i in bad[:5])
+            more = ", ..." if len(bad) > 5 else ""
+            last = self.start + len(self.kept) - 1
+            raise ValueError(
+                f"{owner}: examples {self.start} to {last}: {len(bad)} of them are not "
+                f"finite, or their targets or features are not ({some}{more}, from 0); "
+                'repair them, or leave them out with nonfinite="skip"'
+            )
+        return len(bad)
+
+
+def features(
+    fmap: Any, params: Any, x: Any, weight: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Features of a chunk, its weights, and which rows are finite; the others are 0."""
+    phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
+    finite = jnp.isfinite(phi).all(axis=1)
+    return jnp.where(finite[:, None], phi, 0), jnp.where(finite, weight, 0), finite
+
+
+def features_like(fmap: Any, params: Any, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape of the features of `x[:1]`, and the dtype in which they are summed."""
+    phi = jax.eval_shape(fmap.apply, params, jnp.asarray(x[:1]))
+    return phi.update(dtype=jnp.promote_types(phi.dtype, jnp.float32))
+
 
 def _take(array: Any, rows: np.ndarray) -> np.ndarray:
     """Some rows of an array, a memory map, or whatever has integer indices."""
     if isinstance(array, np.ndarray):
         return array[rows]
     return np.stack([np.asarray(array[int(i)]) for i in rows])
-
-
-def refuse(owner: str, chunk: Chunk, finite: np.ndarray) -> None:
-    """Raises a ValueError that names the examples which are not finite."""
-    bad = np.flatnonzero(~(chunk.kept & finite))
-    if len(bad):
-        some = ", ".join(str(chunk.start + i) for i in bad[:5])
-        more = ", ..." if len(bad) > 5 else ""
-        last = chunk.start + len(chunk.kept) - 1
-        raise ValueError(
-            f"{owner}: examples {chunk.start} to {last}: {len(bad)} of them are not "
-            f"finite, or their targets or features are not ({some}{more}, from 0); "
-            'repair them, or leave them out with nonfinite="skip"'
-        )
 
 
 def check_options(owner: str, fmap: Any, nonfinite: str, **sizes: Any) -> None:
@@ -82,7 +106,6 @@ class Source:
         self.owner, self.size, self.num_classes = owner, size, num_classes
         self.once = isinstance(data, Iterator)
         self.n: int | None = None
-        self._batches: Iterable[Any]
         if y is not None:
             if len(data) != len(y):
                 raise ValueError(

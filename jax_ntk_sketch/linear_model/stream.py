@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 import time
@@ -28,9 +27,15 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
-from jax_ntk_sketch.linear_model.source import Chunk, Source, check_options, refuse
+from jax_ntk_sketch.linear_model.source import (
+    Chunk,
+    Source,
+    check_options,
+    features,
+    features_like,
+)
 from jax_ntk_sketch.progress import progress as with_progress
-from jax_ntk_sketch.transform import in_caches, transform
+from jax_ntk_sketch.transform import transform
 
 __all__ = ["FittedModel", "fit"]
 
@@ -167,14 +172,14 @@ def fit(
         raise TypeError(f"fit: folds must be an integer, got {folds!r}")
     if folds < 0 or folds == 1:
         raise ValueError(f"fit: folds must be 0 or at least 2, got {folds}")
-    regs = check_reg("fit", reg)
+    regs = np.atleast_1d(check_reg("fit", reg)).tolist()
     source = Source("fit", data, y, sample_weight, num_classes, batch_size)
     if checkpoint is not None and source.once:
         raise ValueError(
             "fit: data is an iterator, which is used up when a run is started again; "
             "with a checkpoint give a list, an array or an object with __iter__"
         )
-    run = _Pass(fmap, params, source, folds, nonfinite, batch_size)
+    run = _Pass(fmap, params, source, folds, nonfinite)
     if checkpoint is not None:
         run.resume(checkpoint)
     label = f"sums, batches of {batch_size}"
@@ -197,13 +202,11 @@ def fit(
             stacklevel=2,
         )
     total = functools.reduce(ridge_merge, run.states)
-    path = ridge_solve(total, np.atleast_1d(regs).tolist(), intercept=intercept)
+    path = ridge_solve(total, regs, intercept=intercept)
     path = dataclasses.replace(path, num_classes=source.num_classes)
     validation = None
     if folds:
-        validation = ridge_cross_validate(
-            run.states, np.atleast_1d(regs).tolist(), intercept=intercept
-        )
+        validation = ridge_cross_validate(run.states, regs, intercept=intercept)
         model = path.select(int(np.flatnonzero(path.reg == validation.best)[0]))
     else:
         model = path.best()
@@ -220,10 +223,9 @@ class _Pass:
         source: Source,
         folds: int,
         nonfinite: str,
-        size: int,
     ) -> None:
         self.fmap, self.params, self.source = fmap, params, source
-        self.folds, self.skip, self.size = max(1, folds), nonfinite == "skip", size
+        self.folds, self.nonfinite = max(1, folds), nonfinite
         self.states: tuple[RidgeState, ...] = ()
         self.chunks_done = self.skipped = 0
 
@@ -235,44 +237,32 @@ class _Pass:
         self.states, finite = _add(
             self.fmap, self.params, self.states, chunk.x, y, chunk.weight
         )
-        finite = np.asarray(finite)[: len(chunk.kept)]
-        if not self.skip:
-            refuse("fit", chunk, finite)
+        self.skipped += chunk.skipped("fit", finite, self.nonfinite)
         self.chunks_done += 1
-        self.skipped += int(np.sum(~(chunk.kept & finite)))
 
     def _zeros(self, chunk: Chunk) -> tuple[RidgeState, ...]:
-        y = chunk.y
-        phi = jax.eval_shape(self.fmap.apply, self.params, jnp.asarray(chunk.x[:1]))
-        dtype = jnp.promote_types(phi.dtype, jnp.float32)
-        t = None if y.ndim == 1 else y.shape[1]
+        phi = features_like(self.fmap, self.params, chunk.x)
+        t = None if chunk.y.ndim == 1 else chunk.y.shape[1]
         # One each: they are updated in place.
         return tuple(
-            ridge_init(phi.shape[1], t, dtype=dtype) for _ in range(self.folds)
+            ridge_init(phi.shape[1], t, dtype=phi.dtype) for _ in range(self.folds)
         )
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self.params):
-            array = np.ascontiguousarray(leaf)
-            digest.update(f"{array.dtype.str} {array.shape}".encode())
-            digest.update(array.tobytes())
         about = {
             "feature map": repr(self.fmap),
-            "params": digest.hexdigest(),
+            "params": files.digest(jax.tree.leaves(self.params)),
             "folds": self.folds,
-            "batch_size": self.size,
+            "batch_size": self.source.size,
             "num_classes": self.source.num_classes,
             "number of examples": self.source.n,
-            "nonfinite": "skip" if self.skip else "raise",
+            "nonfinite": self.nonfinite,
         }
-        for _, *parts in self.source.raw():
-            first = hashlib.sha256()
-            for part in parts:
-                first.update(np.asarray(() if part is None else part).tobytes())
-            about["first examples"] = first.hexdigest()
+        for _, x, y, weight in self.source.raw():
+            parts = [x, y] if weight is None else [x, y, weight]
+            about["first examples"] = files.digest(parts)
             break
         return about
 
@@ -316,10 +306,7 @@ def _add(
     fmap: Any, params: Any, states: tuple[RidgeState, ...], x: Any, y: Any, weight: Any
 ) -> tuple[tuple[RidgeState, ...], jax.Array]:
     """The states with one chunk more, and which of its features are finite."""
-    phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
-    finite = jnp.isfinite(phi).all(axis=1)
-    phi = jnp.where(finite[:, None], phi, 0)
-    weight = jnp.where(finite, weight, 0)
+    phi, weight, finite = features(fmap, params, x, weight)
     k = len(states)
     out = []
     for i, state in enumerate(states):
