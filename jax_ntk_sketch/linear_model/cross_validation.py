@@ -21,7 +21,8 @@ class CrossValidation(NamedTuple):
 
     Attributes:
       reg: (r,) the values tried.
-      errors: (k, r) mean squared errors of each fold, over its examples and targets.
+      errors: (k, r) mean squared errors of each fold, over its examples and targets;
+        infinite for values of `reg` with which the other folds' system is singular.
       mean: (r,) their mean, weighted by the folds' counts.
       standard_error: (r,) of that mean, from the folds' differences.
     """
@@ -57,8 +58,11 @@ def ridge_cross_validate(
       `CrossValidation`. The model on all data is then
       `ridge_solve(functools.reduce(ridge_merge, states), reg=cv.best)`.
 
+    Values of `reg` with which a system is singular are warned of as in `ridge_solve`.
+
     Raises:
-      TypeError, ValueError, numpy.linalg.LinAlgError: as `ridge_solve`; fewer than two
+      TypeError, ValueError, numpy.linalg.LinAlgError: as `ridge_solve` where it drops
+        such values; fewer than two
         folds, or folds of different sizes of features.
 
     Cost: k solves of all values of `reg`, and the memory of k + 1 states.
@@ -75,12 +79,15 @@ def ridge_cross_validate(
             f"ridge_cross_validate: at least two folds are needed, got {len(states)}"
         )
     values = np.atleast_1d(np.asarray(reg, np.float64))
-    errors = np.zeros((len(states), len(values)))
+    errors = np.full((len(states), len(values)), np.inf)
     counts = np.zeros(len(states))
     for i, held in enumerate(states):
         others = [state for j, state in enumerate(states) if j != i]
         model = ridge_solve(
-            functools.reduce(ridge_merge, others), values.tolist(), intercept=intercept
+            functools.reduce(ridge_merge, others),
+            values.tolist(),
+            intercept=intercept,
+            singular="drop",
         )
         sums = sums_on_host(held, "ridge_cross_validate")
         counts[i] = sums[-1, -1]
@@ -89,11 +96,13 @@ def ridge_cross_validate(
         if held.num_targets is None:
             weights, biases = weights[..., None], biases[..., None]
         t = weights.shape[-1]
-        minus = np.broadcast_to(-np.eye(t), (len(values), t, t))
+        minus = np.broadcast_to(-np.eye(t), (len(weights), t, t))
         z = np.concatenate([weights, minus, biases[:, None, :]], axis=1)
         squares = ((sums @ z) * z).sum(axis=(1, 2))
-        errors[i] = np.maximum(squares, 0) / (counts[i] * t)
+        solved = np.isin(values, model.reg)
+        errors[i, solved] = np.maximum(squares, 0) / (counts[i] * t)
     share = counts / counts.sum()
     mean = share @ errors
-    spread = share**2 @ (errors - mean) ** 2 * len(states) / (len(states) - 1)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        spread = share**2 @ (errors - mean) ** 2 * len(states) / (len(states) - 1)
     return CrossValidation(values, errors, mean, np.sqrt(spread))

@@ -15,6 +15,7 @@ True
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -212,7 +213,11 @@ def ridge_merge(a: RidgeState, b: RidgeState) -> RidgeState:
 
 
 def ridge_solve(
-    state: RidgeState, reg: float | Sequence[float], *, intercept: bool = True
+    state: RidgeState,
+    reg: float | Sequence[float],
+    *,
+    intercept: bool = True,
+    singular: str = "raise",
 ) -> RidgeModel:
     r"""Minimises :math:`\frac1n\|\Phi w + b - y\|^2 + \mathrm{reg}\,\|w\|^2`.
 
@@ -224,6 +229,9 @@ def ridge_solve(
       reg: one number >= 0, or a sequence of r of them (see `ridge_penalty`).
       intercept: whether to fit an unpenalised intercept b; else it is 0. Regression
         with the kernel itself, `K + reg n I`, has none.
+      singular: what happens to values of `reg` so small that the system is singular
+        to the sums' precision and the weights would be noise: "raise", or "drop" for
+        a path without them, and a warning.
 
     Returns:
       `RidgeModel` in the state's dtype; a leading axis r where `reg` is a sequence.
@@ -231,8 +239,8 @@ def ridge_solve(
     Raises:
       TypeError, ValueError: `reg` negative or not finite, a traced or empty state,
         sums that are not finite.
-      numpy.linalg.LinAlgError: the system is singular to the sums' precision, so
-        that the weights would be noise.
+      numpy.linalg.LinAlgError: the system is singular, with any value of `reg` if
+        `singular` is "raise", with all of them if it is "drop".
 
     Cost: 4/3 m^3 + O(m^2 t r) flops, about 24 m^2 bytes on the host besides the
     state.
@@ -243,6 +251,10 @@ def ridge_solve(
     to the state's dtype.
     """
     penalties = check_reg("ridge_solve", reg)
+    if singular not in ("raise", "drop"):
+        raise ValueError(
+            f'ridge_solve: singular must be "raise" or "drop", got {singular!r}'
+        )
     sums = sums_on_host(state, "ridge_solve")
     m, n = state.num_features, sums[-1, -1]
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
@@ -250,19 +262,29 @@ def ridge_solve(
     system = Tridiagonal(sums[:m, :m] - np.outer(n * mean, mean))
     spectrum = system.eigenvalues
     lambdas = np.atleast_1d(ridge_penalty(penalties, n))
-    least, largest = spectrum[0] + lambdas, spectrum[-1] + lambdas
     # The sums were rounded before they were centred: the error is relative to the
     # largest eigenvalue from before.
     noise = ROUNDING[str(state.total.dtype)] * (spectrum[-1] + n * mean @ mean)
-    if not (least > 10 * noise).all():  # not one digit would be right
-        worst = least.argmin()
-        raise np.linalg.LinAlgError(
-            f"ridge_solve: with reg = {np.atleast_1d(penalties)[worst]:.3g} the system "
-            f"is singular to {state.total.dtype} precision: eigenvalues from "
-            f"{least[worst]:.2g} to {largest[worst]:.2g} (m = {m} features, "
-            f"{n:.0f} examples). Use reg of {1e3 * noise / n:.1g} or more, fewer "
-            "features or more examples"
+    solvable = spectrum[0] + lambdas > 10 * noise  # else not one digit would be right
+    if not solvable.all():
+        least = lambdas.min()
+        message = (
+            f"ridge_solve: with reg = {least / n:.3g} the system is singular to "
+            f"{state.total.dtype} precision: eigenvalues from "
+            f"{spectrum[0] + least:.2g} to {spectrum[-1] + least:.2g} (m = {m} "
+            f"features, {n:.0f} examples). Use reg of {1e3 * noise / n:.1g} or more, "
+            "fewer features or more examples"
         )
+        if singular == "raise" or not solvable.any():
+            raise np.linalg.LinAlgError(message)
+        warnings.warn(
+            f"{message}; {np.sum(~solvable)} of {len(lambdas)} values of reg were "
+            "dropped",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        penalties, lambdas = np.atleast_1d(penalties)[solvable], lambdas[solvable]
+    least, largest = spectrum[0] + lambdas, spectrum[-1] + lambdas
     rhs = sums[:m, m:-1] - np.outer(n * mean, target_mean)
     solution = system.solve(rhs, lambdas)
     weights = jnp.asarray(solution, state.total.dtype)

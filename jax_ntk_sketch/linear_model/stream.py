@@ -124,7 +124,8 @@ def fit(
         weight)` of any lengths, which is read once.
       y: (n,), or (n, t); integers of shape (n,) are class labels 0..num_classes - 1.
       reg: one value >= 0, or a sequence to choose from: by k-fold cross-validation
-        if `folds`, else by generalised cross-validation (`RidgeInfo.gcv`).
+        if `folds`, else by generalised cross-validation (`RidgeInfo.gcv`). Values
+        with which the system is singular are dropped, with a warning.
       intercept: whether to fit an unpenalised intercept.
       sample_weight: (n,) >= 0, see `ridge_update`.
       num_classes: for class labels; with batches it is required, with arrays the
@@ -148,7 +149,7 @@ def fit(
       TypeError, ValueError: shapes, dtypes or labels that do not fit, with the number
         of the example or batch; a checkpoint of another run, or damaged; an iterator
         that cannot be read again where `checkpoint` would have to.
-      numpy.linalg.LinAlgError: a numerically singular system, see `ridge_solve`.
+      numpy.linalg.LinAlgError: a numerically singular system with all values of `reg`.
 
     Where a checkpoint cannot be written (a full disk), a warning says so, the file
     before stays, and the pass goes on.
@@ -202,11 +203,13 @@ def fit(
             stacklevel=2,
         )
     total = functools.reduce(ridge_merge, run.states)
-    path = ridge_solve(total, regs, intercept=intercept)
+    path = ridge_solve(total, regs, intercept=intercept, singular="drop")
     path = dataclasses.replace(path, num_classes=source.num_classes)
     validation = None
     if folds:
-        validation = ridge_cross_validate(run.states, regs, intercept=intercept)
+        validation = ridge_cross_validate(
+            run.states, path.reg.tolist(), intercept=intercept
+        )
         model = path.select(int(np.flatnonzero(path.reg == validation.best)[0]))
     else:
         model = path.best()

@@ -1,0 +1,97 @@
+"""Choosing `reg`: generalised and k-fold cross-validation."""
+
+import numpy as np
+import pytest
+from ridge_problems import data, difference, direct, stream
+
+from jax_ntk_sketch import linear_model as lm
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("flat", [True, False])
+def test_gcv_is_its_definition(intercept, flat):
+    phi, y = data()
+    y = y[:, 0] if flat else y
+    model = lm.fit_ridge(phi, y, reg=[1e-3, 1.0], intercept=intercept)
+    left = phi - phi.mean(axis=0) if intercept else phi
+    for i, reg in enumerate((1e-3, 1.0)):
+        one = model.select(i)
+        mse = np.mean((np.asarray(one.predict(phi)) - y) ** 2)
+        hat = left @ np.linalg.solve(left.T @ left + reg * 300 * np.eye(12), left.T)
+        dof = np.trace(hat) + intercept
+        assert one.info.mse == pytest.approx(mse, rel=1e-4)
+        assert one.info.gcv == pytest.approx(mse / (1 - dof / 300) ** 2, rel=1e-3)
+
+
+def test_gcv_chooses_a_reg_that_generalises():
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal((160, 60)).astype(np.float32)
+    y = phi @ rng.standard_normal(60) + 6 * rng.standard_normal(160)
+    regs = np.geomspace(1e-4, 100, 13)
+    model = lm.fit_ridge(phi[:80], y[:80], reg=regs)
+    errors = np.mean((np.asarray(model.predict(phi[80:])) - y[80:]) ** 2, axis=1)
+    chosen = np.flatnonzero(np.asarray(model.reg) == model.best().reg)[0]
+    assert errors[chosen] < 1.1 * errors.min()
+    assert errors[chosen] < 0.7 * errors[0]  # the choice matters
+    with pytest.raises(ValueError, match="phi and y go together"):
+        model.best(phi)
+    # More parameters than examples and hardly a penalty: nothing is left to judge by.
+    wide = lm.fit_ridge(phi[:20], y[:20], reg=[1e-5, 1.0], intercept=False)
+    assert not np.isnan(wide.info.gcv).any() and wide.info.effective_dof[0] > 19.99
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("t", [None, 2])
+def test_cross_validation_is_separate_fits(intercept, t):
+    phi, y = data(n=90)
+    y = y[:, 0] if t is None else y
+    regs, states = [1e-2, 1.0], []
+    for i in range(3):
+        state = lm.ridge_init(12, t)
+        for rows in np.array_split(np.arange(i, 90, 3), 2):
+            state = lm.ridge_update(state, phi[rows], y[rows])
+        states.append(state)
+    cv = lm.ridge_cross_validate(states, regs, intercept=intercept)
+    for i in range(3):
+        held = np.arange(i, 90, 3)
+        rest = np.setdiff1d(np.arange(90), held)
+        model = lm.fit_ridge(phi[rest], y[rest], reg=regs, intercept=intercept)
+        guess = np.asarray(model.predict(phi[held]))
+        wanted = ((guess - y[held]) ** 2).reshape(2, -1).mean(axis=1)
+        np.testing.assert_allclose(cv.errors[i], wanted, rtol=1e-4)
+    np.testing.assert_allclose(cv.mean, cv.errors.mean(axis=0))
+    error = cv.errors.std(axis=0, ddof=1) / 3**0.5
+    np.testing.assert_allclose(cv.standard_error, error)
+    assert cv.best == regs[int(np.argmin(cv.mean))]
+
+
+def test_cross_validation_says_what_is_wrong():
+    states = [lm.ridge_update(lm.ridge_init(2, None), np.eye(2), np.ones(2))]
+    with pytest.raises(ValueError, match="at least two folds"):
+        lm.ridge_cross_validate(states, 1.0)
+    with pytest.raises(ValueError, match="seen no examples"):
+        lm.ridge_cross_validate([*states, lm.ridge_init(2, None)], 1.0)
+    with pytest.raises(ValueError, match="num_features differs"):
+        lm.ridge_cross_validate([states[0]] * 2 + [lm.ridge_init(3, None)], 1.0)
+    same = [states[0]] * 2
+    assert lm.ridge_cross_validate(same, [0.5, 0.5]).best == 0.5
+
+
+def test_values_with_which_the_system_is_singular_are_dropped():
+    phi, y = data()
+    twice = np.hstack([phi, phi])
+    states = [stream(twice[i::2], y[i::2], [150]) for i in range(2)]
+    with pytest.warns(RuntimeWarning, match="1 of 3 values of reg were dropped"):
+        model = lm.ridge_solve(states[0], [1e-3, 0.0, 1e-1], singular="drop")
+    assert model.reg.tolist() == [1e-3, 1e-1]
+    w = direct(twice[::2], y[::2], 1e-1)[0]
+    assert difference(model.weights[1], w) < 1e-5
+    with pytest.warns(RuntimeWarning, match="dropped"):
+        cv = lm.ridge_cross_validate(states, [1e-3, 0.0, 1e-1])
+    kept = lm.ridge_cross_validate(states, [1e-3, 1e-1])
+    assert np.isinf(cv.mean[1]) and np.allclose(cv.mean[::2], kept.mean)
+    assert cv.best == kept.best
+    with pytest.raises(np.linalg.LinAlgError, match="singular to float32"):
+        lm.ridge_solve(states[0], [0.0], singular="drop")
+    with pytest.raises(ValueError, match='"raise" or "drop"'):
+        lm.ridge_solve(states[0], 1.0, singular="ignore")
