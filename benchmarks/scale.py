@@ -64,7 +64,7 @@ def mnist(args) -> None:
         "fit_seconds": end - drawn,
         "predict_seconds": time.perf_counter() - end,
         "peak_gib": peak,
-        "reg_over_diagonal": float(fitted.model.reg[0] / regs[0] * REGS[0]),
+        "reg_over_diagonal": float(fitted.model.reg / regs[0] * REGS[0]),
         "gcv": float(info.gcv),
         "mse": float(info.mse),
         "condition": float(info.condition),
