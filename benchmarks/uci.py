@@ -10,8 +10,9 @@ inputs, as a bias of the first layer.
 
 Chosen by generalised cross-validation: with the exact kernels on --num-chosen training
 rows the depth of the network and the width of the Gaussian kernel, then the penalty of
-each method on all rows it sees. The MLP (two hidden layers of 256, Adam) stops when a tenth of the training
-rows, held out, has not improved for 20 epochs. No test row has a part in any choice.
+each method on all rows it sees. The MLP (two hidden layers of 256, Adam) stops when a
+tenth of the training rows, held out, has not improved for 20 epochs. No test row has a
+part in any choice.
 """
 
 import functools
