@@ -1,7 +1,7 @@
 """Ridge regression in one call, on arrays or batches, with checked data."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
+from jax_ntk_sketch.progress import progress as with_progress
 
 __all__ = ["fit_ridge"]
 
@@ -31,7 +32,7 @@ def fit_ridge(
     intercept: bool = True,
     num_classes: int | None = None,
     batch_size: int = 4096,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> RidgeModel:
     r"""Ridge regression on features, for numbers or classes.
 
@@ -51,7 +52,8 @@ def fit_ridge(
       num_classes: for class labels; default the largest label + 1, which batches
         cannot know: with them it is required.
       batch_size: rows of arrays that are on the device at a time.
-      progress: show a bar of batches; needs tqdm.
+      progress: True to show a bar on stderr, False not to, None (default) to show it
+        where stderr is a terminal.
 
     Returns:
       `RidgeModel`, in float64 if the features are, else in float32.
@@ -94,7 +96,7 @@ def fit_ridge(
         batches = ((phi[i : i + batch_size], y[i : i + batch_size]) for i in starts)
         length = len(starts)
     state, start = None, 0
-    for index, batch in enumerate(_with_bar(batches, length, progress)):
+    for index, batch in enumerate(with_progress(batches, "sums", length, progress)):
         try:
             a, b = _as_pair(batch)
             if y is None:
@@ -188,16 +190,3 @@ def _check_count(name: str, value: Any, least: int) -> None:
         raise TypeError(f"fit_ridge: {name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"fit_ridge: {name} must be at least {least}, got {value}")
-
-
-def _with_bar(batches: Iterable[Any], length: int | None, progress: bool) -> Any:
-    if not progress:
-        return batches
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "fit_ridge: progress=True needs tqdm: "
-            'pip install "jax_ntk_sketch[progress]"'
-        ) from error
-    return tqdm(batches, total=length, desc="fit_ridge", unit="batch")

@@ -1,5 +1,6 @@
 """Method "nystrom" for fully connected networks: exact kernels against landmarks."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -36,12 +37,9 @@ def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[St
     by_layers = layered(net, spec, context)  # which also finds mistakes in the network
     if not is_fully_connected(net):
         return by_layers
-    layers, count = list(stax.walk(net)), 0
-    while isinstance(layers[count], stax.Flatten | stax.Identity):
-        count += 1
-    flat = layered(stax.serial(*layers[:count]), spec, context)
+    first, rest = _flattening(net)
+    flat = layered(first, spec, context)
     spec = flat[-1].spec if flat else spec
-    rest = stax.serial(*layers[count:])
     if spec.shape:
         return by_layers
     return [*flat, _kernel_stage(method, rest, spec, context)]
@@ -49,11 +47,20 @@ def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[St
 
 def is_fully_connected(net: stax.Layer) -> bool:
     """Whether the exact kernel of flat examples can be read off `net`, with a Relu."""
+    _, rest = _flattening(net)
+    nonlinear = any(isinstance(layer, stax.Relu) for layer in stax.walk(rest))
+    return nonlinear and fully_connected(rest)
+
+
+def _flattening(net: stax.Layer) -> tuple[stax.Serial, stax.Serial]:
+    """What only flattens the inputs, and the layers behind it."""
     layers = list(stax.walk(net))
-    while layers and isinstance(layers[0], stax.Flatten | stax.Identity):
-        layers.pop(0)
-    nonlinear = any(isinstance(layer, stax.Relu) for layer in layers)
-    return nonlinear and fully_connected(stax.serial(*layers))
+    flat = list(
+        itertools.takewhile(
+            lambda x: isinstance(x, stax.Flatten | stax.Identity), layers
+        )
+    )
+    return stax.serial(*flat), stax.serial(*layers[len(flat) :])
 
 
 def _kernel_stage(
