@@ -124,9 +124,7 @@ class Inputs:
         return about, arrays
 
     @classmethod
-    def restored(
-        cls, about: dict[str, Any], arrays: dict[str, np.ndarray]
-    ) -> "Inputs":
+    def restored(cls, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Inputs":
         """What `notes` described."""
         zca = None
         if "zca.mean" in arrays:

@@ -36,9 +36,7 @@ __all__ = [
 ]
 
 
-def check_folder(
-    folder: str | os.PathLike, option: str = "--output"
-) -> pathlib.Path:
+def check_folder(folder: str | os.PathLike, option: str = "--output") -> pathlib.Path:
     """The path of a folder that `write_folder` will be able to write.
 
     Raises:

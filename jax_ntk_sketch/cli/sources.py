@@ -141,7 +141,15 @@ def examples_to_predict(
             return _checked(x, y if y is None else to_targets(y, task, str(path))[0])
         if path.suffix.lower() == ".npz" and not is_jpeg_archive(path):
             return _checked(*_archive(path, task), args.data)
-    loaded = _load(args, args.data, args.target or target, task)
+    table = path.suffix.lower() in _TABLES
+    loaded = _load(
+        args,
+        args.data,
+        args.target or (target if table else None),
+        task if table or path.suffix.lower() == ".npz" else None,
+    )
+    if loaded.task != task:
+        raise ValueError(f"{args.data} is for {loaded.task}, the model for {task}")
     if loaded.pixels and not pixels:
         raise ValueError(
             f"{args.data}: 8-bit pixels, which are divided by 255, but the model was "
@@ -169,14 +177,7 @@ def _load(
             raise ValueError("--target is for tables; --data names no table")
         return data.load_digits(seed=args.seed)
     show = functools.partial(progress, enabled=False if args.no_progress else None)
-    table = pathlib.Path(path).suffix.lower() in _TABLES
-    return data.load(
-        path,
-        target if table else args.target,
-        task=task if table or path.endswith(".npz") else None,
-        seed=args.seed,
-        progress=show,
-    )
+    return data.load(path, target, task=task, seed=args.seed, progress=show)
 
 
 def _arrays(args: argparse.Namespace) -> Training:
@@ -275,5 +276,3 @@ def _archive(path: pathlib.Path, task: str) -> tuple[np.ndarray, np.ndarray | No
         mask = mask.reshape(len(x), -1)[:, 0].astype(bool)
         x, y = x[mask], None if y is None else y[mask]
     return x, y
-
-
