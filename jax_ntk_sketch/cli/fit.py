@@ -21,7 +21,6 @@ import numpy as np
 import jax_ntk_sketch
 from jax_ntk_sketch import linear_model, stax
 from jax_ntk_sketch.cli import arguments, fully_connected, images, pixels
-from jax_ntk_sketch.cli.exact import RELATIVE_REGS
 from jax_ntk_sketch.cli.features import APPROXIMATIONS, planned
 from jax_ntk_sketch.cli.fit_cost import Cost, require_disk, require_memory
 from jax_ntk_sketch.cli.fit_outcome import FitOutcome
@@ -43,6 +42,9 @@ SUMMARY = (
 
 # Examples that the size of the features is measured on, for candidates of the penalty.
 _SAMPLE = 256
+
+# Of ten: those candidates, relative to it.
+_POWERS = [power / 2 for power in range(-14, 1)]
 
 # Examples that landmarks are chosen among, or twice as many as there are features.
 _CANDIDATES = 4096
@@ -354,7 +356,7 @@ def _cost(
         fmap.num_features,
         scoring.num_targets,
         args.folds,
-        len(args.reg or RELATIVE_REGS),
+        len(args.reg or _POWERS),
         batch + plan.param_bytes + 4 * plan.batch_floats * min(size, 128),
         learn,
     )
@@ -400,7 +402,7 @@ def _default_regs(
     phi = jax_ntk_sketch.transform(fmap, params, rows, progress=False)
     scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean()) or 1.0
     # Two digits, so that they can be read and given again.
-    return [float(f"{scale * 10.0 ** (power / 2):.2g}") for power in range(-14, 1)]
+    return [float(f"{scale * 10.0**power:.2g}") for power in _POWERS]
 
 
 def _fit(

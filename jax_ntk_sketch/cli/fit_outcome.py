@@ -99,7 +99,8 @@ class FitOutcome:
             self._test_text(),
             f"Time: {times}.",
             f"Memory: peak {gigabytes(self.peak_bytes)}, of which "
-            f"{gigabytes(self.planned_bytes)} were planned for the fit.",
+            f"{gigabytes(self.planned_bytes)} were planned for the fit (Python, JAX and "
+            "the data come besides).",
             environment_text(),
         ]
         return "\n\n".join(text[:2]) + "\n\n" + "\n".join(text[2:])
@@ -114,8 +115,8 @@ class FitOutcome:
             found = f"{error:.2%} of {n} rows are wrong"
             return f"Test: {found}; always guessing {same}: {baseline:.2%}."
         return (
-            f"Test: mean squared error {error:.5g} on {n} rows; always guessing {same}: "
-            f"{baseline:.5g}."
+            f"Test: mean squared error {error:.5g} on {n} rows; always guessing "
+            f"{same}: {baseline:.5g}."
         )
 
     def warnings(self) -> list[str]:

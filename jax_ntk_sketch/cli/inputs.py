@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import preprocessing
@@ -128,9 +129,11 @@ class Inputs:
         """What `notes` described."""
         zca = None
         if "zca.mean" in arrays:
-            fields = dataclasses.fields(preprocessing.ZCAParams)
+            names = [
+                field.name for field in dataclasses.fields(preprocessing.ZCAParams)
+            ]
             zca = preprocessing.ZCAParams(
-                **{field.name: arrays[f"zca.{field.name}"] for field in fields}
+                *(jnp.asarray(arrays[f"zca.{name}"]) for name in names)
             )
         return cls(
             tuple(about["shape"]),

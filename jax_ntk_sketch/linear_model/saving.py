@@ -17,7 +17,7 @@ __all__ = ["is_model", "load_model", "load_notes", "save_model"]
 _MODEL = ("weights", "intercept", "reg")
 _WHAT = "jax_ntk_sketch model"
 _NOTES = "notes."
-_READING: dict[str, str] = {
+_READING: dict[str, Any] = {
     "kind": "model of this library",
     "advice": "give the file that save_model wrote",
 }
