@@ -416,8 +416,8 @@ def _fit(
     seconds: dict[str, float],
 ) -> linear_model.FittedModel:
     start = time.time()
-    try:
-        with arguments.usage_errors(), _warnings_in_one_line():
+    with arguments.usage_errors(), _warnings_in_one_line():
+        try:
             fitted = linear_model.fit(
                 fmap,
                 params,
@@ -432,11 +432,11 @@ def _fit(
                 checkpoint_seconds=args.checkpoint_seconds,
                 progress=False if args.no_progress else None,
             )
-    except np.linalg.LinAlgError as error:
-        raise arguments.UsageError(
-            f"--reg: {error}; the sums are kept in {checkpoint}, so that the same "
-            "command with another --reg needs no pass"
-        ) from error
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"--reg: {error}; the sums are kept in {checkpoint}, so that the same "
+                "command with another --reg needs no pass"
+            ) from error
     end = time.time()
     # The pass ends when it has written its last checkpoint.
     with contextlib.suppress(OSError):

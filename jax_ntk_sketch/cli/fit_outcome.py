@@ -99,8 +99,8 @@ class FitOutcome:
             self._test_text(),
             f"Time: {times}.",
             f"Memory: peak {gigabytes(self.peak_bytes)}, of which "
-            f"{gigabytes(self.planned_bytes)} were planned for the fit (Python, JAX and "
-            "the data come besides).",
+            f"{gigabytes(self.planned_bytes)} were planned for the fit (Python, JAX "
+            "and the data come besides).",
             environment_text(),
         ]
         return "\n\n".join(text[:2]) + "\n\n" + "\n".join(text[2:])
