@@ -64,7 +64,14 @@ def check_file(path: str, option: str, suffixes: Sequence[str]) -> pathlib.Path:
         raise UsageError(f"{option} {path}: must end in {' or '.join(suffixes)}")
     if file.is_dir():
         raise UsageError(f"{option} {path} is a folder, expected a file")
-    check_folder(file.parent, option)
+    existing = check_folder(file.parent, option)
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        # Permissions do not tell of all that a file system refuses.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot write in {existing}") from error
     return file
 
 
