@@ -20,6 +20,7 @@ import numpy as np
 import jax_ntk_sketch
 from jax_ntk_sketch import linear_model, stax
 from jax_ntk_sketch.cli import arguments, fit_setup
+from jax_ntk_sketch.cli.blas import one_thread_if_small
 from jax_ntk_sketch.cli.fit_cost import require_disk, require_memory
 from jax_ntk_sketch.cli.fit_options import add_arguments, check_outputs
 from jax_ntk_sketch.cli.fit_outcome import FitOutcome
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if short:
         _warn(short)
+    if save.exists():
+        print(f"{save} is replaced when the new model is complete.")
     if checkpoint.exists():
         print(f"Going on from {checkpoint}, if it is of the same fit.", flush=True)
     show = False if args.no_progress else None
@@ -151,7 +154,8 @@ def _fit(
     seconds: dict[str, float],
 ) -> linear_model.FittedModel:
     start = time.time()
-    with arguments.usage_errors(), _warnings_in_one_line():
+    few = one_thread_if_small(fmap.num_features)
+    with arguments.usage_errors(), _warnings_in_one_line(), few:
         try:
             fitted = linear_model.fit(
                 fmap,
