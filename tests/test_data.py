@@ -445,3 +445,13 @@ def test_progress_of_a_generator_has_no_total(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert list(progress((i for i in range(2)), "x", enabled=True)) == [0, 1]
     assert sys.stderr.getvalue().startswith("x: 0\nx: 2 done")
+
+
+def test_a_table_to_predict_has_all_rows_in_order(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n1,2,x\n3,4,y\n")
+    x, y = data.read_csv(path, "c")
+    assert x.tolist() == [[1, 2], [3, 4]] and y.tolist() == ["x", "y"]
+    path.write_text("1\n3\n")
+    x, y = data.read_csv(path, None)
+    assert x.tolist() == [[1], [3]] and y is None

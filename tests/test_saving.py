@@ -8,6 +8,7 @@ import pytest
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import stax
+from jax_ntk_sketch.linear_model import saving
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
 RNG = np.random.default_rng(0)
@@ -42,6 +43,34 @@ def test_predictions_are_the_same_bits(index, tmp_path):
         assert again.model.num_classes == fitted.model.num_classes
         np.testing.assert_equal(again.model.info, fitted.model.info)
     assert [p.name for p in path.parent.iterdir()] == ["model.npz"]
+
+
+def test_notes_are_kept_beside_the_model(tmp_path):
+    path = tmp_path / "model.npz"
+    fmap = jns.feature_map(NET, num_features=20)
+    fitted = lm.fit(fmap, fmap.init(jax.random.key(0), (6,)), X, X[:, 0], reg=1e-3)
+    arrays = {"weights": np.arange(3.0), "names": np.array(["a", "bc"])}
+    lm.save_model(path, fitted, notes={"scale": [1, 2.5]}, arrays=arrays)
+    notes, found = lm.load_notes(path)
+    assert notes == {"scale": [1, 2.5]}
+    np.testing.assert_equal(found, arrays)
+    again = lm.load_model(path, fmap)
+    assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
+    lm.save_model(path, fitted)
+    assert lm.load_notes(path) == ({}, {}) and saving.is_model(path)
+
+
+def test_what_is_no_model_is_told(tmp_path):
+    fmap = jns.feature_map(NET, num_features=20)
+    sums, plain, text = (tmp_path / name for name in ("s.npz", "p.npy", "t.txt"))
+    params = fmap.init(jax.random.key(0), (6,))
+    lm.fit(fmap, params, X, LABELS, reg=1e-3, checkpoint=sums)
+    np.save(plain, X)
+    text.write_text("text")
+    for path in (sums, plain, text, tmp_path):
+        assert not saving.is_model(path)
+        with pytest.raises(ValueError, match="is no model of this library"):
+            lm.load_notes(path)
 
 
 def test_other_files_and_maps_are_refused(tmp_path):

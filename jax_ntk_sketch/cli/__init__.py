@@ -19,6 +19,8 @@ _PROGRAM = "python -m jax_ntk_sketch"
 _COMMANDS = {
     "fc": "jax_ntk_sketch.cli.fully_connected",
     "images": "jax_ntk_sketch.cli.images",
+    "fit": "jax_ntk_sketch.cli.fit",
+    "predict": "jax_ntk_sketch.cli.predict",
 }
 
 

@@ -36,14 +36,14 @@ from jax_ntk_sketch.feature_map import FeatureMap
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.transform import choose_batch_size
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
+__all__ = ["NETWORKS", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = (
     "Classifies images by ridge regression on features of a convolutional NTK, checks "
     "them against the exact kernel, and tells speed and memory."
 )
 
-_NETWORKS = ("cntk", "myrtle5", "myrtle7", "myrtle10")
+NETWORKS = ("cntk", "myrtle5", "myrtle7", "myrtle10")
 
 # Bytes that the exact kernel of a block of images may take, of which each pair of
 # images takes about 24 for each pair of their pixels.
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preprocessing_arguments(parser)
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--network", choices=_NETWORKS, default="cntk", help="of jax_ntk_sketch.recipes"
+        "--network", choices=NETWORKS, default="cntk", help="of jax_ntk_sketch.recipes"
     )
     group.add_argument(
         "--depth",

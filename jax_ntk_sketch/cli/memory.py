@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
+import os
 import pathlib
 import sys
 
-__all__ = ["PeakGrowth", "mebibytes", "peak_resident"]
+__all__ = ["PeakGrowth", "available", "gigabytes", "mebibytes", "peak_resident"]
 
 _PROC = pathlib.Path("/proc/self")
+_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def peak_resident() -> int | None:
@@ -21,6 +23,26 @@ def peak_resident() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available() -> int | None:
+    """Bytes that the process could still take without swapping; None if unknown.
+
+    What Linux says is available, or less where a container has a limit.
+    """
+    known = []
+    try:
+        for line in (_PROC.parent / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                known.append(1024 * int(line.split()[1]))
+    except OSError:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    # A container's limit is "max" where there is none.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        known.append(limit - int((_CGROUP / "memory.current").read_text()))
+    return min(known, default=None)
 
 
 class PeakGrowth:
@@ -47,6 +69,17 @@ class PeakGrowth:
         if peak is None or self._before is None:
             return None
         return max(peak - self._before, 0)
+
+
+def gigabytes(count: int | None) -> str:
+    """Bytes for a sentence.
+
+    >>> gigabytes(537_000_000), gigabytes(12_345), gigabytes(None)
+    ('0.54 GB', '0.01 MB', 'unknown')
+    """
+    if count is None:
+        return "unknown"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def mebibytes(count: int | None) -> str:

@@ -12,7 +12,7 @@ from jax_ntk_sketch.cli.arguments import number, usage_errors
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.progress import progress
 
-__all__ = ["add_preprocessing_arguments", "preprocess"]
+__all__ = ["add_preprocessing_arguments", "chosen_steps", "preprocess"]
 
 # Images per call, so that large sets are not copied whole.
 _BATCH = 500
@@ -64,6 +64,17 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen_steps(shape: tuple[int, ...], args: argparse.Namespace) -> tuple[bool, bool]:
+    """Whether images (h, w, c) are whitened, and standardised first."""
+    colour = shape[-1] > 1
+    zca, standardize = args.zca, args.standardize
+    if zca is None:
+        zca = colour and int(np.prod(shape)) <= _MOST_UNASKED
+    if standardize is None:
+        standardize = zca or colour
+    return zca, standardize
+
+
 def preprocess(data: Dataset, args: argparse.Namespace) -> tuple[Dataset, str]:
     """Images (n, h, w, c) as the options say, and a sentence on why.
 
@@ -71,13 +82,7 @@ def preprocess(data: Dataset, args: argparse.Namespace) -> tuple[Dataset, str]:
     """
     shape = data.x_train.shape[1:]
     size = int(np.prod(shape))
-    colour = shape[-1] > 1
-    zca = args.zca
-    if zca is None:
-        zca = colour and size <= _MOST_UNASKED
-    standardize = args.standardize
-    if standardize is None:
-        standardize = zca or colour
+    zca, standardize = chosen_steps(shape, args)
     show = False if args.no_progress else None
     x_train, x_test, notes = data.x_train, data.x_test, list(data.notes)
     if standardize:

@@ -21,6 +21,7 @@ from jax_ntk_sketch.validation import Estimate
 
 __all__ = [
     "Report",
+    "check_file",
     "check_folder",
     "chosen_options",
     "describe_data",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 
-def check_folder(folder: str | os.PathLike) -> pathlib.Path:
+def check_folder(folder: str | os.PathLike, option: str = "--output") -> pathlib.Path:
     """The path of a folder that `write_folder` will be able to write.
 
     Raises:
@@ -43,13 +44,35 @@ def check_folder(folder: str | os.PathLike) -> pathlib.Path:
     """
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, expected a folder")
+        raise UsageError(f"{option} {folder} is a file, expected a folder")
     existing = folder
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--output {folder}: cannot write in {existing}")
+        raise UsageError(f"{option} {folder}: cannot write in {existing}")
     return folder
+
+
+def check_file(path: str, option: str, suffixes: Sequence[str]) -> pathlib.Path:
+    """The path of a file that can be written in place of what may be there.
+
+    Raises:
+      UsageError: another suffix, a folder, or its folder cannot be written.
+    """
+    file = pathlib.Path(path)
+    if file.suffix not in suffixes:
+        raise UsageError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+    if file.is_dir():
+        raise UsageError(f"{option} {path} is a folder, expected a file")
+    existing = check_folder(file.parent, option)
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        # Permissions do not tell of all that a file system refuses.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot write in {existing}") from error
+    return file
 
 
 def write_folder(

@@ -5,7 +5,7 @@ is ever run.
 """
 
 from jax_ntk_sketch.data.cifar import load_cifar
-from jax_ntk_sketch.data.csv_table import load_csv
+from jax_ntk_sketch.data.csv_table import load_csv, read_csv
 from jax_ntk_sketch.data.dataset import Dataset
 from jax_ntk_sketch.data.digits import load_digits
 from jax_ntk_sketch.data.idx import load_idx, read_idx
@@ -22,5 +22,6 @@ __all__ = [
     "load_idx",
     "load_jpeg_npz",
     "load_npz",
+    "read_csv",
     "read_idx",
 ]

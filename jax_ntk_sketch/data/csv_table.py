@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_ntk_sketch.data.dataset import Dataset, existing_file, split_dataset
 
-__all__ = ["load_csv"]
+__all__ = ["load_csv", "read_csv"]
 
 
 def load_csv(
@@ -43,6 +43,29 @@ def load_csv(
       ValueError: no such column; a cell that is not a finite number, or a row of
         another length, named by line and column.
     """
+    x, y = read_csv(path, target, header=header)
+    assert y is not None  # a target was given
+    name = existing_file(path).stem
+    return split_dataset(
+        x, y, name=name, task=task, test_fraction=test_fraction, seed=seed
+    )
+
+
+def read_csv(
+    path: str | os.PathLike, target: str | int | None, *, header: bool | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """All rows of a table in their order, for `load_csv` and to predict.
+
+    Args:
+      path, target, header: as `load_csv`; None as target where there is none.
+
+    Returns:
+      x (n, columns - 1) float64 and the targets (n,), integers, floats or text; all
+      columns and None where there is no target.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_csv`.
+    """
     path = existing_file(path)
     lines, rows = _read(path)
     if header is None:
@@ -59,8 +82,8 @@ def load_csv(
                 f"{path}, line {line}: {len(row)} cells where the first line has "
                 f"{width}"
             )
-    column = _column(target, names, width, path)
-    if width < 2:
+    column = None if target is None else _column(target, names, width, path)
+    if column is not None and width < 2:
         raise ValueError(f"{path}: one column only; it needs features and a target")
 
     def place(row: int, col: int) -> str:
@@ -72,10 +95,9 @@ def load_csv(
     for i, row in enumerate(rows):
         for k, j in enumerate(features):
             x[i, k] = _number(row[j], place, i, j)
-    y = _targets([row[column] for row in rows], column, place)
-    return split_dataset(
-        x, y, name=path.stem, task=task, test_fraction=test_fraction, seed=seed
-    )
+    if column is None:
+        return x, None
+    return x, _targets([row[column] for row in rows], column, place)
 
 
 def _read(path) -> tuple[list[int], list[list[str]]]:

@@ -22,7 +22,7 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
-from jax_ntk_sketch.linear_model.saving import load_model, save_model
+from jax_ntk_sketch.linear_model.saving import load_model, load_notes, save_model
 from jax_ntk_sketch.linear_model.stream import FittedModel, fit
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
     "load_model",
+    "load_notes",
     "ridge_cross_validate",
     "ridge_init",
     "ridge_merge",

@@ -6,15 +6,26 @@ import os
 import pathlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["digest", "load", "save"]
+__all__ = ["describe", "digest", "load", "save"]
 
 _VERSION = 1
 _HEADER = "header"
+# What reading another kind of file, or a part of one, may raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,  # an array or a number where an archive or an object is expected
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save(
@@ -50,13 +61,18 @@ def save(
 
 
 def load(
-    path: str | os.PathLike, about: Mapping[str, Any] | None = None
+    path: str | os.PathLike,
+    about: Mapping[str, Any] | None = None,
+    *,
+    kind: str = "checkpoint",
+    advice: str = "delete it to begin again",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of `save` and their description.
 
     Args:
       path: the file.
       about: what the description must say, entry by entry; None for anything.
+      kind, advice: what errors call the file, and say to do.
 
     Raises:
       FileNotFoundError: there is none.
@@ -71,10 +87,9 @@ def load(
         whole = header["digest"] == _digest(arrays)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(
-            f"{path} is no checkpoint, or a damaged one ({error}); delete it to begin "
-            "again"
+            f"{path} is no {kind}, or a damaged one ({error}); {advice}"
         ) from error
     if version != _VERSION:
         raise ValueError(
@@ -82,8 +97,7 @@ def load(
         )
     if not whole:
         raise ValueError(
-            f"{path} is damaged: its arrays are not those that were written; delete it "
-            "to begin again"
+            f"{path} is damaged: its arrays are not those that were written; {advice}"
         )
     for key, wanted in (about or {}).items():
         if found.get(key) != wanted:
@@ -92,6 +106,15 @@ def load(
                 f"and is {wanted!r} here; give another path, or delete it"
             )
     return arrays, found
+
+
+def describe(path: str | os.PathLike) -> dict[str, Any]:
+    """The description of a file that `save` wrote, without its arrays; else {}."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(json.loads(str(file[_HEADER]))["about"])
+    except _UNREADABLE:
+        return {}
 
 
 def digest(arrays: Iterable[Any]) -> str:

@@ -1,6 +1,7 @@
 """A fitted model as one file of arrays, without pickle."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,12 +12,24 @@ from jax_ntk_sketch.linear_model import checkpoint
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.stream import FittedModel
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["is_model", "load_model", "load_notes", "save_model"]
 
 _MODEL = ("weights", "intercept", "reg")
+_WHAT = "jax_ntk_sketch model"
+_NOTES = "notes."
+_READING: dict[str, Any] = {
+    "kind": "model of this library",
+    "advice": "give the file that save_model wrote",
+}
 
 
-def save_model(path: str | os.PathLike, fitted: FittedModel) -> None:
+def save_model(
+    path: str | os.PathLike,
+    fitted: FittedModel,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Writes the chosen model, the parameters and the feature map's description.
 
     The file is written beside `path` and renamed, so that a failure leaves an old one
@@ -25,6 +38,8 @@ def save_model(path: str | os.PathLike, fitted: FittedModel) -> None:
     Args:
       path: of an `.npz` file; its folder is created.
       fitted: what `fit`, `fit_cg` or `fit_gradient` returned.
+      notes: what else is to be known, the preprocessing say; anything of JSON.
+      arrays: that belong to the notes, by name; `load_notes` returns both.
 
     Raises:
       OSError: the file cannot be written.
@@ -43,27 +58,60 @@ def save_model(path: str | os.PathLike, fitted: FittedModel) -> None:
     True
     """
     model = fitted.model
-    arrays: dict[str, np.ndarray] = {}
-    structure = _encode(fitted.params, "params", arrays)
-    kept = str(jax.tree.structure(_decode(structure, arrays)))
+    kept_arrays: dict[str, np.ndarray] = {}
+    structure = _encode(fitted.params, "params", kept_arrays)
+    kept = str(jax.tree.structure(_decode(structure, kept_arrays)))
     if kept != str(jax.tree.structure(fitted.params)):
         raise TypeError(
             "save_model: params must be dictionaries, lists and tuples of arrays, got "
             f"{jax.tree.structure(fitted.params)}"
         )
     for name in _MODEL:
-        arrays[name] = np.asarray(getattr(model, name))
+        kept_arrays[name] = np.asarray(getattr(model, name))
     for name, value in model.info._asdict().items():
-        arrays[f"info.{name}"] = np.asarray(value)
+        kept_arrays[f"info.{name}"] = np.asarray(value)
+    for name, array in (arrays or {}).items():
+        kept_arrays[_NOTES + name] = np.asarray(array)
     about = {
-        "what": "jax_ntk_sketch model",
+        "what": _WHAT,
         "feature map": repr(fitted.fmap),
         "params": structure,
         "num_targets": model.num_targets,
         "num_classes": model.num_classes,
         "skipped": fitted.skipped,
+        "notes": dict(notes or {}),
     }
-    checkpoint.save(path, arrays, about)
+    checkpoint.save(path, kept_arrays, about)
+
+
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether `save_model` wrote the file, by its description."""
+    return checkpoint.describe(path).get("what") == _WHAT
+
+
+def load_notes(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The notes that `save_model` was given, and their arrays.
+
+    Args:
+      path: the file.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_model`.
+    """
+    arrays, about = checkpoint.load(path, **_READING)
+    if about.get("what") != _WHAT:
+        raise ValueError(
+            f"{path} is no {_READING['kind']} (a checkpoint of its fit, perhaps); "
+            f"{_READING['advice']}"
+        )
+    own = {
+        name.removeprefix(_NOTES): array
+        for name, array in arrays.items()
+        if name.startswith(_NOTES)
+    }
+    return about["notes"], own
 
 
 def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
@@ -80,8 +128,8 @@ def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
       FileNotFoundError: there is none.
       ValueError: another kind of file, a damaged one, or another feature map.
     """
-    wanted = {"what": "jax_ntk_sketch model", "feature map": repr(fmap)}
-    arrays, about = checkpoint.load(path, wanted)
+    wanted = {"what": _WHAT, "feature map": repr(fmap)}
+    arrays, about = checkpoint.load(path, wanted, **_READING)
     info = RidgeInfo(*(arrays[f"info.{name}"] for name in RidgeInfo._fields))
     weights, intercept, reg = (arrays[name] for name in _MODEL)
     model = RidgeModel(
