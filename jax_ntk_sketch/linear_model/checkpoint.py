@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -47,16 +46,17 @@ def save(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"version": _VERSION, "about": dict(about), "digest": _digest(arrays)}
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # One name, so that what a killed run leaves is overwritten by the next.
+    part = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             parts: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **arrays}
             np.savez(file, **parts)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        part.replace(path)
     except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
