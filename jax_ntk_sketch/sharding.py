@@ -11,7 +11,7 @@ one is killed then JAX ends the others with an error (exit status 134), at most
 default; at once, if it was process 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ntk_sketch import methods
 
-__all__ = ["axis_name", "data_mesh", "features", "local_mesh", "replicate", "split"]
+__all__ = ["data_mesh", "features"]
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -73,7 +73,7 @@ def features(fmap: Any, params: Any, x: Any, *, mesh: Mesh) -> Any:
     >>> phi.shape, bool(jnp.allclose(phi, fmap.apply(params, jnp.ones((5, 3)))))
     ((5, 16), True)
     """
-    rows = PartitionSpec(axis_name("features", mesh))
+    axis_name("features", mesh)
     if isinstance(getattr(fmap, "method", None), methods.Exact):
         raise ValueError(
             'features: method "exact" needs all examples on one device; use '
@@ -82,10 +82,21 @@ def features(fmap: Any, params: Any, x: Any, *, mesh: Mesh) -> Any:
     x = jnp.asarray(x)
     n = len(x)
     x = jnp.pad(x, [(0, -n % mesh.size)] + [(0, 0)] * (x.ndim - 1))
-    run = jax.shard_map(
-        fmap.apply, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows
-    )
-    return jax.tree.map(lambda phi: phi[:n], run(params, x))
+    phi = over(mesh, fmap.apply)(params, x)
+    return jax.tree.map(lambda rows: rows[:n], phi)
+
+
+def over(mesh: Mesh, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run(params, *arrays)` on each device with its rows of the arrays."""
+    rows = PartitionSpec(axis_name("over", mesh))
+
+    def sharded(params: Any, *arrays: Any) -> Any:
+        specs = PartitionSpec(), *[rows] * len(arrays)
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows)(
+            params, *arrays
+        )
+
+    return sharded
 
 
 def axis_name(owner: str, mesh: Any) -> str:

@@ -16,6 +16,7 @@ from jax_ntk_sketch.linear_model.source import (
     check_options,
     features,
     features_like,
+    warn_skipped,
 )
 from jax_ntk_sketch.linear_model.stream import FittedModel
 from jax_ntk_sketch.progress import progress as with_progress
@@ -135,6 +136,7 @@ def fit_gradient(
                 f"fit_gradient: the loss of epoch {epoch + 1} is {history[-1]}; a "
                 "smaller learning rate may do"
             )
+    warn_skipped("fit_gradient", skipped)
     (w, b), _ = run
     model = RidgeModel(
         weights=w[:, 0] if flat else w,

@@ -7,11 +7,14 @@ platform, and enter collectives only when all are ready.
 """
 
 import json
+import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 __all__ = ["Processes"]
@@ -25,7 +28,7 @@ class Processes:
     """The processes of a mesh during one call; a context, whose errors all learn of.
 
     Every process makes the same calls in the same order, as for JAX's collectives.
-    One process needs no runtime, and has nobody to wait for.
+    A mesh of one process needs no runtime; its process has nobody to wait for.
 
     Attributes:
       index: this process among those of the mesh, 0, 1, ...
@@ -41,10 +44,16 @@ class Processes:
         self._known = False
         if self.count == 1:
             return
+        if self.count != jax.process_count():
+            raise ValueError(
+                f"{owner}: mesh has devices of {self.count} processes out of "
+                f"{jax.process_count()}; give it devices of all of them, or of one"
+            )
         # JAX has no public name for the client of its own runtime.
         from jax._src import distributed
 
         self._client: Any = distributed.global_state.client
+        assert self._client is not None
         # Calls are told apart by their number, which the store counts.
         here = f"jax_ntk_sketch/{members}"
         own = f"{here}/calls/{self.index}/"
@@ -60,18 +69,17 @@ class Processes:
         if error is not None and self.count > 1 and not self._known:
             self._tell("error", f"{kind.__name__}: {str(error)[:2000]}")
 
-    def agree(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def agree(self, about: Mapping[str, Any], **others: Any) -> list[dict[str, Any]]:
         """Checks that all say the same, and returns what each said.
 
         Args:
-          about: numbers, strings and lists; None, or no entry, goes with anything.
+          about: numbers, strings and lists; None goes with anything.
+          others: what may differ.
 
         Raises:
           ValueError: two differ.
         """
-        mine = json.dumps(dict(about))
-        if self.count == 1:
-            return [json.loads(mine)]
+        mine = json.dumps({**about, **others})
         said = [json.loads(text) for text in self.meet("about", mine)]
         for key in about:
             values = [(i, s.get(key)) for i, s in enumerate(said)]
@@ -99,6 +107,20 @@ class Processes:
             self._raise_errors()
             time.sleep(_INTERVAL)
         return [said[i] for i in range(self.count)]
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What `make()` returns in the first process, to the bit, in all of them.
+
+        Raises:
+          RuntimeError: it raised there.
+        """
+        if self.count == 1:
+            return make()
+        made = pickle.dumps(make()) if self.index == 0 else b""
+        length = int(self.meet("made", str(len(made)))[0])
+        data = np.frombuffer(made or bytes(length), np.uint8)
+        data = multihost_utils.broadcast_one_to_all(data, is_source=self.index == 0)
+        return pickle.loads(np.asarray(data).tobytes())
 
     def check(self) -> None:
         """Raises if another process stopped with an error; looks once a second."""
