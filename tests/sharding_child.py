@@ -43,13 +43,13 @@ def devices():
     mesh, out = sharding.data_mesh(), {"devices": jax.device_count()}
     phi = np.asarray(FMAP.apply(params, X))
     run = jax.jit(lambda p, x: sharding.features(FMAP, p, x, mesh=mesh))
-    for n in (501, 16, 3, 0):
+    for n in (501, 3):
         found = jns.transform(FMAP, params, X[:n], mesh=mesh, batch_size=8)
         assert found.shape == (n, 200)
         error = np.abs(found - phi[:n]).max(initial=0)
         error = max(error, np.abs(run(params, X[:n]) - phi[:n]).max(initial=0))
         out[f"features of {n}"] = float(error)
-    for n in (501, 7, 3):
+    for n in (501, 3):
         for folds in (0, 3):
             one = fit(X[:n], Y[:n], params, folds=folds)
             many = fit(X[:n], Y[:n], params, folds=folds, mesh=mesh)
@@ -58,9 +58,8 @@ def devices():
                 a, b = many.cross_validation.errors, one.cross_validation.errors
                 np.testing.assert_allclose(a, b, rtol=1e-5)
     batches = [(X[:100], Y[:100]), (X[100:107], Y[100:107]), (X[107:], Y[107:])]
-    out["batches"] = relative(
-        fit(iter(batches), None, params, mesh=mesh), one501(params)
-    )
+    streamed = fit(iter(batches), None, params, mesh=mesh)
+    out["batches"] = relative(streamed, fit(X, Y, params))
     np.testing.assert_allclose(
         many.predict(X, mesh=mesh), many.predict(X), rtol=1e-5, atol=1e-5
     )
@@ -87,10 +86,6 @@ def devices():
     return out
 
 
-def one501(params):
-    return fit(X, Y, params)
-
-
 def processes(index, folder):
     """Two processes, of which each knows its own part of the examples."""
     params = FMAP.init(jax.random.key(0), (6,))
@@ -105,9 +100,9 @@ def processes(index, folder):
             fitted = fit(*args, mesh=mesh, **options)
         except Exception as error:
             out[name] = f"{type(error).__name__}: {error}"
-        else:
-            out[name] = np.asarray(fitted.path.weights).tobytes().hex()
-        return None if isinstance(out[name], str) and "Error" in out[name] else fitted
+            return None
+        out[name] = np.asarray(fitted.path.weights).tobytes().hex()
+        return fitted
 
     checkpoint = dict(checkpoint=pathlib.Path(folder) / "sums.npz")
     fitted = attempt("parts", x, y, params, **checkpoint)
@@ -137,7 +132,7 @@ def processes(index, folder):
     attempt("dtypes", (x, x.astype(int))[index], y, params)
     attempt("reg", x, y, params, reg=(1e-3, 1e-4)[index])
     attempt("options", x, y, params, folds=index)
-    attempt("not positive", x, y, params, reg=1e-300, batch_size=10**3)
+    attempt("singular", x[:20], y[:20], params, reg=0.0)
     attempt("again", x, y, params)
     return out
 

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import runpy
 import signal
 import socket
 import subprocess
@@ -86,8 +87,8 @@ def test_an_error_of_one_process_is_one_of_both(two):
     assert two[0]["bad row"].startswith(
         "RuntimeError: fit: process 1 stopped with an error: ValueError: fit: examples"
     )
-    singular = [said["not positive"] for said in two]
-    assert singular[0].startswith("LinAlgError: ridge_solve: with reg = 1e-300")
+    singular = [said["singular"] for said in two]
+    assert singular[0].startswith("LinAlgError: ridge_solve: with reg = 0")
     assert "process 0 stopped with an error: LinAlgError" in singular[1]
     assert two[0]["options"].startswith("RuntimeError: fit: process 1 stopped")
     assert two[1]["options"] == "ValueError: fit: folds must be 0 or at least 2, got 1"
@@ -112,7 +113,7 @@ def test_processes_must_agree(two, name, message):
 def test_killed_processes_end_the_others_and_resume(tmp_path):
     """`kill -9` of each in turn, in the script that users start."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((80_001, 6)).astype(np.float32)
+    x = rng.standard_normal((50_001, 6)).astype(np.float32)
     y = np.sin(x[:, 0])
     for name, array in (("x_train", x), ("y_train", y)):
         np.save(tmp_path / name, array)
@@ -139,7 +140,8 @@ def test_killed_processes_end_the_others_and_resume(tmp_path):
     before = [0, 0]
     for victim in (1, 0):
         both = launch("killed")
-        while min(np.subtract(done("killed"), before)) <= 0:
+        # In the second round process 0 may have nothing left to do but wait.
+        while max(np.subtract(done("killed"), before)) <= 0 or not min(done("killed")):
             assert all(process.poll() is None for process in both)
             time.sleep(0.05)
         both[victim].send_signal(signal.SIGKILL)
@@ -168,8 +170,10 @@ def test_killed_processes_end_the_others_and_resume(tmp_path):
     assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
 
 
-def test_the_script_runs_without_data():
-    assert "test error 0.0" in result(start(SCRIPT, "--features", 512))
+def test_the_script_runs_without_data(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--features", "256"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "test error 0.0" in capsys.readouterr().out
 
 
 def exact(states):
