@@ -116,11 +116,14 @@ def processes(index, folder):
     empty = slice(0, None if index == 0 else 0)
     fitted = attempt("empty", X[empty], Y[empty], params)
     out["empty relative"] = relative(fitted, fit(X, Y, params))
+    stream = iter([(x[:50], y[:50]), (x[50:], y[50:])])
+    fitted = attempt("stream", stream, None, params)
+    out["stream relative"] = relative(fitted, fit(X, Y, params))
     fitted = attempt("folds", x, y, params, folds=3)
     out["fold errors"] = fitted.cross_validation.errors.tolist()
     # The class 2 is known to one process only.
     few = labels if index == 0 else np.minimum(labels, 1)
-    fitted = attempt("classes", x, few, params)
+    fitted = attempt("classes", x, few, params, reg=np.array([1e-3]))
     out["num_classes"] = fitted.model.num_classes
     # Errors of one process are errors of both, and the next fit is not disturbed.
     bad = x.copy()

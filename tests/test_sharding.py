@@ -73,6 +73,7 @@ def test_two_processes_equal_one(two):
     for said in two:
         assert said["devices"] == 4
         assert said["relative"] < 1e-6 and said["empty relative"] < 1e-6
+        assert said["stream relative"] < 1e-6
         assert said["features"] < 2e-6
         assert said["num_classes"] == 3
         assert said["resumed"] == said["parts"] == said["again"]

@@ -76,6 +76,7 @@ def fit_cg(
     Args:
       fmap, params, data, y, intercept, sample_weight, num_classes, batch_size,
         nonfinite, progress: as `fit`; data that can be read once only are refused.
+        There is no `mesh`: one device makes all features.
       reg: one number > 0.
       tolerance: of the residual, relative to the right-hand side, in (0, 1).
       max_steps: >= 1; each a pass over the data.

@@ -49,7 +49,8 @@ def fit_gradient(
 
     Args:
       fmap, params, data, y, intercept, sample_weight, num_classes, nonfinite, progress:
-        as `fit`; data that can be read once only do for one epoch.
+        as `fit`; data that can be read once only do for one epoch. There is no
+        `mesh`: one device makes all features.
       optimizer: an `optax.GradientTransformation`, schedules and clipping included.
       loss: "squared_error", "softmax_cross_entropy" (needs class labels), or a function
         of scores (n, t) and targets (n, t), for classes one-hot codes, to (n,).

@@ -79,7 +79,7 @@ class Processes:
         Raises:
           ValueError: two differ.
         """
-        mine = json.dumps({**about, **others})
+        mine = json.dumps({**about, **others}, default=int)  # NumPy's integers
         said = [json.loads(text) for text in self.meet("about", mine)]
         for key in about:
             values = [(i, s.get(key)) for i, s in enumerate(said)]

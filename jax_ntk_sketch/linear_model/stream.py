@@ -295,13 +295,14 @@ class _Pass:
             about["examples"] = [list(x.shape[1:]), str(dtype)]
             labels = source.num_classes is not None
             about["targets"] = ["class labels"] if labels else list(y.shape[1:])
-        # That differs where some classes are not among the labels of all.
+        # The classes that were found differ where one has no examples of the last.
         said = self.processes.agree(about, found=source.num_classes)
         examples = next((s["examples"] for s in said if s["examples"]), None)
         if examples is None:
             raise ValueError("fit: there are no examples, in any process")
         found = [s["found"] for s in said if s["found"] is not None]
         source.num_classes = max(found, default=None)
+        self._about["num_classes"] = source.num_classes
         targets = next(s["targets"] for s in said if s["examples"])
         if source.num_classes is not None:
             targets = [source.num_classes]
