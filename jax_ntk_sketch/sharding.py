@@ -5,10 +5,12 @@ models are the same on all devices. `jax_ntk_sketch.transform` and
 `jax_ntk_sketch.linear_model.fit` take it as `mesh`, and
 `jax_ntk_sketch.linear_model.ridge_psum` is the one reduction of a fit.
 
-With several processes, call `jax.distributed.initialize` first, in each of them. If
-one is killed then JAX ends the others with an error (exit status 134), at most
-`heartbeat_timeout_seconds` later, an argument of that function which is 100 s by
-default; at once, if it was process 0.
+With several processes, call `jax.distributed.initialize` first, in each of them. JAX
+then sees to it that none waits for ever. If one is killed, the others end with an error
+(SIGABRT, exit status 134) within `heartbeat_timeout_seconds`, an argument of that
+function, 100 by default; at once, if it was process 0. If one ends by itself before the
+others, they do so 300 s later, the default of JAX's shutdown. An exception inside `fit`
+is raised in all of them, a second or a chunk later.
 """
 
 from collections.abc import Callable, Sequence
