@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import methods
+from jax_ntk_sketch import methods, sharding
 from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
@@ -36,6 +36,7 @@ def transform(
     max_bytes: int | None = None,
     out: Any = None,
     progress: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     r"""Features of many examples, batch by batch, on the host.
 
@@ -59,6 +60,9 @@ def transform(
         dtype; a pair of them where `fmap.get` is a tuple. By default a new array.
       progress: True to show a bar on stderr, False not to, None (default) to show it
         where stderr is a terminal.
+      mesh: of `jax_ntk_sketch.sharding.data_mesh`; each of its devices that belong to
+        this process works on a batch at a time. With several processes, each gives
+        examples of its own and gets their features; nothing is sent between them.
 
     Returns:
       `out`, or a NumPy array `(n, num_features)`, dtype of `fmap.apply`'s features;
@@ -86,19 +90,26 @@ def transform(
     ((1000, 32), True)
     """
     batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)
-    batch_size = batch.shape[0]
     # Also finds, before any work, what apply would say of the shapes.
     features = _apply.eval_shape(fmap, params, batch)
+    run: Any = _apply
+    if mesh is not None:
+        mesh = sharding.local_mesh("transform", mesh)
+        params = sharding.replicate(mesh, params)
+        run = functools.partial(_apply_over, mesh)
+        batch = batch.update(shape=(mesh.size * batch.shape[0], *batch.shape[1:]))
+    batch_size = batch.shape[0]
     out = _outputs(out, features, len(x))
     starts = range(0, len(x), batch_size)
     running: tuple[int, Any] | None = None
     try:
         label = f"features, batches of {batch_size}"
         for start in with_progress(starts, label, enabled=progress):
-            rows = jax.device_put(read_rows("transform", "x", x, start, batch))
+            rows = read_rows("transform", "x", x, start, batch)
+            rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
             # Not two batches at a time, which would take twice the memory.
             done = jax.block_until_ready(running)
-            running = start, _apply(fmap, params, rows)
+            running = start, run(fmap, params, rows)
             if done is not None:
                 _write(out, *done)
                 done = None
@@ -112,6 +123,13 @@ def transform(
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(fmap: AnyFeatureMap, params: Any, x: jax.Array) -> Any:
     return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_over(
+    mesh: jax.sharding.Mesh, fmap: AnyFeatureMap, params: Any, x: jax.Array
+) -> Any:
+    return sharding.over(mesh, functools.partial(_apply, fmap))(params, x)
 
 
 def in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:

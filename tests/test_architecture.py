@@ -38,8 +38,9 @@ ALLOWED = {
         "sketch",
         "transform",
     },
-    "transform": {"feature_map", "methods", "progress", "sketch"},
-    "linear_model": {"progress", "transform"},
+    "sharding": {"methods"},
+    "transform": {"feature_map", "methods", "progress", "sharding", "sketch"},
+    "linear_model": {"progress", "sharding", "transform"},
     "validation": {"linear_model"},
     "interop": {"stax"},
 }

@@ -117,6 +117,20 @@ def test_rows_that_are_not_finite_are_named_or_left_out(place):
     np.testing.assert_allclose(weights(fitted), weights(clean), atol=2e-5)
 
 
+def test_predictions_choose_their_batch_once(monkeypatch):
+    # The package has a function of the module's name.
+    transform = sys.modules["jax_ntk_sketch.transform"]
+    calls, choose = [], transform.choose_batch_size
+    monkeypatch.setattr(
+        transform, "choose_batch_size", lambda *a: calls.append(a) or choose(*a)
+    )
+    fitted = lm.fit(FMAP, PARAMS, X, Y, **OPTIONS)
+    x = np.concatenate([X] * 12)
+    found = fitted.predict(x)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(found[-230:], fitted.predict(x[-230:]))
+
+
 def test_a_feature_that_overflows_is_found_too():
     x = X.copy()
     x[5] = 1e38

@@ -97,9 +97,10 @@ def test_what_is_not_finite():
     options = dict(optimizer=optax.sgd(0.05), batch_size=64)
     with pytest.raises(ValueError, match=r"fit_gradient: examples 0 to 63: 1 .*\(9, "):
         lm.fit_gradient(FMAP, PARAMS, x, Y, **options)
-    fitted, losses = lm.fit_gradient(
-        FMAP, PARAMS, x, Y, nonfinite="skip", num_epochs=3, **options
-    )
+    with pytest.warns(RuntimeWarning, match="fit_gradient: 1 examples"):
+        fitted, losses = lm.fit_gradient(
+            FMAP, PARAMS, x, Y, nonfinite="skip", num_epochs=3, **options
+        )
     assert fitted.skipped == 1 and np.isfinite(losses).all()
     with pytest.raises(FloatingPointError, match="smaller learning rate"):
         lm.fit_gradient(

@@ -14,6 +14,7 @@ from jax_ntk_sketch.linear_model.predict import (
     gradient_descent_mse,
     gradient_descent_mse_ensemble,
 )
+from jax_ntk_sketch.linear_model.reduction import ridge_psum
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
     ridge_init,
@@ -46,6 +47,7 @@ __all__ = [
     "ridge_init",
     "ridge_merge",
     "ridge_penalty",
+    "ridge_psum",
     "ridge_solve",
     "ridge_update",
     "save_model",

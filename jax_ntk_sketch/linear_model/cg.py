@@ -26,6 +26,7 @@ from jax_ntk_sketch.linear_model.source import (
     check_options,
     features,
     features_like,
+    warn_skipped,
 )
 from jax_ntk_sketch.linear_model.stream import FittedModel
 from jax_ntk_sketch.progress import progress as with_progress
@@ -75,6 +76,7 @@ def fit_cg(
     Args:
       fmap, params, data, y, intercept, sample_weight, num_classes, batch_size,
         nonfinite, progress: as `fit`; data that can be read once only are refused.
+        There is no `mesh`: one device makes all features.
       reg: one number > 0.
       tolerance: of the residual, relative to the right-hand side, in (0, 1).
       max_steps: >= 1; each a pass over the data.
@@ -124,6 +126,7 @@ def fit_cg(
     omega = np.asarray(jax.random.normal(key, (m, min(rank, m))), np.float64)
     omega = np.linalg.qr(omega)[0] if omega.size else omega
     sums = passes.first(omega, intercept)
+    warn_skipped("fit_cg", passes.skipped)
     n, mean = sums.examples, sums.mean
     shift = float(ridge_penalty(penalty, n))
 

@@ -16,6 +16,7 @@ from jax_ntk_sketch.linear_model.source import (
     check_options,
     features,
     features_like,
+    warn_skipped,
 )
 from jax_ntk_sketch.linear_model.stream import FittedModel
 from jax_ntk_sketch.progress import progress as with_progress
@@ -48,7 +49,8 @@ def fit_gradient(
 
     Args:
       fmap, params, data, y, intercept, sample_weight, num_classes, nonfinite, progress:
-        as `fit`; data that can be read once only do for one epoch.
+        as `fit`; data that can be read once only do for one epoch. There is no
+        `mesh`: one device makes all features.
       optimizer: an `optax.GradientTransformation`, schedules and clipping included.
       loss: "squared_error", "softmax_cross_entropy" (needs class labels), or a function
         of scores (n, t) and targets (n, t), for classes one-hot codes, to (n,).
@@ -135,6 +137,7 @@ def fit_gradient(
                 f"fit_gradient: the loss of epoch {epoch + 1} is {history[-1]}; a "
                 "smaller learning rate may do"
             )
+    warn_skipped("fit_gradient", skipped)
     (w, b), _ = run
     model = RidgeModel(
         weights=w[:, 0] if flat else w,

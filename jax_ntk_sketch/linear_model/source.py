@@ -1,5 +1,7 @@
 """Examples in chunks of one length, checked, whatever they come from."""
 
+import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +11,14 @@ import numpy as np
 
 from jax_ntk_sketch.transform import in_caches
 
-__all__ = ["Chunk", "Source", "check_options", "features", "features_like"]
+__all__ = [
+    "Chunk",
+    "Source",
+    "check_options",
+    "features",
+    "features_like",
+    "warn_skipped",
+]
 
 
 class Chunk(NamedTuple):
@@ -85,6 +94,16 @@ def check_options(owner: str, fmap: Any, nonfinite: str, **sizes: Any) -> None:
         raise ValueError(f'{owner}: fmap must have one kernel, get="ntk" or get="nngp"')
 
 
+def warn_skipped(owner: str, count: int) -> None:
+    """Says how many examples a fit left out, if it did, where `owner` was called."""
+    if count:
+        warnings.warn(
+            f"{owner}: {count} examples that are not finite were left out",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 class Source:
     """Arrays or batches of examples.
 
@@ -130,6 +149,17 @@ class Source:
             )
         self._data = data
         self._shape: tuple[Any, ...] | None = None
+
+    def first(self) -> tuple[int, Any, Any, Any] | None:
+        """The first that `raw` will yield; it stays to be read."""
+        if not self.once:
+            return next(self.raw(), None)
+        data = self._data
+        head = list(itertools.islice(data, 1))
+        self._data = head
+        first = next(self.raw(), None)
+        self._data = itertools.chain(head, data)
+        return first
 
     def count(self, done: int = 0) -> int | None:
         """How many chunks there are behind the first `done`, where it is known."""
