@@ -304,7 +304,7 @@ def _dim(owner: str, example: Any) -> int:
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(
             f"{owner}: example must be (d,), the size of flat examples, or examples "
-            f"(n, d); got {example if isinstance(example, tuple) else np.shape(example)}"
+            f"(n, d); got {shape}"
         )
     return int(shape[0])
 

@@ -13,6 +13,7 @@ from jax_ntk_sketch.sketch.base import check_size
 
 __all__ = [
     "SparseRows",
+    "capacity",
     "check_rows",
     "is_sparse",
     "num_examples",
@@ -25,7 +26,6 @@ __all__ = [
 _LARGEST = 2**31 - 1
 
 
-@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class SparseRows:
     """n sparse examples of d numbers, a pytree: what a compiled function takes.
@@ -113,7 +113,11 @@ class SparseRows:
         kinds = [v.dtype for v in numbers if len(v)] or [np.dtype(np.float32)]
         data = np.concatenate([np.zeros(0, np.int8), *numbers])
         flat = np.concatenate([np.zeros(0, np.int64), *columns])
-        parts = data.astype(np.result_type(*kinds)), flat, np.cumsum([0, *map(len, columns)])
+        parts = (
+            data.astype(np.result_type(*kinds)),
+            flat,
+            np.cumsum([0, *map(len, columns)]),
+        )
         joined = scipy.sparse.csr_array(parts, shape=(len(columns), dim))
         return pack(to_csr(owner, "indices", joined))
 
@@ -130,9 +134,7 @@ class SparseRows:
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The examples as compressed rows, (n, d), on the host."""
         n = self.shape[0]
-        rows, indices, values = map(
-            np.asarray, (self.rows, self.indices, self.values)
-        )
+        rows, indices, values = map(np.asarray, (self.rows, self.indices, self.values))
         edges = np.searchsorted(rows, np.arange(n + 1))
         parts = values[: edges[-1]], indices[: edges[-1]], edges
         return scipy.sparse.csr_array(parts, shape=self.shape)
@@ -149,14 +151,13 @@ class SparseRows:
             )
         return pack(self.to_scipy()[rows])
 
-    def tree_flatten(self) -> tuple[tuple[Any, Any, Any], tuple[int, int]]:
-        """Arrays, and what is static."""
-        return (self.indices, self.rows, self.values), self.shape
 
-    @classmethod
-    def tree_unflatten(cls, shape: tuple[int, int], leaves: Any) -> "SparseRows":
-        """The inverse; leaves may be anything."""
-        return cls(*leaves, shape)
+# Leaves may be anything while JAX rebuilds the record, so that nothing is checked here.
+jax.tree_util.register_pytree_node(
+    SparseRows,
+    lambda x: ((x.indices, x.rows, x.values), x.shape),
+    lambda shape, leaves: SparseRows(*leaves, shape),
+)
 
 
 def is_sparse(x: Any) -> bool:
@@ -217,19 +218,30 @@ def to_csr(owner: str, name: str, x: Any) -> scipy.sparse.csr_array:
     return csr
 
 
+def capacity(csr: scipy.sparse.csr_array, size: int) -> int:
+    """Room for the entries of any `size` rows that begin at a multiple of it."""
+    n = csr.shape[0]
+    edges = csr.indptr[np.append(np.arange(0, n, size), n)]
+    return _power(int(np.diff(edges).max(initial=1)))
+
+
+def _power(k: int) -> int:
+    return 1 << max(k - 1, 0).bit_length()
+
+
 def pack(
-    csr: scipy.sparse.csr_array, num_rows: int | None = None, capacity: int = 1
+    csr: scipy.sparse.csr_array, num_rows: int | None = None, room: int = 1
 ) -> SparseRows:
     """`SparseRows` of a CSR array without duplicates.
 
     Args:
       csr: (k, d).
       num_rows: n >= k, empty examples behind the others; by default k.
-      capacity: entries at the least; with more, the next power of two.
+      room: entries at the least; with more, the next power of two.
     """
     k, d = csr.shape
     n = k if num_rows is None else num_rows
-    size = max(capacity, 1 << max(csr.nnz - 1, 0).bit_length())
+    size = max(room, _power(csr.nnz))
     fill = (0, size - csr.nnz)
     rows = np.repeat(np.arange(k, dtype=np.int32), np.diff(csr.indptr))
     with np.errstate(over="ignore"):  # infinities are looked for by those who mind

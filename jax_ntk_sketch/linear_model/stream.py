@@ -35,6 +35,7 @@ from jax_ntk_sketch.linear_model.source import (
     features_like,
 )
 from jax_ntk_sketch.progress import progress as with_progress
+from jax_ntk_sketch.sparse_rows import num_examples, readable
 from jax_ntk_sketch.transform import transform
 
 __all__ = ["FittedModel", "fit"]
@@ -82,7 +83,8 @@ class FittedModel:
 
     def _mapped(self, run: Any, x: Any, batch_size: int | None) -> np.ndarray:
         parts = []
-        for i in range(0, max(1, len(x)), _BATCH):
+        x = readable("predict", "x", x)
+        for i in range(0, max(1, num_examples(x)), _BATCH):
             phi = transform(
                 self.fmap,
                 self.params,
@@ -120,7 +122,8 @@ def fit(
       fmap: a feature map with one kernel (`get` "ntk" or "nngp").
       params: what its `init` returned.
       data: (n, *shape) examples with `y` beside them: an array, a memory map, anything
-        with a length and slices; or an iterable of batches `(x, y)` or `(x, y,
+        with a length and slices, scipy.sparse for a map made by
+        `jax_ntk_sketch.sparse_inputs`; or an iterable of batches `(x, y)` or `(x, y,
         weight)` of any lengths, which is read once.
       y: (n,), or (n, t); integers of shape (n,) are class labels 0..num_classes - 1.
       reg: one value >= 0, or a sequence to choose from: by k-fold cross-validation
