@@ -209,17 +209,16 @@ class SparseFeatureMap(AnyFeatureMap):
 
         Returns:
           A `Plan`; its `input_floats` are indices, rows and values of the nonzeros,
-          their hashes and the sketched example.
+          their squares and the sketched example.
         """
         d = _dim("SparseFeatureMap.plan", example)
+        # Dense, also the transposed and its copy with signs.
         count, nonzeros, inputs = 1, d, 3 * d
         if not isinstance(example, tuple | list):
             count = max(1, num_examples(example))
         if is_sparse(example):
             nonzeros = -(-example.nnz // count)
-            inputs = 3 * nonzeros
-        # A bucket and a sign for each entry of S; dense, the transposed too.
-        hashes = -(-5 * self.sparsity * nonzeros // 4)
+            inputs = 4 * nonzeros
         m = self.columns
         plan = self.base.plan((m,), batch_size=batch_size or count)
         row = PlanRow(
@@ -235,7 +234,7 @@ class SparseFeatureMap(AnyFeatureMap):
             rows=(row, *plan.rows),
             input_shape=(d,),
             num_examples=max(count, plan.batch_size),
-            input_floats=inputs + hashes + m,
+            input_floats=inputs + m,
             relative_error=None,  # the sketch has an error too
         )
 
@@ -261,9 +260,10 @@ def sparse_inputs(
         examples of that size.
       sparsity: s, nonzeros of S per coordinate, 1 <= s <= c.
       exact_norms: give each sketch the norm of its example, the factor |x| / |S x|. The
-        kernel's diagonal then is that of `fmap`, and near pairs have far less variance.
-        Without it inner products of sketches are unbiased; with it, as with the kernel
-        itself, which is not linear in them, only up to O(1/c).
+        kernel's diagonal then is that of `fmap` on dense examples, and the error of the
+        others is less by a quarter (measured on counts of words). Inner products of
+        sketches are unbiased without it, with it only up to O(1/c), as the kernel,
+        which is not linear in them, is either way.
 
     Returns:
       `SparseFeatureMap`: `init(key, (d,))`, `apply(params, x)` of `SparseRows`,
@@ -275,7 +275,7 @@ def sparse_inputs(
         front; `num_features` too few for c inputs.
 
     Cost: s additions and s/2 hashes for each nonzero, and `fmap` on (n, c). Memory:
-    some 12 + 5 s bytes for each nonzero, and 4 n c.
+    some 16 bytes for each nonzero, and 4 n c.
 
     Guarantee: :math:`\langle Sx, Sy\rangle` is unbiased, of variance at most
     :math:`(|x|^2|y|^2 + \langle x, y\rangle^2)/c`.

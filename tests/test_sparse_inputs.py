@@ -1,5 +1,7 @@
 """Sparse examples: the features of dense ones, at the cost of their nonzeros."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +145,13 @@ def test_sketch_is_unbiased_with_bounded_variance_and_by_blocks():
     variance = ((x @ x) * (y @ y) + (x @ y) ** 2 - 2 * square) / 32
     assert_mean((got[:, :1] - x @ y) ** 2, np.array([variance]), rounding=1e-4)
     assert variance < ((x @ x) * (y @ y) + (x @ y) ** 2) / 32
+    # So are sums over several blocks, in any order.
+    k = 2**15 + 77
+    indices, rows = rng.integers(0, 10**9, k), rng.integers(0, 3, k)
+    values = rng.integers(-9, 9, k).astype(np.float32)  # sums without rounding
+    one = functools.partial(osnap.apply_sparse, osnap.init(KEY), num_rows=3)
+    parts = [one(*(z[i::5] for z in (indices, rows, values))) for i in range(5)]
+    np.testing.assert_array_equal(one(indices, rows, values), sum(parts))
     # Beyond a block the entries are the same as one by one, and they differ.
     params, many = osnap.init(KEY), np.arange(2**15 + 77, dtype=np.int32)
     whole = osnap.entries(params, many)

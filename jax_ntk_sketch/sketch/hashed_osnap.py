@@ -41,8 +41,8 @@ class HashedOSNAP(OSNAP):
     Raises:
       TypeError, ValueError: a size of the wrong type or range, named.
 
-    Cost: `s` additions and s/2 hashes per nonzero of x (about 50 ns on a CPU for s = 4,
-    half of it for the hashes).
+    Cost: `s` additions and s/2 hashes per nonzero of x (some 50 ns on a CPU for s = 4,
+    half of it for the hashes). Memory of a sparse batch: its arrays and the output.
     Guarantee: that of `OSNAP`: unbiased, variance at most
     :math:`(\|x\|^2\|y\|^2 + \langle x, y\rangle^2)/m`, up to 2^-31 m.
     Source: Nelson and Nguyen (2013), as `OSNAP`; Salmon, Moraes, Dror, Shaw,
@@ -131,10 +131,21 @@ class HashedOSNAP(OSNAP):
           `(n, m)`, dtype of `values`, or the default float where these are integers.
         """
         values = check_input("HashedOSNAP", "values", values, len(indices))
-        entries = self.entries(params, indices)
         scale = jnp.asarray(self.sparsity**-0.5, values.dtype)
+
+        def add(out: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+            i, r, v = block
+            entries = self._entries(params["seed"], i.astype(jnp.uint32))
+            for bucket, sign in zip(entries["bucket"], entries["sign"], strict=True):
+                signed = v * (sign.astype(v.dtype) * scale)
+                out = out.at[r, bucket].add(signed, mode="drop")
+            return out, None
+
         out = jnp.zeros((num_rows, self.output_dim), values.dtype)
-        for bucket, sign in zip(entries["bucket"], entries["sign"], strict=True):
-            signed = values * (sign.astype(values.dtype) * scale)
-            out = out.at[rows, bucket].add(signed, mode="drop")
-        return out
+        arrays = indices, rows, values
+        if len(indices) <= _BLOCK:
+            return add(out, arrays)[0]
+        blocks = -(-len(indices) // _BLOCK)
+        fill = (0, blocks * _BLOCK - len(indices))
+        padded = (jnp.pad(z, fill).reshape(blocks, _BLOCK) for z in arrays)
+        return jax.lax.scan(add, out, tuple(padded))[0]
