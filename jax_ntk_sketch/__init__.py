@@ -25,6 +25,8 @@ from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
 from jax_ntk_sketch.nystrom import KernelLandmarks, nystrom
 from jax_ntk_sketch.plan import Plan
 from jax_ntk_sketch.prediction import predict_error, suggest_num_features
+from jax_ntk_sketch.sparse_inputs import SparseFeatureMap, sparse_inputs
+from jax_ntk_sketch.sparse_rows import SparseRows
 from jax_ntk_sketch.transform import transform
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ __all__ = [
     "KernelFeatures",
     "KernelLandmarks",
     "Plan",
+    "SparseFeatureMap",
+    "SparseRows",
     "compress",
     "data",
     "feature_map",
@@ -48,6 +52,7 @@ __all__ = [
     "recipes",
     "sharding",
     "sketch",
+    "sparse_inputs",
     "stax",
     "suggest_num_features",
     "transform",

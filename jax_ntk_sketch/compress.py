@@ -14,6 +14,7 @@ from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures, in_batches
 from jax_ntk_sketch.plan import Plan, PlanRow
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_key, check_size
+from jax_ntk_sketch.sparse_rows import is_sparse, num_examples, readable
 from jax_ntk_sketch.transform import in_caches, read_rows, source_batch, transform
 
 __all__ = ["CompressedFeatureMap", "compress"]
@@ -117,8 +118,8 @@ class CompressedFeatureMap(AnyFeatureMap):
         self._check_params(params)
         project = params["project"]
 
-        def run(rows: Any) -> Any:
-            phi = self.base.apply(params["base"], rows)
+        def run(rows: Any, size: int | None = None) -> Any:
+            phi = self.base.apply(params["base"], rows, batch_size=size)
             if isinstance(phi, KernelFeatures):
                 return KernelFeatures(
                     _project(phi.nngp, project["nngp"]),
@@ -126,8 +127,8 @@ class CompressedFeatureMap(AnyFeatureMap):
                 )
             return _project(phi, project)
 
-        if batch_size is None:
-            return run(x)
+        if batch_size is None or is_sparse(x):
+            return run(x, batch_size)
         size = check_size("CompressedFeatureMap.apply", "batch_size", batch_size)
         x = jnp.asarray(x)
         return run(x) if x.ndim < 2 else in_batches(run, x, size)
@@ -160,7 +161,7 @@ class CompressedFeatureMap(AnyFeatureMap):
             num_features=m * len(kinds),
             relative_error=None,  # it depends on the data
         )
-        n = None if isinstance(example, tuple | list) else len(example)
+        n = None if isinstance(example, tuple | list) else num_examples(example)
         size = min(principal.sample_size(m), wide)
         held = principal.state_bytes(wide, m, size, n)
         return dataclasses.replace(plan, fit_bytes=len(kinds) * held + plan.peak_bytes)
@@ -200,7 +201,8 @@ def compress(
       fmap: a map with M features, of any method but "exact" and any network.
       params: what its `init` returned.
       data: n examples, `(n, *shape)`: a NumPy array, a memory map, or anything with a
-        length whose slices NumPy can read. Read once, and s examples of it before.
+        length whose slices NumPy can read, or sparse if `fmap` takes such. Read once,
+        and s examples of it before.
       num_features: m, 1 to M. 4 m <= M is worth the work.
       key: a PRNG key, for the s examples to be drawn at random; by default they are
         evenly spaced.
@@ -270,8 +272,9 @@ def _learn(
     """Parameters of the compressed map."""
     base, m = cmap.base, cmap.num_features
     wide = base.num_features
+    data = readable("compress", "data", data)
     batch = source_batch("compress", "data", base, data, batch_size, None)
-    n = len(data)
+    n = num_examples(data)
     if n < 1:
         raise ValueError("compress: data holds no examples")
     size = principal.sample_size(m)
@@ -311,11 +314,11 @@ def _stream(
     params: Any,
     data: Any,
     tests: list[NDArray],
-    batch: jax.ShapeDtypeStruct,
+    batch: Any,
     progress: bool | None,
 ) -> list[NDArray]:
     """Factors of the second moment of all examples, from one pass; empties `tests`."""
-    n, size = len(data), batch.shape[0]
+    n, size = num_examples(data), batch.shape[0]
     given = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
     sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in given]
     held = sum(3 * t.nbytes for t in given) / 2**20
@@ -347,23 +350,23 @@ def _add(
 ) -> list[tuple[jax.Array, jax.Array]]:
     phi = base.apply(params, rows, batch_size=in_caches(base, rows.shape))
     # What fills up the last batch counts nothing.
-    counted = (jnp.arange(len(rows)) < count)[:, None]
+    counted = (jnp.arange(rows.shape[0]) < count)[:, None]
     return [
         principal.add_products(s, t, jnp.where(counted, z, 0).astype(t.dtype))
         for s, t, z in zip(sums, tests, jax.tree.leaves(phi), strict=True)
     ]
 
 
-def _sample(
-    data: Any, size: int, key: jax.Array | None, batch: jax.ShapeDtypeStruct
-) -> NDArray:
+def _sample(data: Any, size: int, key: jax.Array | None, batch: Any) -> Any:
     """Examples of the data: drawn at random, or evenly spaced; sorted."""
-    n = len(data)
+    n = num_examples(data)
     if size == n or key is None:
         chosen = np.arange(size) * n // size
     else:
         drawn = jax.random.choice(key, n, (size,), replace=False)
         chosen = np.sort(np.asarray(drawn))
+    if is_sparse(data):
+        return data[chosen]
     one = jax.ShapeDtypeStruct((1, *batch.shape[1:]), batch.dtype)
     parts = [read_rows("compress", "data", data, int(i), one) for i in chosen]
     return np.concatenate(parts)

@@ -15,6 +15,7 @@ import numpy as np
 from jax_ntk_sketch import methods, rules, stax
 from jax_ntk_sketch.plan import Plan, PlanRow
 from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
+from jax_ntk_sketch.sparse_rows import refuse_sparse
 
 __all__ = ["AnyFeatureMap", "FeatureMap", "KernelFeatures", "feature_map"]
 
@@ -176,6 +177,7 @@ class FeatureMap(AnyFeatureMap):
           ValueError: `x` has the wrong rank or size, or `params` were drawn for
             another map or input size; `batch_size` with method "exact".
         """
+        refuse_sparse("FeatureMap.apply", x)
         x = jnp.asarray(x)
         if x.ndim < 2:
             raise ValueError(
@@ -412,6 +414,7 @@ def _is_shape(example: Any) -> bool:
 
 def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
     """Shape of one example and their number, from a shape or an array."""
+    refuse_sparse("example", example)
     is_shape = _is_shape(example)
     shape = tuple(example) if is_shape else jnp.shape(example)[1:]
     if not shape or min(shape) < 1:

@@ -44,6 +44,8 @@ class Plan:
         kernel, from variance formulas; None where there is none in closed form
         (`jax_ntk_sketch.predict_error` measures it). For the cosines of the array that
         `plan` was given, or for cosines spread evenly over [0, 0.9].
+      input_floats: numbers in memory per example as input, where these are not those of
+        `input_shape`.
     """
 
     rows: tuple[PlanRow, ...]
@@ -54,6 +56,7 @@ class Plan:
     num_examples: int
     fit_bytes: int = 0
     relative_error: float | tuple[float, ...] | None = None
+    input_floats: int | None = None
 
     @property
     def param_bytes(self) -> int:
@@ -73,7 +76,10 @@ class Plan:
         step; compilers differ by what they fuse or keep, within a factor of 2 where it
         was measured. Python, JAX and compiled code take some 0.4 GB besides.
         """
-        kept = self.num_examples * (math.prod(self.input_shape) + self.num_features)
+        inputs = self.input_floats
+        if inputs is None:
+            inputs = math.prod(self.input_shape)
+        kept = self.num_examples * (inputs + self.num_features)
         return 4 * (kept + self.batch_floats) + self.param_bytes
 
     @property

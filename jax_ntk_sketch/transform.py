@@ -12,8 +12,23 @@ from jax_ntk_sketch import methods, sharding
 from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
+from jax_ntk_sketch.sparse_rows import (
+    SparseRows,
+    capacity,
+    is_sparse,
+    num_examples,
+    pack,
+    readable,
+)
 
-__all__ = ["choose_batch_size", "in_caches", "read_rows", "source_batch", "transform"]
+__all__ = [
+    "choose_batch_size",
+    "in_caches",
+    "read_rows",
+    "refuse_mesh",
+    "source_batch",
+    "transform",
+]
 
 # Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
 _LARGEST = {"cpu": 128}
@@ -44,10 +59,12 @@ def transform(
     on the device, and x not even in memory.
 
     Args:
-      fmap: a `FeatureMap` or `CompressedFeatureMap`, of any method but "exact".
+      fmap: a `FeatureMap`, `CompressedFeatureMap` or `SparseFeatureMap`, of any method
+        but "exact".
       params: what its `init` returned.
       x: n examples: a NumPy array `(n, *shape)`, a memory map, or anything with a
-        length whose slices NumPy can read (an HDF5 data set, a list of arrays).
+        length whose slices NumPy can read (an HDF5 data set, a list of arrays); for a
+        `SparseFeatureMap` also `SparseRows` or scipy.sparse (CSR is read where it is).
         Real; integers and booleans (uint8 images) are converted to the default float
         batch by batch, as they are.
       batch_size: examples per call, >= 1; on a CPU, fewer of them are worked on at a
@@ -89,18 +106,20 @@ def transform(
     >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), atol=1e-3))
     ((1000, 32), True)
     """
+    x = readable("transform", "x", x)
     batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)
     # Also finds, before any work, what apply would say of the shapes.
     features = _apply.eval_shape(fmap, params, batch)
     run: Any = _apply
     if mesh is not None:
+        refuse_mesh("transform", x)
         mesh = sharding.local_mesh("transform", mesh)
         params = sharding.replicate(mesh, params)
         run = functools.partial(_apply_over, mesh)
         batch = batch.update(shape=(mesh.size * batch.shape[0], *batch.shape[1:]))
     batch_size = batch.shape[0]
-    out = _outputs(out, features, len(x))
-    starts = range(0, len(x), batch_size)
+    out = _outputs(out, features, num_examples(x))
+    starts = range(0, num_examples(x), batch_size)
     running: tuple[int, Any] | None = None
     try:
         label = f"features, batches of {batch_size}"
@@ -125,6 +144,15 @@ def _apply(fmap: AnyFeatureMap, params: Any, x: jax.Array) -> Any:
     return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
 
 
+def refuse_mesh(owner: str, x: Any) -> None:
+    """Says that sparse examples are not split over devices, if x are such."""
+    if is_sparse(x):
+        raise ValueError(
+            f"{owner}: mesh splits dense examples only, and these are sparse; leave "
+            "mesh out, or give each process its rows and join them with ridge_merge"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_over(
     mesh: jax.sharding.Mesh, fmap: AnyFeatureMap, params: Any, x: jax.Array
@@ -144,18 +172,26 @@ def in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:
 
 def choose_batch_size(
     fmap: AnyFeatureMap,
-    shape: tuple[int, ...],
+    example: Any,
     n: int,
     max_bytes: int | None,
     owner: str = "transform",
 ) -> int:
-    """The batch size that `transform` chooses for n examples of a shape.
+    """The batch size that `transform` chooses for n examples.
+
+    Args:
+      fmap: the map.
+      example: the shape of one, or all of them where they are sparse.
+      n: how many there are.
+      max_bytes: see `transform`.
+      owner: who calls.
 
     Raises:
       ValueError: one example takes more than `max_bytes`.
     """
     largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
-    plan, size = fmap.plan(shape, batch_size=1), 1
+    plan, size = fmap.plan(example, batch_size=1), 1
+    plan = dataclasses.replace(plan, num_examples=1)
     needed = plan.peak_bytes
     if max_bytes is None:
         max_bytes = plan.param_bytes + _BATCH_BYTES
@@ -179,7 +215,7 @@ def source_batch(
     x: Any,
     batch_size: int | None,
     max_bytes: int | None,
-) -> jax.ShapeDtypeStruct:
+) -> Any:
     """Shape and dtype of the batches in which examples `x` are to be read.
 
     Raises:
@@ -196,6 +232,8 @@ def source_batch(
             f'{owner}: method "exact" needs all examples in one batch; use '
             "fmap.apply(params, x)"
         )
+    if is_sparse(x):
+        return _sparse_batch(owner, fmap, x, batch_size, max_bytes)
     first = np.asarray(x[:1])
     if first.ndim < 2:
         raise ValueError(
@@ -213,16 +251,43 @@ def source_batch(
     return jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
 
 
+def _sparse_batch(
+    owner: str, fmap: AnyFeatureMap, x: Any, size: int | None, max_bytes: int | None
+) -> SparseRows:
+    """Of compressed rows: all batches have room for the entries of the largest."""
+    n = num_examples(x)
+    if size is None:
+        if max_bytes is not None:
+            check_size(owner, "max_bytes", max_bytes)
+        size = choose_batch_size(fmap, x, n, max_bytes, owner)
+    size = check_size(owner, "batch_size", size)
+    room = (capacity(x, size),)
+    whole = jax.ShapeDtypeStruct(room, np.int32)
+    values = jax.ShapeDtypeStruct(room, _dtype(x.data))
+    return SparseRows(whole, whole, values, (size, x.shape[1]))
+
+
 def _dtype(examples: np.ndarray) -> np.dtype:
     """What the device gets: other floats than its own are converted on the host."""
     return jax.dtypes.canonicalize_dtype(examples.dtype)
 
 
-def read_rows(
-    owner: str, name: str, x: Any, start: int, batch: jax.ShapeDtypeStruct
-) -> np.ndarray:
-    """A batch of x, checked; the last example is repeated to fill up the last one."""
+def read_rows(owner: str, name: str, x: Any, start: int, batch: Any) -> Any:
+    """A batch of x, checked; the last example is repeated to fill up the last one.
+
+    Sparse batches are filled up with empty examples.
+    """
     size = batch.shape[0]
+    if is_sparse(x):
+        packed = pack(x[start : start + size], size, batch.nnz)
+        bad = np.flatnonzero(~np.isfinite(packed.values))
+        if len(bad):
+            row, i = packed.rows[bad[0]], packed.indices[bad[0]]
+            raise ValueError(
+                f"{owner}: example {start + row} of {name} is "
+                f"{packed.values[bad[0]]} at ({i},); remove it or fill it first"
+            )
+        return packed
     rows = np.asarray(x[start : start + size])
     count = min(size, len(x) - start)
     if rows.shape != (count, *batch.shape[1:]) or _dtype(rows) != batch.dtype:

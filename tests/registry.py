@@ -176,6 +176,13 @@ def _sketches() -> list[Case]:
             partial(osnap_variance, blocks=(2, 2, 3)),
         ),
         case(
+            "HashedOSNAP",
+            sketch.HashedOSNAP(DIM, 7, sparsity=3),
+            power(1),
+            sketch.HashedOSNAP(784, big),
+            partial(osnap_variance, blocks=(2, 2, 3)),
+        ),
+        case(
             "SRHT",
             sketch.SRHT(DIM, 5),
             power(1),

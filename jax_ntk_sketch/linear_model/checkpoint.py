@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jax_ntk_sketch.sparse_rows import is_sparse
+
 __all__ = ["describe", "digest", "load", "save"]
 
 _VERSION = 1
@@ -118,9 +120,15 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def digest(arrays: Iterable[Any]) -> str:
-    """SHA-256 of arrays, their dtypes and shapes, in order."""
+    """SHA-256 of arrays (compressed rows too), their dtypes and shapes, in order."""
     total = hashlib.sha256()
-    for array in map(np.asarray, arrays):
+    parts: list[Any] = []
+    for array in arrays:
+        if is_sparse(array):
+            parts += [array.data, array.indices, array.indptr, np.array(array.shape)]
+        else:
+            parts.append(array)
+    for array in map(np.asarray, parts):
         total.update(f"{array.dtype.str} {array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()

@@ -1,5 +1,6 @@
 """Examples in chunks of one length, checked, whatever they come from."""
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch.sparse_rows import (
+    SparseRows,
+    capacity,
+    is_sparse,
+    num_examples,
+    pack,
+    readable,
+)
 from jax_ntk_sketch.transform import in_caches
 
 __all__ = [
@@ -26,13 +35,13 @@ class Chunk(NamedTuple):
 
     Attributes:
       start: number of the first example.
-      x: (size, *shape); y: (size, t) or (size,) floats; weight: (size,). Zeros where an
-        example or its target is not finite.
+      x: (size, *shape), or `SparseRows` of that shape; y: (size, t) or (size,) floats;
+        weight: (size,). Zeros where an example or its target is not finite.
       kept: (count,) which of the examples are finite.
     """
 
     start: int
-    x: np.ndarray
+    x: Any
     y: np.ndarray
     weight: np.ndarray
     kept: np.ndarray
@@ -68,13 +77,14 @@ def features(
 
 def features_like(fmap: Any, params: Any, x: Any) -> jax.ShapeDtypeStruct:
     """Shape of the features of `x[:1]`, and the dtype in which they are summed."""
-    phi = jax.eval_shape(fmap.apply, params, jnp.asarray(x[:1]))
+    one = x[:1] if is_sparse(x) else jnp.asarray(x[:1])
+    phi = jax.eval_shape(fmap.apply, params, one)
     return phi.update(dtype=jnp.promote_types(phi.dtype, jnp.float32))
 
 
 def _take(array: Any, rows: np.ndarray) -> np.ndarray:
     """Some rows of an array, a memory map, or whatever has integer indices."""
-    if isinstance(array, np.ndarray):
+    if isinstance(array, np.ndarray) or is_sparse(array):
         return array[rows]
     return np.stack([np.asarray(array[int(i)]) for i in rows])
 
@@ -126,10 +136,11 @@ class Source:
         self.once = isinstance(data, Iterator)
         self.n: int | None = None
         if y is not None:
-            if len(data) != len(y):
+            data = readable(owner, "data", data)
+            if num_examples(data) != len(y):
                 raise ValueError(
-                    f"{self.owner}: data has {len(data)} examples and y {len(y)}; they "
-                    "must be as many"
+                    f"{self.owner}: data has {num_examples(data)} examples and y "
+                    f"{len(y)}; they must be as many"
                 )
             if weight is not None and np.shape(weight) != (len(y),):
                 raise ValueError(
@@ -149,6 +160,8 @@ class Source:
             )
         self._data = data
         self._shape: tuple[Any, ...] | None = None
+        # Entries of a sparse chunk: it only grows, so that little is compiled again.
+        self._room = capacity(data, size) if is_sparse(data) else 1
 
     def first(self) -> tuple[int, Any, Any, Any] | None:
         """The first that `raw` will yield; it stays to be read."""
@@ -196,21 +209,23 @@ class Source:
                     f"got {type(batch).__name__}"
                 )
             x, y, weight = (*batch, None) if len(batch) == 2 else batch
-            if len(x) != len(y) or (weight is not None and len(weight) != len(y)):
+            x = readable(self.owner, f"batch {index}", x)
+            count = num_examples(x)
+            if count != len(y) or (weight is not None and len(weight) != len(y)):
                 raise ValueError(
-                    f"{self.owner}: batch {index} has {len(x)} examples and {len(y)} "
+                    f"{self.owner}: batch {index} has {count} examples and {len(y)} "
                     "targets"
                 )
-            for i in range(0, len(x), self.size):
+            for i in range(0, count, self.size):
                 rows = slice(i, i + self.size)
                 if number >= done:
                     part = None if weight is None else weight[rows]
                     yield start + i, x[rows], y[rows], part
                 number += 1
-            start += len(x)
+            start += count
 
     def _chunk(self, start: int, x: Any, y: Any, weight: Any) -> Chunk:
-        x, y = np.asarray(x), np.asarray(y)
+        x, y = x if is_sparse(x) else np.asarray(x), np.asarray(y)
         where = f"{self.owner}: examples {start} to {start + len(y) - 1}"
         shape = (x.shape[1:], y.shape[1:], y.dtype.kind in "bui" and y.ndim == 1)
         if self._shape is None:
@@ -224,15 +239,30 @@ class Source:
         if not (w >= 0).all() or not np.isfinite(w).all():
             raise ValueError(f"{where}: weights must be finite and >= 0")
         y = self._targets(where, y)
-        kept = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-        kept &= np.isfinite(y).reshape(len(y), -1).all(axis=1)
+        kept = np.isfinite(y).reshape(len(y), -1).all(axis=1)
         fill = [(0, self.size - len(y))]
-        x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros((), x.dtype))
-        x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
+        if is_sparse(x):
+            x = self._sparse(x, kept)
+        else:
+            kept &= np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            zero = np.zeros((), x.dtype)
+            x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, zero)
+            x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
         y = np.where(kept.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
         y = np.pad(y, fill + [(0, 0)] * (y.ndim - 1))
         w = np.pad(np.where(kept, w, 0), fill)
         return Chunk(start, x, y, w, kept)
+
+    def _sparse(self, x: Any, kept: np.ndarray) -> SparseRows:
+        """The chunk of compressed rows; updates which of them are finite."""
+        packed = pack(x, self.size, self._room)
+        self._room = packed.nnz
+        bad = packed.rows[~np.isfinite(packed.values)]
+        kept[bad] = False
+        # What fills up belongs to a row behind the last.
+        good = np.append(kept, np.zeros(self.size + 1 - len(kept), bool))
+        values = np.where(good[packed.rows], packed.values, 0)
+        return dataclasses.replace(packed, values=values.astype(packed.dtype))
 
     def _targets(self, where: str, y: np.ndarray) -> np.ndarray:
         classes = self.num_classes

@@ -40,7 +40,8 @@ from jax_ntk_sketch.linear_model.source import (
     warn_skipped,
 )
 from jax_ntk_sketch.progress import progress as with_progress
-from jax_ntk_sketch.transform import source_batch, transform
+from jax_ntk_sketch.sparse_rows import num_examples, readable
+from jax_ntk_sketch.transform import refuse_mesh, source_batch, transform
 
 __all__ = ["FittedModel", "fit"]
 
@@ -95,12 +96,13 @@ class FittedModel:
     def _mapped(
         self, run: Any, x: Any, batch_size: int | None, mesh: Mesh | None
     ) -> np.ndarray:
+        x = readable("predict", "x", x)
         # Chosen once, not for each block: it takes the plan of the feature map.
         batch = source_batch("predict", "x", self.fmap, x, batch_size, None).shape[0]
         devices = 1 if mesh is None else sharding.local_mesh("predict", mesh).size
         block = max(_BATCH, batch * devices)
         parts = []
-        for i in range(0, max(1, len(x)), block):
+        for i in range(0, max(1, num_examples(x)), block):
             phi = transform(
                 self.fmap,
                 self.params,
@@ -140,7 +142,8 @@ def fit(
       fmap: a feature map with one kernel (`get` "ntk" or "nngp").
       params: what its `init` returned.
       data: (n, *shape) examples with `y` beside them: an array, a memory map, anything
-        with a length and slices; or an iterable of batches `(x, y)` or `(x, y,
+        with a length and slices, scipy.sparse for a map made by
+        `jax_ntk_sketch.sparse_inputs`; or an iterable of batches `(x, y)` or `(x, y,
         weight)` of any lengths, which is read once.
       y: (n,), or (n, t); integers of shape (n,) are class labels 0..num_classes - 1.
       reg: one value >= 0, or a sequence to choose from: by k-fold cross-validation
@@ -338,6 +341,7 @@ class _Pass:
         y = chunk.y.astype(self.states[0].total.dtype)
         rows = chunk.x, y, chunk.weight
         if self.mesh is not None:
+            refuse_mesh("fit", chunk.x)
             rows = sharding.split(self.mesh, rows)
         self.states, finite = _add(
             self.fmap, self.params, self.states, *rows, self.mesh
