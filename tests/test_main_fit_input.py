@@ -90,6 +90,10 @@ def files(tmp_path_factory):
         ("--data parts.npz --folds 1", "--folds must be 0 or at least 2"),
         ("--data parts.npz --method magic", "magic"),
         ("--data parts.npz --method exact", "depend on their batch"),
+        (
+            "--data parts.npz --method one_pass --objective kernel",
+            "--objective belongs to --method variance_reduced",
+        ),
         ("--data parts.npz --method one_pass --features 1", "num_features must be"),
         ("--data parts.npz --features 200000", "lower --features to"),
         ("--data parts.npz --network cntk", "needs images"),

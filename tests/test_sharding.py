@@ -114,7 +114,7 @@ def test_processes_must_agree(two, name, message):
 def test_killed_processes_end_the_others_and_resume(tmp_path):
     """`kill -9` of each in turn, in the script that users start."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((50_001, 6)).astype(np.float32)
+    x = rng.standard_normal((200_001, 6)).astype(np.float32)
     y = np.sin(x[:, 0])
     for name, array in (("x_train", x), ("y_train", y)):
         np.save(tmp_path / name, array)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jax_ntk_sketch import feature_map, stax, validation
+from jax_ntk_sketch import feature_map, methods, stax, validation
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.feature_map import FeatureMap
 from jax_ntk_sketch.methods import METHODS
@@ -42,7 +42,7 @@ def check_methods(names: Sequence[str]) -> list[str]:
 
 
 def planned(
-    net: stax.Layer, shape: tuple[int, ...], method: str, size: int
+    net: stax.Layer, shape: tuple[int, ...], method: str | methods.Method, size: int
 ) -> FeatureMap:
     """A feature map; raises ValueError if it does not fit the data."""
     fmap = feature_map(net, num_features=size, method=method)

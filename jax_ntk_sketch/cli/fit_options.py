@@ -82,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"among {', '.join(APPROXIMATIONS)}, auto; landmarks of nystrom are "
         f"chosen among {CANDIDATES} training rows, or 2 M if more",
     )
+    group.add_argument(
+        "--objective",
+        choices=("kernel", "regression"),
+        help="of variance_reduced; if not given, kernel: with thousands of columns it "
+        "predicted better",
+    )
     group.add_argument("--get", choices=("ntk", "nngp"), default="ntk", help="kernel")
     group = parser.add_argument_group("regression")
     group.add_argument(

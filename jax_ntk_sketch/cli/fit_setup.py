@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_ntk_sketch import stax
+from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.cli import fully_connected, images, pixels
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.cli.features import APPROXIMATIONS, planned
@@ -78,7 +78,14 @@ def feature_map(
             '--method: features of "exact" depend on their batch; choose among '
             f"{', '.join(APPROXIMATIONS)}, auto"
         )
-    fmap = planned(net, shape, args.method, args.features)
+    method: str | methods.Method = args.method
+    if method == "variance_reduced":
+        method = methods.VarianceReduced(objective=args.objective or "kernel")
+    elif args.objective:
+        raise ValueError(
+            f"--objective belongs to --method variance_reduced, got {args.method}"
+        )
+    fmap = planned(net, shape, method, args.features)
     return dataclasses.replace(fmap, get=args.get)
 
 
