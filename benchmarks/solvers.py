@@ -128,27 +128,31 @@ def cg(args) -> None:
         start = time.perf_counter()
         direct = lm.fit(fmap, params, x, y, reg=reg * mean)
         took = time.perf_counter() - start
-        for steps in (3, 100):
+        for steps in (3, 30, 400):
             start = time.perf_counter()
             fitted, history = lm.fit_cg(
                 fmap, params, x, y, reg=reg * mean, max_steps=steps
             )
             seconds = time.perf_counter() - start
-            apart = np.abs(fitted.predict(x_test) - direct.predict(x_test)).max()
+            scores = [f.predict(x_test) for f in (fitted, direct)]
+            apart = np.abs(scores[0] - scores[1]).max()
+            rms = np.sqrt(np.mean((scores[0] - scores[1]) ** 2)) / 0.3
             rows.append(
                 [
                     f"{reg:g}",
                     steps,
                     history.passes,
                     f"{history.residual:.1e}",
+                    f"{history.bound:.1e}",
                     history.converged,
+                    f"{rms:.1e}",
                     f"{apart:.1e}",
                     f"{seconds:.0f} s ({took:.0f} s)",
                 ]
             )
             results.append([*map(str, rows[-1])])
-    head = "reg / diagonal,steps allowed,passes,residual,converged".split(",")
-    head += ["largest difference of scores", "time (direct)"]
+    head = "reg / diagonal,steps allowed,passes,residual,bound,converged".split(",")
+    head += ["rms difference / 0.3", "largest difference of scores", "time (direct)"]
     common.write(args.output, "solvers-cg", common.markdown(head, rows), results)
 
 

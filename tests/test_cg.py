@@ -25,7 +25,7 @@ def test_predictions_are_those_of_the_direct_solution(targets, intercept):
     call = (FMAP, PARAMS, X, y)
     fitted, history = lm.fit_cg(*call, reg=1e-4, intercept=intercept, **OPTIONS)
     direct = lm.fit(*call, reg=1e-4, intercept=intercept)
-    assert history.converged and history.residual <= 2e-5
+    assert history.converged and history.bound <= 2e-4
     assert history.passes == len(history.residuals) + 1
     np.testing.assert_allclose(fitted.predict(X), direct.predict(X), atol=1e-4)
     assert fitted.model.info.mse == pytest.approx(direct.model.info.mse, rel=1e-3)
@@ -53,7 +53,7 @@ def test_weights_of_examples_and_what_is_not_finite():
 def test_the_flag_is_false_where_the_steps_are_too_few():
     call = (FMAP, PARAMS, X, Y)
     fitted, history = lm.fit_cg(*call, reg=1e-6, max_steps=2, **OPTIONS)
-    assert not history.converged and history.residual > 2e-5
+    assert not history.converged and history.bound > 2e-4
     assert len(history.residuals) == 3 and np.isfinite(fitted.predict(X)).all()
 
 
