@@ -99,7 +99,7 @@ def test_predictions_are_those_of_the_library(digits, tmp_path):
     fmap = jns.feature_map(
         jns.stax.from_json(json.dumps(notes["network"])),
         num_features=64,
-        method=notes["method"],
+        method=jns.methods.VarianceReduced(objective="kernel"),
     )
     ready = ((x_test - mean) / deviation).astype(np.float32)
     wanted = lm.load_model(model, fmap).predict(ready)
@@ -189,7 +189,8 @@ def test_regression_folds_and_text_labels(tmp_path, capsys):
     x = rng.normal(size=(300, 3)) * [1, 10, 100] + 50
     y = np.stack([np.sin(x[:, 0]), x[:, 1] / 10 + 5], axis=1)
     np.savez(tmp_path / "two.npz", x=x, y=y)
-    model, report = fitted(tmp_path, "--data", tmp_path / "two.npz", "--folds", "3")
+    argv = ["--data", tmp_path / "two.npz", "--folds", "3"]
+    model, report = fitted(tmp_path, *argv, "--objective", "regression")
     assert report["chosen_by"] == "3-fold cross-validation"
     best = min(report["path"], key=lambda row: row["cv"])
     assert best["reg"] == report["reg"]

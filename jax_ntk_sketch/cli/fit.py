@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         "num_features": fmap.num_features,
         "get": args.get,
         "method": args.method,
+        "objective": args.objective,
         "inputs": about,
     }
     if scoring.classes is not None:

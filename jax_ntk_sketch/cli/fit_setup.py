@@ -20,6 +20,7 @@ from jax_ntk_sketch.transform import transform
 
 __all__ = [
     "CANDIDATES",
+    "chosen_method",
     "cost",
     "default_regs",
     "feature_map",
@@ -78,15 +79,24 @@ def feature_map(
             '--method: features of "exact" depend on their batch; choose among '
             f"{', '.join(APPROXIMATIONS)}, auto"
         )
-    method: str | methods.Method = args.method
-    if method == "variance_reduced":
-        method = methods.VarianceReduced(objective=args.objective or "kernel")
-    elif args.objective:
-        raise ValueError(
-            f"--objective belongs to --method variance_reduced, got {args.method}"
-        )
+    method = chosen_method(args.method, args.objective)
     fmap = planned(net, shape, method, args.features)
     return dataclasses.replace(fmap, get=args.get)
+
+
+def chosen_method(name: str, objective: str | None) -> str | methods.Method:
+    """The method that `--method` and `--objective` name, by which `predict` finds it.
+
+    Raises:
+      ValueError: the method has no objective.
+    """
+    if name == "variance_reduced":
+        return methods.VarianceReduced(objective=objective or "kernel")
+    if objective:
+        raise ValueError(
+            f"--objective belongs to --method variance_reduced, got {name}"
+        )
+    return name
 
 
 def cost(

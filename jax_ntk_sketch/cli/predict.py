@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_ntk_sketch import feature_map, linear_model, stax
 from jax_ntk_sketch.cli import arguments
+from jax_ntk_sketch.cli.fit_setup import chosen_method
 from jax_ntk_sketch.cli.inputs import Inputs, View
 from jax_ntk_sketch.cli.report import check_file, write_folder
 from jax_ntk_sketch.cli.scoring import judge, scores
@@ -132,7 +133,7 @@ def _load(
         net,
         num_features=notes["num_features"],
         get=notes["get"],
-        method=notes["method"],
+        method=chosen_method(notes["method"], notes["objective"]),
     )
     fitted = linear_model.load_model(path, fmap)
     inputs = Inputs.restored(notes["inputs"], arrays)
