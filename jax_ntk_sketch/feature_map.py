@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,18 +14,22 @@ import numpy as np
 
 from jax_ntk_sketch import methods, rules, stax
 from jax_ntk_sketch.plan import Plan, PlanRow
+from jax_ntk_sketch.rules.learning import fit, in_batches, peak_bytes
 from jax_ntk_sketch.sketch.base import check_input, check_key, check_size
 from jax_ntk_sketch.sparse_rows import refuse_sparse
 
-__all__ = ["AnyFeatureMap", "FeatureMap", "KernelFeatures", "feature_map"]
+__all__ = [
+    "AnyFeatureMap",
+    "FeatureMap",
+    "KernelFeatures",
+    "feature_map",
+    "in_batches",
+]
 
 _KINDS = ("nngp", "ntk")
 
 # Examples whose cosines are looked at to say an error.
 _PREDICTED = 256
-
-# Examples of a sample that a step works on at a time.
-_FIT_BATCH = 32
 
 # Among parameters, that "auto" took landmarks from a sample.
 _SAMPLED = "sampled"
@@ -84,7 +88,9 @@ class FeatureMap(AnyFeatureMap):
     def _kinds(self) -> tuple[str, ...]:
         return (self.get,) if isinstance(self.get, str) else self.get
 
-    def init(self, key: jax.Array, example: Any) -> dict[str, Any]:
+    def init(
+        self, key: jax.Array, example: Any, *, pattern: Any = None, mask: Any = None
+    ) -> dict[str, Any]:
         """Draws the random parameters, or learns them from a sample.
 
         Args:
@@ -93,6 +99,7 @@ class FeatureMap(AnyFeatureMap):
           example: the shape of one example, `(d,)` or for images `(h, w, c)`, or an
             array of them, `(n, d)`: the sample that "nystrom" takes its landmarks
             from; other methods use its shape only.
+          pattern, mask: of the sample, as for `apply`; unused where there is none.
 
         Returns:
           A pytree of arrays, small integers and float32.
@@ -119,7 +126,12 @@ class FeatureMap(AnyFeatureMap):
                     )
             return self._draw(key, shape, None)
         sample = check_input("FeatureMap.init", "example", example, shape[-1])
-        return self._draw(key, shape, sample)
+        if not any(
+            s.fit for kind in self._kinds for s in _stages(self, kind, shape, 1)
+        ):
+            return self._draw(key, shape, None)
+        inputs = self._check_inputs("FeatureMap.init", sample, pattern, mask)
+        return self._draw(key, shape, sample, inputs)
 
     def _enough(self, example: Any) -> bool:
         """Whether an example is a sample with a landmark for each column."""
@@ -135,7 +147,11 @@ class FeatureMap(AnyFeatureMap):
         return dataclasses.replace(self, method=method)
 
     def _draw(
-        self, key: jax.Array, shape: tuple[int, ...], sample: jax.Array | None
+        self,
+        key: jax.Array,
+        shape: tuple[int, ...],
+        sample: jax.Array | None,
+        inputs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Parameters; without a sample, of stages that need one their shapes only."""
         # Sketches pad, so that other sizes could have parameters of the same shapes:
@@ -146,13 +162,19 @@ class FeatureMap(AnyFeatureMap):
             built = _stages(self, kind, shape, 1)
             keys = jax.random.split(key, len(built))
             if sample is not None and any(stage.fit for stage in built):
-                params[kind] = _fit(built, keys, sample)
+                params[kind] = fit(built, keys, _inputs(sample), inputs or {})
             else:
                 params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
         return params
 
     def apply(
-        self, params: dict[str, Any], x: Any, *, batch_size: int | None = None
+        self,
+        params: dict[str, Any],
+        x: Any,
+        *,
+        batch_size: int | None = None,
+        pattern: Any = None,
+        mask: Any = None,
     ) -> Any:
         """Maps examples to features.
 
@@ -167,6 +189,10 @@ class FeatureMap(AnyFeatureMap):
             is that of the plan for this size, whatever n is; by default all. On a CPU
             128 is also two to three times faster than thousands, because what is
             alive then fits in its caches.
+          pattern: the edges of the graphs x, for networks with `stax.Aggregate`, which
+            says how: `(n, nodes, nodes)`, or `(n, edges, 2)` integers.
+          mask: `(n, nodes)`, which nodes of these graphs exist; None: all. Padding
+            needs it where zero nodes do not stay zero (`b_std`) or are averaged over.
 
         Returns:
           Features `(n, num_features)`, dtype of `x`; `KernelFeatures` of two such
@@ -175,7 +201,8 @@ class FeatureMap(AnyFeatureMap):
 
         Raises:
           ValueError: `x` has the wrong rank or size, or `params` were drawn for
-            another map or input size; `batch_size` with method "exact".
+            another map or input size; `batch_size` with method "exact"; a `pattern`
+            or `mask` that the network cannot use, or that it lacks.
         """
         refuse_sparse("FeatureMap.apply", x)
         x = jnp.asarray(x)
@@ -189,25 +216,40 @@ class FeatureMap(AnyFeatureMap):
         if isinstance(self.method, methods.Auto):
             chosen = self._chosen(_SAMPLED in params)
             own = {k: v for k, v in params.items() if k != _SAMPLED}
-            return chosen.apply(own, x, batch_size=batch_size)
+            return chosen.apply(
+                own, x, batch_size=batch_size, pattern=pattern, mask=mask
+            )
         self._check_params(params, x.shape[1:])
+        inputs = self._check_inputs("FeatureMap.apply", x, pattern, mask)
         if batch_size is None:
-            return self._apply(params, x)
+            return self._apply(params, x, inputs)
         check_size("FeatureMap.apply", "batch_size", batch_size)
         if isinstance(self.method, methods.Exact):
             raise ValueError(
                 'FeatureMap.apply: method "exact" needs all examples in one batch; '
                 "leave batch_size out"
             )
-        return in_batches(lambda rows: self._apply(params, rows), x, batch_size)
+        rows = x, inputs
+        return in_batches(lambda some: self._apply(params, *some), rows, batch_size)
 
-    def _apply(self, params: dict[str, Any], x: jax.Array) -> Any:
+    def _check_inputs(
+        self, owner: str, x: jax.Array, pattern: Any, mask: Any
+    ) -> dict[str, Any]:
+        """The arrays beside x that are given, checked, by name."""
+        built = [_stages(self, kind, x.shape[1:], len(x)) for kind in self._kinds]
+        takes = rules.stage.taken(itertools.chain(*built))
+        given = {"pattern": pattern, "mask": mask}
+        return rules.graph.check_inputs(owner, self.net, takes, x, given)
+
+    def _apply(
+        self, params: dict[str, Any], x: jax.Array, inputs: dict[str, Any]
+    ) -> Any:
         out = {}
         for kind in self._kinds:
             f = _inputs(x)
             built = _stages(self, kind, x.shape[1:], len(x))
             for stage, p in zip(built, params[kind], strict=True):
-                f = stage.apply(p, f)
+                f = stage.run(p, f, **inputs)
             out[kind] = getattr(f, kind)
         return out[self.get] if isinstance(self.get, str) else KernelFeatures(**out)
 
@@ -257,7 +299,7 @@ class FeatureMap(AnyFeatureMap):
                     )
                 )
             width += getattr(built[-1].spec, kind)
-            fit_bytes = max(fit_bytes, _fit_bytes(built, count))
+            fit_bytes = max(fit_bytes, peak_bytes(built, count))
         count = max(count, batch)
         errors = [self._expected_error(kind, shape, example) for kind in self._kinds]
         known = tuple(error for error in errors if error is not None)
@@ -383,29 +425,6 @@ def _inputs(x: jax.Array) -> rules.Features:
     return rules.Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
 
 
-def _fit(built: list[rules.Stage], keys: jax.Array, sample: jax.Array) -> list[Any]:
-    """Parameters of all stages, each learned from what those before it return."""
-    last = max(i for i, stage in enumerate(built) if stage.fit)
-    f, params = _inputs(sample), []
-    for i, (stage, key) in enumerate(zip(built, keys, strict=True)):
-        p = stage.fit(key, f) if stage.fit else stage.init(key)
-        params.append(p)
-        if i < last:
-            f = in_batches(functools.partial(stage.apply, p), f, _FIT_BATCH)
-    return params
-
-
-def _fit_bytes(built: list[rules.Stage], count: int) -> int:
-    """Peak bytes of `_fit` with a sample of `count`, in float32."""
-    last = max((i for i, stage in enumerate(built) if stage.fit), default=0)
-    most = 0
-    for before, stage in itertools.pairwise(built[: last + 1]):
-        batch = min(count, _FIT_BATCH)
-        passing = count * stage.spec.floats() + batch * stage.floats
-        most = max(most, count * before.spec.floats() + stage.fit_floats + passing)
-    return 4 * most
-
-
 def _is_shape(example: Any) -> bool:
     return isinstance(example, tuple | list) and all(
         isinstance(size, int | np.integer) for size in example
@@ -424,24 +443,6 @@ def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
             f"{example if is_shape else f'an array of shape {jnp.shape(example)}'}"
         )
     return tuple(map(int, shape)), 1 if is_shape else max(1, jnp.shape(example)[0])
-
-
-def in_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
-    """`run` on consecutive rows of an array or of several, `size` at a time, joined."""
-    total = len(jax.tree.leaves(x)[0])
-    count = total // size
-    if count == 0:
-        return run(x)
-
-    def blocks(z: jax.Array) -> jax.Array:
-        return z[: count * size].reshape(count, size, *z.shape[1:])
-
-    whole = jax.lax.map(run, jax.tree.map(blocks, x))
-    out = jax.tree.map(lambda z: z.reshape(count * size, *z.shape[2:]), whole)
-    if count * size == total:
-        return out
-    rest = run(jax.tree.map(lambda z: z[count * size :], x))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
 
 @functools.lru_cache(maxsize=256)

@@ -185,6 +185,16 @@ def _(net: stax.GlobalSumPool) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
+def _(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Aggregate(
+        net.aggregate_axis,
+        net.batch_axis,
+        net.channel_axis,
+        implementation=net.implementation,
+    )
+
+
+@to_stax.register
 def _(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
     return load().stax.Flatten()
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.rules.graph import check_mask
 from jax_ntk_sketch.rules.patches import sketch_width, sketched
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
 from jax_ntk_sketch.sketch import Window
@@ -84,16 +85,27 @@ def _(layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context) -> list[
 def _(
     layer: stax.GlobalAvgPool | stax.GlobalSumPool, spec: Spec, context: Context
 ) -> list[Stage]:
+    """With a mask of the nodes of padded graphs, over those that exist."""
     _check_spatial(layer, spec)
     out = dataclasses.replace(spec, low=min(spec.low, 0.0), shape=(), own_norms=True)
-    reduce = jnp.mean if isinstance(layer, stax.GlobalAvgPool) else jnp.sum
+    mean = isinstance(layer, stax.GlobalAvgPool)
     axes = tuple(range(1, 1 + len(spec.shape)))
 
-    def apply(params, f: Features) -> Features:
-        return own_norms(reduce(f.nngp, axis=axes), reduce(f.ntk, axis=axes))
+    def apply(params, f: Features, mask: jax.Array | None = None) -> Features:
+        if mask is None:
+            reduce = jnp.mean if mean else jnp.sum
+            return own_norms(reduce(f.nngp, axis=axes), reduce(f.ntk, axis=axes))
+        check_mask(mask, (len(f.nngp), *spec.shape))
+        count = jnp.maximum(mask.sum(axes), 1)[:, None] if mean else 1
+        nngp, ntk = (
+            jnp.where(mask[..., None], x, 0).sum(axes) / count for x in (f.nngp, f.ntk)
+        )
+        return own_norms(nngp, ntk)
 
     floats = spec.floats() + out.floats()
-    return [Stage(repr(layer), out, apply, flops=spec.floats(), floats=floats)]
+    flops = spec.floats()
+    name = repr(layer)
+    return [Stage(name, out, apply, flops=flops, floats=floats, takes=("mask",))]
 
 
 @rule.register

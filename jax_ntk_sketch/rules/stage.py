@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "normalised",
     "rule",
     "safe_sqrt",
+    "taken",
 ]
 
 
@@ -161,23 +162,45 @@ class Stage:
       error: cosines of the NNGP features that enter, (...), to the kernel of unit
         vectors there and the mean square of its error, of steps whose noise is known in
         closed form.
-      apply: (parameters, features) to features.
+      apply: (parameters, features) to features, and by keyword what it `takes`; called
+        by `run`.
       flops: floating-point operations.
       floats: numbers alive at once while it runs, inputs and outputs included.
       fit_floats: numbers alive at once while `fit` runs, besides its input.
       bias: gives the largest bias of the kernels of unit vectors, for the plan.
+      takes: names of the arrays beside x that `apply` and `fit` read, such as
+        "pattern"; a step made of others takes what they take (`taken`).
     """
 
     name: str
     spec: Spec
-    apply: Callable[[Any, Features], Features]
+    apply: Callable[..., Features]
     init: Callable[[jax.Array], Any] = lambda key: ()
     flops: int = 0
     floats: int = 0
-    fit: Callable[[jax.Array, Features], Any] | None = None
+    fit: Callable[..., Any] | None = None
     error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     fit_floats: int = 0
     bias: Callable[[], str] | None = None
+    takes: tuple[str, ...] = ()
+
+    def run(self, params: Any, f: Features, **inputs: Any) -> Features:
+        """Features of the next step; of the `inputs` it is given what it takes."""
+        return self.apply(params, f, **self._own(inputs))
+
+    def learn(self, key: jax.Array, f: Features, **inputs: Any) -> Any:
+        """Parameters: by `fit` where there is one, else by `init`."""
+        if self.fit is None:
+            return self.init(key)
+        return self.fit(key, f, **self._own(inputs))
+
+    def _own(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: inputs[name] for name in self.takes if name in inputs}
+
+
+def taken(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """What these steps take together, each name once."""
+    return tuple(dict.fromkeys(name for stage in stages for name in stage.takes))
 
 
 @functools.singledispatch

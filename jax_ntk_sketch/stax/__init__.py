@@ -17,6 +17,7 @@ True
 
 from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
 from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm, Relu
+from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.spatial import (
     AvgPool,
     Conv,
@@ -27,6 +28,7 @@ from jax_ntk_sketch.stax.spatial import (
 )
 
 __all__ = [
+    "Aggregate",
     "AvgPool",
     "Conv",
     "Dense",
