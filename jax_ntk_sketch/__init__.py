@@ -8,6 +8,7 @@ against the exact kernel (`validation`).
 
 from jax_ntk_sketch import (
     data,
+    graphs,
     interop,
     kernels,
     linear_model,
@@ -41,6 +42,7 @@ __all__ = [
     "compress",
     "data",
     "feature_map",
+    "graphs",
     "interop",
     "kernels",
     "linear_model",

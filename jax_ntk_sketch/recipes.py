@@ -2,7 +2,7 @@
 
 from jax_ntk_sketch import stax
 
-__all__ = ["cntk", "myrtle"]
+__all__ = ["cntk", "conv1d", "gntk", "myrtle"]
 
 # Convolutions at each of the three resolutions.
 _MYRTLE = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
@@ -80,9 +80,114 @@ def cntk(
     >>> len(cntk(1).layers)
     4
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"cntk: depth must be a positive integer, got {depth!r}")
+    _check_count("cntk", "depth", depth)
     block = (stax.Conv(width, (3, 3), None, "SAME", W_std, b_std), stax.Relu())
     between = (stax.AvgPool((2, 2), (2, 2)),) if pool else ()
     head = (stax.GlobalAvgPool(), stax.Dense(out_dim, W_std, b_std))
     return stax.serial(*(block + between) * (depth - 1), *block, *head)
+
+
+def gntk(
+    num_blocks: int = 2,
+    mlp_depth: int = 1,
+    *,
+    readout: str = "sum",
+    implementation: str = "SPARSE",
+    W_std: float = 2**0.5,
+    b_std: float | None = None,
+    width: int = 512,
+    out_dim: int = 1,
+) -> stax.Serial:
+    """The network of the graph neural tangent kernel.
+
+    Blocks of a sum over the edges into each node (with a loop from the node to itself,
+    as `jax_ntk_sketch.graphs.pad` adds) and fully connected layers with `Relu`; at the
+    end the sum over the nodes and `Dense` of `W_std` 1.
+
+    Args:
+      num_blocks: >= 1.
+      mlp_depth: fully connected layers in each block, R of the paper, >= 1.
+      readout: "sum" over nodes, or "mean".
+      implementation: of `stax.Aggregate`: "SPARSE" for a list of edges, or "DENSE".
+      W_std, b_std: of the layers in blocks. With biases, padded nodes need a mask.
+      width: channels of the finite network; kernels do not depend on it.
+      out_dim: outputs of the finite network.
+
+    Returns:
+      A `stax.Serial` for graphs (n, nodes, channels).
+
+    Raises:
+      ValueError: a number that is no positive integer; another readout.
+
+    Source: Du et al., arXiv 1905.13192, Section 3. Its scaling by degrees are weights
+    (`pad(..., normalize=True)`); its kernel is that of the outputs times channels, as
+    inputs are divided by their root here.
+
+    >>> gntk(1, 2).layers[0]
+    stax.Aggregate(implementation='SPARSE')
+    """
+    for name, value in (("num_blocks", num_blocks), ("mlp_depth", mlp_depth)):
+        _check_count("gntk", name, value)
+    pools = {"sum": stax.GlobalSumPool(), "mean": stax.GlobalAvgPool()}
+    if readout not in pools:
+        raise ValueError(f'gntk: readout must be "sum" or "mean", got {readout!r}')
+    connected = (stax.Dense(width, W_std, b_std), stax.Relu()) * mlp_depth
+    block = (stax.Aggregate(implementation=implementation), *connected)
+    return stax.serial(*block * num_blocks, pools[readout], stax.Dense(out_dim))
+
+
+def conv1d(
+    depth: int = 2,
+    filter_size: int = 5,
+    *,
+    strides: int = 1,
+    pool: int = 1,
+    W_std: float = 2**0.5,
+    b_std: float | None = None,
+    width: int = 512,
+    out_dim: int = 1,
+) -> stax.Serial:
+    """Convolutions along a signal with `Relu`, and global average pooling.
+
+    Args:
+      depth: convolutions, >= 1.
+      filter_size: steps that a filter sees, >= 1; ends are filled up with zeros.
+      strides: of the first convolution.
+      pool: steps that are averaged behind every convolution but the last; 1: none.
+      W_std, b_std: of all layers.
+      width: channels of the finite network; kernels do not depend on it.
+      out_dim: outputs of the finite network.
+
+    Returns:
+      A `stax.Serial` for signals (n, steps, channels).
+
+    Raises:
+      ValueError: a number that is no positive integer.
+
+    >>> len(conv1d(3, pool=2).layers)
+    10
+    """
+    numbers = (
+        ("depth", depth),
+        ("filter_size", filter_size),
+        ("strides", strides),
+        ("pool", pool),
+    )
+    for name, value in numbers:
+        _check_count("conv1d", name, value)
+
+    def block(step: int) -> tuple[stax.Layer, ...]:
+        conv = stax.Conv(width, (filter_size,), (step,), "SAME", W_std, b_std)
+        return conv, stax.Relu()
+
+    between = (stax.AvgPool((pool,), (pool,)),) if pool > 1 else ()
+    layers = block(strides)
+    for _ in range(depth - 1):
+        layers += between + block(1)
+    head = (stax.GlobalAvgPool(), stax.Dense(out_dim, W_std, b_std))
+    return stax.serial(*layers, *head)
+
+
+def _check_count(owner: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}")

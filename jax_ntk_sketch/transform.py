@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import methods, sharding
-from jax_ntk_sketch.feature_map import AnyFeatureMap, KernelFeatures
+from jax_ntk_sketch.feature_map import AnyFeatureMap, FeatureMap, KernelFeatures
 from jax_ntk_sketch.progress import progress as with_progress
 from jax_ntk_sketch.sketch.base import check_size
 from jax_ntk_sketch.sparse_rows import (
@@ -52,6 +52,8 @@ def transform(
     out: Any = None,
     progress: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    pattern: Any = None,
+    mask: Any = None,
 ) -> Any:
     r"""Features of many examples, batch by batch, on the host.
 
@@ -80,6 +82,9 @@ def transform(
       mesh: of `jax_ntk_sketch.sharding.data_mesh`; each of its devices that belong to
         this process works on a batch at a time. With several processes, each gives
         examples of its own and gets their features; nothing is sent between them.
+      pattern, mask: the edges and nodes of the graphs x, NumPy arrays as
+        `FeatureMap.apply` has them; a pattern that it would refuse for its values
+        gives features NaN.
 
     Returns:
       `out`, or a NumPy array `(n, num_features)`, dtype of `fmap.apply`'s features;
@@ -108,8 +113,10 @@ def transform(
     """
     x = readable("transform", "x", x)
     batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)
+    beside = _beside(fmap, x, {"pattern": pattern, "mask": mask})
     # Also finds, before any work, what apply would say of the shapes.
-    features = _apply.eval_shape(fmap, params, batch)
+    first = _rows_of(beside, 0, batch.shape[0])
+    features = _apply.eval_shape(fmap, params, batch, first)
     run: Any = _apply
     if mesh is not None:
         refuse_mesh("transform", x)
@@ -125,10 +132,11 @@ def transform(
         label = f"features, batches of {batch_size}"
         for start in with_progress(starts, label, enabled=progress):
             rows = read_rows("transform", "x", x, start, batch)
+            rows = rows, _rows_of(beside, start, batch_size)
             rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
             # Not two batches at a time, which would take twice the memory.
             done = jax.block_until_ready(running)
-            running = start, run(fmap, params, rows)
+            running = start, run(fmap, params, *rows)
             if done is not None:
                 _write(out, *done)
                 done = None
@@ -140,8 +148,10 @@ def transform(
 
 # At the level of the module, so that all calls share its compiled functions.
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(fmap: AnyFeatureMap, params: Any, x: jax.Array) -> Any:
-    return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
+def _apply(
+    fmap: AnyFeatureMap, params: Any, x: jax.Array, beside: dict[str, Any]
+) -> Any:
+    return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape), **beside)
 
 
 def refuse_mesh(owner: str, x: Any) -> None:
@@ -155,9 +165,44 @@ def refuse_mesh(owner: str, x: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_over(
-    mesh: jax.sharding.Mesh, fmap: AnyFeatureMap, params: Any, x: jax.Array
+    mesh: jax.sharding.Mesh,
+    fmap: AnyFeatureMap,
+    params: Any,
+    x: jax.Array,
+    beside: dict[str, Any],
 ) -> Any:
-    return sharding.over(mesh, functools.partial(_apply, fmap))(params, x)
+    return sharding.over(mesh, functools.partial(_apply, fmap))(params, x, beside)
+
+
+def _beside(fmap: AnyFeatureMap, x: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Host arrays beside the examples, those that are given."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not isinstance(fmap, FeatureMap):
+        raise ValueError(
+            f"transform: {next(iter(given))} is for a FeatureMap of a graph network, "
+            f"got {type(fmap).__name__}"
+        )
+    beside = jax.tree.map(np.asarray, given)
+    for name, value in beside.items():
+        for leaf in jax.tree.leaves(value):
+            if leaf.shape[:1] != (num_examples(x),):
+                raise ValueError(
+                    f"transform: {name} must have the {num_examples(x)} examples of x "
+                    f"along its first axis, got shape {leaf.shape}"
+                )
+    return beside
+
+
+def _rows_of(beside: dict[str, Any], start: int, size: int) -> dict[str, Any]:
+    """Those of a batch; the last is repeated where `read_rows` repeats it."""
+
+    def take(value: np.ndarray) -> np.ndarray:
+        rows = value[start : start + size]
+        if 0 < len(rows) < size:
+            rows = rows[np.minimum(np.arange(size), len(rows) - 1)]
+        return rows
+
+    return jax.tree.map(take, beside)
 
 
 def in_caches(fmap: AnyFeatureMap, shape: tuple[int, ...]) -> int:
