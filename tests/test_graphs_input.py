@@ -1,0 +1,184 @@
+"""What graph networks refuse; graphs as arrays, and their data sets."""
+
+import jax
+import numpy as np
+import pytest
+import registry
+from test_graphs import (
+    BONDS,
+    EDGES,
+    KEY,
+    NODES,
+    RELU,
+    SMALL,
+    SUM,
+    WEIGHTS,
+    N,
+    X,
+    dense,
+    dense_of,
+)
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.graphs import pad
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with registry.quick_compilation():
+        yield
+
+
+NET = stax.serial(stax.Aggregate(), dense(), RELU, SUM)
+LIST = stax.serial(stax.Aggregate(implementation="SPARSE"), dense(), RELU, SUM)
+PLAIN = stax.serial(dense(), RELU, SUM)
+
+
+@pytest.mark.parametrize(
+    "net, beside, match",
+    [
+        (NET, {}, r"stax.Aggregate, which sums.*give pattern="),
+        (PLAIN, {"pattern": WEIGHTS}, "pattern was given, but the network has no"),
+        (
+            stax.serial(stax.Flatten(), dense()),
+            {"mask": np.ones((N, NODES), bool)},
+            "mask was given, but the network has no stax.GlobalSumPool",
+        ),
+        (NET, {"pattern": WEIGHTS[:2]}, "pattern must have the 6 examples of x"),
+        (NET, {"pattern": WEIGHTS[:, :3]}, r"one array of weights, \(6, 5, 5\), got"),
+        (NET, {"pattern": EDGES}, r"a list of edges needs implementation=\"SPARSE\""),
+        (LIST, {"pattern": WEIGHTS}, r"integers \(6, edges, 2\).*float32 \(6, 5, 5\)"),
+        (LIST, {"pattern": EDGES[..., :1]}, r"integers \(6, edges, 2\)"),
+        (LIST, {"pattern": EDGES + 1}, "names nodes that are not among"),
+        (
+            LIST,
+            {"pattern": (EDGES, np.ones((N, 4)))},
+            r"weights of the pattern must have shape \(6, 9\)",
+        ),
+        (
+            NET,
+            {"pattern": WEIGHTS, "mask": np.ones((N, 4), bool)},
+            r"mask must be a bool for each node, \(6, 5\)",
+        ),
+        (
+            NET,
+            {"pattern": WEIGHTS, "mask": np.ones((N, NODES))},
+            r"mask must be a bool for each node",
+        ),
+        (
+            stax.serial(stax.Conv(1, (2,)), RELU, SUM),
+            {"mask": np.ones((N, NODES), bool)},
+            "mask is for the nodes of graphs.*Conv",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["exact", "variance_reduced"])
+def test_what_apply_refuses(net, beside, match, method):
+    fmap = jns.feature_map(net, num_features=40, method=method)
+    params = fmap.init(KEY, X.shape[1:])
+    with pytest.raises(ValueError, match=match):
+        fmap.apply(params, X, **beside)
+
+
+def test_edges_out_of_range_under_jit_are_nan():
+    fmap = jns.feature_map(LIST, num_features=40)
+    params = fmap.init(KEY, X.shape[1:])
+    for column in (0, 1):
+        edges = EDGES.copy()
+        edges[2, 0, column] = NODES
+        z = jax.jit(lambda p: fmap.apply(params, X, pattern=p))(edges)
+        assert (np.isnan(z).any(1) == (np.arange(N) == 2)).all()
+
+
+@pytest.mark.parametrize(
+    "layers, shape, match",
+    [
+        ((stax.Aggregate(), dense()), (5,), "needs an axis of nodes"),
+        ((SUM, stax.Aggregate(), dense()), (5, 3), "needs an axis of nodes"),
+        ((stax.Aggregate(2), SUM), (5, 3), "aggregate_axis must be different axes"),
+        ((stax.Aggregate((1, 1)), SUM), (5, 3), "aggregate_axis must be different"),
+        ((stax.Aggregate(7), SUM), (5, 3), "aggregate_axis must be different"),
+        (
+            (stax.Aggregate(channel_axis=1), dense(), SUM),
+            (5, 3),
+            "disagree on the axis",
+        ),
+        ((stax.Aggregate(), RELU, SUM), (5, 3), "Relu must follow a linear layer"),
+    ],
+)
+def test_what_init_refuses(layers, shape, match):
+    fmap = jns.feature_map(stax.serial(*layers), num_features=40)
+    with pytest.raises(ValueError, match=match):
+        fmap.init(KEY, shape)
+
+
+def test_one_pass_refuses_graphs():
+    fmap = jns.feature_map(NET, num_features=40, method="one_pass")
+    with pytest.raises(ValueError, match="is for fully connected networks"):
+        fmap.init(KEY, X.shape[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"aggregate_axis": 0}, ValueError, "aggregate_axis must not be 0"),
+        ({"aggregate_axis": ()}, ValueError, "at least one axis"),
+        ({"aggregate_axis": 1.5}, TypeError, "aggregate_axis must be one integer"),
+        ({"batch_axis": 1}, ValueError, "batch_axis must be 0"),
+        ({"to_dense": lambda p: p}, ValueError, "to_dense must be None"),
+        ({"implementation": "sparse"}, ValueError, "'DENSE' or 'SPARSE'"),
+        ({"signed": 1}, TypeError, "signed must be a bool"),
+    ],
+)
+def test_records_refuse(arguments, error, match):
+    with pytest.raises(error, match=match):
+        stax.Aggregate(**arguments)
+
+
+def test_text_of_records():
+    net = stax.serial(stax.Aggregate((1, 2), implementation="SPARSE", signed=True), SUM)
+    assert stax.from_json(stax.to_json(net)) == net == eval(repr(net))
+
+
+@pytest.mark.parametrize(
+    "nodes, edges, options, match",
+    [
+        ([], [], {}, "at least one"),
+        (SMALL, BONDS[:1], {}, "of the same graphs"),
+        ([np.ones(3)], [[]], {}, r"nodes\[0\] must have shape"),
+        ([np.ones((2, 1)), np.ones((2, 2))], [[], []], {}, r"nodes\[1\] must have"),
+        ([np.ones((2, 1))], [[(0, 2)]], {}, r"edges\[0\] must name nodes from 0 to 1"),
+        ([np.ones((2, 1))], [[(0.5, 1)]], {}, r"edges\[0\] must be integers"),
+        (SMALL, BONDS, {"num_nodes": 4}, "num_nodes must be at least 5, got 4"),
+        (SMALL, BONDS, {"num_edges": 4}, "num_edges must be at least 15, got 4"),
+    ],
+)
+def test_pad_refuses(nodes, edges, options, match):
+    with pytest.raises(ValueError, match=match):
+        pad(nodes, edges, **options)
+
+
+def test_pad_averages():
+    graphs = pad(SMALL, BONDS, normalize=True)
+    weights = dense_of(*graphs.pattern, 5)
+    np.testing.assert_allclose(weights.sum(1), graphs.mask, atol=1e-12)
+    assert graphs.take(slice(1, 3)).pattern[1].shape == (2, 15)
+
+
+def test_load_graphs(tmp_path):
+    arrays = dict(
+        y=np.array([-1, 1, -1]), n_nodes=[2, 3, 1], n_edges=[1, 2, 0],
+        node_tag=[4, 0, 0, 7, 4, 7], edge_i=[0, 0, 1], edge_j=[1, 1, 2],
+        fold1_train=[0, 1], fold1_test=[2],
+    )  # fmt: skip
+    np.savez(tmp_path / "three.npz", **arrays)
+    data = jns.data.load_graphs(tmp_path / "three.npz")
+    assert data.y.tolist() == [0, 1, 0] and data.labels == (-1, 1)
+    assert data.graphs.x[1].tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert data.graphs.mask.sum(1).tolist() == [2, 3, 1]
+    assert [1, 0] in data.graphs.pattern[0].tolist()
+    assert [f.tolist() for f in data.folds[0]] == [[0, 1], [2]]
+    np.savez(tmp_path / "bad.npz", **{**arrays, "n_edges": [1, 1, 0]})
+    with pytest.raises(ValueError, match="n_edges must be a number for each of the 3"):
+        jns.data.load_graphs(tmp_path / "bad.npz")
