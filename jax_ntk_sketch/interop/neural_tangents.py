@@ -5,6 +5,7 @@
 optional: it is imported by these two functions when they are called.
 """
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -19,6 +20,7 @@ import scipy.linalg
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import _views
+from jax_ntk_sketch.kernels.activations import QUADRATURE_NODES
 
 __all__ = ["load", "to_stax"]
 
@@ -118,8 +120,16 @@ def _(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.Relu) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Relu()
+def _(net: stax.Activation) -> tuple[Callable, Callable, Callable]:
+    values = [getattr(net, field.name) for field in dataclasses.fields(net)]
+    return getattr(load().stax, type(net).__name__)(*values)
+
+
+@to_stax.register
+def _(net: stax.Elementwise) -> tuple[Callable, Callable, Callable]:
+    if net.nngp_fn is None:  # Neural Tangents' Elementwise then has no kernel
+        return load().stax.ElementwiseNumerical(net.fn, QUADRATURE_NODES)
+    return load().stax.Elementwise(net.fn, net.nngp_fn, net.d_nngp_fn)
 
 
 @to_stax.register

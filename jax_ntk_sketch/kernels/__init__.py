@@ -1,6 +1,7 @@
 """Scalar theory: arc-cosine kernels, power series, fits, closed-form kernels."""
 
-from jax_ntk_sketch.kernels.arc_cosine import kappa0, kappa1, relu_kernels
+from jax_ntk_sketch.kernels.activations import dual
+from jax_ntk_sketch.kernels.arc_cosine import kappa0, kappa1
 from jax_ntk_sketch.kernels.checks import check_coefficients, check_count
 from jax_ntk_sketch.kernels.coefficient_fit import (
     PolynomialFit,
@@ -10,10 +11,12 @@ from jax_ntk_sketch.kernels.coefficient_fit import (
     fit_ntk,
 )
 from jax_ntk_sketch.kernels.cross import cross_kernel
+from jax_ntk_sketch.kernels.dual import Dual
 from jax_ntk_sketch.kernels.fully_connected import (
     fully_connected_diag,
     fully_connected_kernel,
 )
+from jax_ntk_sketch.kernels.homogeneous import Homogeneous, relu_kernels
 from jax_ntk_sketch.kernels.landmarks import (
     inverse_root,
     principal_root,
@@ -33,6 +36,8 @@ from jax_ntk_sketch.kernels.power_series import (
 from jax_ntk_sketch.kernels.zonal_fit import ZonalFit, fit_zonal, truncate_zonal
 
 __all__ = [
+    "Dual",
+    "Homogeneous",
     "PolynomialFit",
     "ReluBlockSeries",
     "ReluBlockValues",
@@ -40,6 +45,7 @@ __all__ = [
     "check_coefficients",
     "check_count",
     "cross_kernel",
+    "dual",
     "fit_kappa0",
     "fit_kappa1",
     "fit_nonnegative",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-__all__ = ["kappa0", "kappa1", "relu_kernels"]
+__all__ = ["cosine", "kappa0", "kappa1", "relu_covariance", "safe_root"]
 
 # sin(t) - t cos(t) = t^3 sum_k c_k t^(2k), to 1e-18 relative for 0 <= t <= 1.
 _SERIES = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(10)]
@@ -72,53 +72,6 @@ def kappa1(alpha: ArrayLike) -> jax.Array:
     return _kappa1(alpha).astype(dtype)
 
 
-def relu_kernels(
-    nngp: ArrayLike, diag1: ArrayLike, diag2: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array]:
-    r"""Covariances of `relu` and of its derivative under a Gaussian.
-
-    For `(f, g)` Gaussian with covariance `nngp[i, j]` and variances `diag1[i]`,
-    `diag2[j]`, with `N = sqrt(diag1[i] diag2[j])` and `alpha = nngp[i, j] / N`:
-
-        E relu(f) relu(g) = N kappa1(alpha) / 2
-        E 1[f > 0] 1[g > 0] = kappa0(alpha) / 2
-
-    Args:
-      nngp: covariances between two sets of inputs, (..., n1, n2).
-      diag1: variances of the first set, (..., n1), >= 0.
-      diag2: variances of the second set, (..., n2), >= 0; None if both sets are
-        the same: then the cosine on the diagonal is 1 without rounding, which
-        `kappa0`, infinitely steep there, needs.
-
-    Returns:
-      The two covariances, both (..., n1, n2). Where a variance is 0 they are 0 and
-      1/4 (cosine 0, as in Neural Tangents), and gradients stay finite.
-
-    Raises:
-      ValueError: shapes that do not fit.
-
-    >>> relu_kernels(jnp.array([[2.0]]), jnp.array([2.0]))
-    (Array([[1.]], dtype=float32), Array([[0.5]], dtype=float32))
-    """
-    same = diag2 is None
-    nngp, diag1 = jnp.asarray(nngp), jnp.asarray(diag1)
-    diag2 = diag1 if diag2 is None else jnp.asarray(diag2)
-    expected = (*diag1.shape, *diag2.shape[-1:])
-    if diag1.ndim < 1 or diag2.ndim < 1 or nngp.shape != expected:
-        raise ValueError(
-            "relu_kernels: nngp must have shape (..., n1, n2) for diag1 (..., n1) and "
-            f"diag2 (..., n2), got {nngp.shape}, {diag1.shape} and {diag2.shape}"
-        )
-    # The square root of each factor: their product could overflow.
-    norms = _safe_sqrt(diag1)[..., :, None] * _safe_sqrt(diag2)[..., None, :]
-    diagonal = jnp.eye(nngp.shape[-1], dtype=bool) if same else False
-    norms = jnp.where(diagonal, diag1[..., :, None], norms)
-    zero = norms == 0
-    alpha = jnp.where(zero, 0, nngp / jnp.where(zero, 1, norms))
-    alpha = jnp.where(diagonal & ~zero, 1, alpha)
-    return _relu_covariance(nngp, norms, alpha), kappa0(alpha) / 2
-
-
 @jax.custom_jvp
 def _kappa0(alpha: jax.Array) -> jax.Array:
     alpha = jnp.clip(alpha, -1, 1)
@@ -155,12 +108,13 @@ def _kappa1_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def _relu_covariance(nngp: jax.Array, norms: jax.Array, alpha: jax.Array) -> jax.Array:
+def relu_covariance(nngp: jax.Array, norms: jax.Array, alpha: jax.Array) -> jax.Array:
+    """`norms kappa1(alpha) / 2`, for alpha = nngp / norms, or 0 where norms are."""
     return norms * kappa1(alpha) / 2
 
 
-@_relu_covariance.defjvp
-def _relu_covariance_jvp(primals, tangents):
+@relu_covariance.defjvp
+def _covariance_jvp(primals, tangents):
     # With alpha = nngp / norms the derivatives are kappa0 / 2 and sine / (2 pi);
     # alpha's own tangent is contained in them. Unlike the chain rule they exist at
     # norms = 0, where the first keeps the slope of relu's linear part.
@@ -168,17 +122,26 @@ def _relu_covariance_jvp(primals, tangents):
     d_nngp, d_norms, _ = tangents
     sine = _sine(jnp.clip(alpha, -1, 1))
     tangent = kappa0(alpha) / 2 * d_nngp + sine / (2 * math.pi) * d_norms
-    return _relu_covariance(nngp, norms, alpha), tangent
+    return relu_covariance(nngp, norms, alpha), tangent
 
 
 def _sine(alpha: jax.Array) -> jax.Array:
     # Factored, because 1 - alpha^2 cancels near 1 and -1.
-    return _safe_sqrt((1 - alpha) * (1 + alpha))
+    return safe_root((1 - alpha) * (1 + alpha))
 
 
-def _safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root with derivative 0 at 0."""
-    zero = x == 0
+def cosine(cov: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The root of the product of two variances, and the cosine, 0 where that is 0."""
+    # The root of each factor: their product could overflow. Equal variances are their
+    # own root, so that the cosine of an input and itself is 1.
+    norms = jnp.where(q1 == q2, (q1 + q2) / 2, safe_root(q1) * safe_root(q2))
+    zero = norms == 0
+    return norms, jnp.where(zero, 0, cov / jnp.where(zero, 1, norms))
+
+
+def safe_root(x: jax.Array) -> jax.Array:
+    """The square root with derivative 0 at 0; 0 for rounding below 0."""
+    zero = x <= 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 

@@ -4,7 +4,7 @@ With a subscript for the examples that a diagonal belongs to, `Dense` takes
 
     nngp' = W^2 nngp + b^2,                  ntk' = W^2 ntk + nngp'
 
-`Relu` the covariances of `relu_kernels`, and `LayerNorm` divides both kernels by
+an activation those of its `dual`, and `LayerNorm` divides both kernels by
 `sqrt((nngp_xx + eps)(nngp_zz + eps))`, in which gradients see no parameters.
 
 Source: Jacot, Gabriel and Hongler, Neural tangent kernel (2018), proposition 1 and
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.kernels.arc_cosine import relu_kernels
+from jax_ntk_sketch.kernels.activations import dual
 
 __all__ = [
     "Cross",
@@ -55,7 +55,7 @@ class Cross(NamedTuple):
 
 def fully_connected(net: stax.Layer) -> bool:
     """Whether `net` has only the layers that this module knows."""
-    known = stax.Dense | stax.Relu | stax.Identity | stax.LayerNorm | stax.Flatten
+    known = stax.Dense | stax.Activation | stax.Identity | stax.LayerNorm | stax.Flatten
     return all(isinstance(layer, known) for layer in stax.walk(net))
 
 
@@ -65,7 +65,7 @@ def cross_kernel(
     r"""The exact NNGP kernel and NTK of a fully connected network.
 
     Args:
-      net: `Dense`, `Relu`, `Identity` and `LayerNorm` layers; `Flatten` changes
+      net: `Dense`, activations, `Identity` and `LayerNorm` layers; `Flatten` changes
         nothing.
       x: inputs, (n, d), real.
       z: inputs, (m, d); None for `x` itself: then the cosines on the diagonal are
@@ -175,14 +175,16 @@ def _dense(
 
 
 @_cross.register
-def _(layer: stax.Relu, k: Cross) -> Cross:
-    nngp, derivative = relu_kernels(k.nngp, k.x.nngp, k.z and k.z.nngp)
+def _(layer: stax.Activation, k: Cross) -> Cross:
+    z = None if k.z is None else k.z.nngp
+    nngp, derivative = dual(layer).kernels(k.nngp, k.x.nngp, z)
     return Cross(nngp, k.ntk * derivative, *_diagonals(layer, k))
 
 
 @_diagonal.register
-def _(layer: stax.Relu, k: Diagonal) -> Diagonal:
-    return Diagonal(k.nngp / 2, k.ntk / 2)
+def _(layer: stax.Activation, k: Diagonal) -> Diagonal:
+    nngp, derivative = dual(layer).diagonal(k.nngp)
+    return Diagonal(nngp, k.ntk * derivative)
 
 
 @_cross.register

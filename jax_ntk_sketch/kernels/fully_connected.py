@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_ntk_sketch.kernels.arc_cosine import relu_kernels
 from jax_ntk_sketch.kernels.checks import check_count
+from jax_ntk_sketch.kernels.homogeneous import relu_kernels
 
 __all__ = ["fully_connected_diag", "fully_connected_kernel"]
 

@@ -7,6 +7,7 @@ from jax_ntk_sketch.random_features.directions import (
     GaussianDirections,
     HadamardDirections,
     HadamardPatchDirections,
+    NormalLengths,
     OrthogonalDirections,
     SphereDirections,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianDirections",
     "HadamardDirections",
     "HadamardPatchDirections",
+    "NormalLengths",
     "OrthogonalDirections",
     "ReluFeatures",
     "SphereDirections",

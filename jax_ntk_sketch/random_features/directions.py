@@ -38,6 +38,7 @@ __all__ = [
     "GaussianDirections",
     "HadamardDirections",
     "HadamardPatchDirections",
+    "NormalLengths",
     "OrthogonalDirections",
     "SphereDirections",
 ]
@@ -210,6 +211,39 @@ class HadamardPatchDirections:
         """The projections: `x` `(..., *spatial, c)` to `(..., *positions, num)`."""
         z = self._sketch.apply(params, x)
         return z * jnp.asarray(math.sqrt(self.num), z.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalLengths:
+    r"""Directions of fixed length made normal: each times a length of its own.
+
+    A uniform direction times :math:`\chi_D` is N(0, I), so that f(w · x) has the law
+    that a function f which is not homogeneous needs.
+
+    Args:
+      directions: a record of directions of length √D.
+      dim: D.
+    """
+
+    directions: Any
+    dim: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per vector."""
+        return self.directions.flops + self.directions.num
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Draws the directions and their lengths."""
+        first, second = jax.random.split(key)
+        square = 2 * jax.random.gamma(second, self.dim / 2, (self.directions.num,))
+        length = jnp.sqrt(square / self.dim).astype(jnp.float32)
+        return {"directions": self.directions.init(first), "length": length}
+
+    def apply(self, params: dict[str, Any], x: Any) -> jax.Array:
+        """The projections w · x, dtype of `x`."""
+        z = self.directions.apply(params["directions"], x)
+        return z * params["length"].astype(z.dtype)
 
 
 DIRECTIONS: dict[str, type[Directions]] = {

@@ -3,52 +3,83 @@
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import stax
-from jax_ntk_sketch.kernels.power_series import kappa_values
+from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
 
-__all__ = ["relu", "takes_patches"]
+__all__ = ["nonlinear", "reference_coefficients", "takes_patches"]
 
 
 @rule.register
-def _(layer: stax.Relu, spec: Spec, context: Context) -> list[Stage]:
+def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
+    name = type(layer).__name__
     if not spec.gaussian:
         raise ValueError(
-            "Relu must follow a linear layer such as Dense (its inputs must be "
-            "Gaussian), but it follows the input or another Relu"
+            f"{name} must follow a linear layer such as Dense (its inputs must be "
+            "Gaussian), but it follows the input or another nonlinear layer"
         )
     before: list[Stage] = []
     if spec.window and not takes_patches(context.method, spec, context):
         before = [settled(spec, context)]
         spec = before[-1].spec
-    stage = relu(context.method, spec, context)
-    # Two rectified Gaussians of cosine c have the cosine kappa1(c).
-    low = float(kappa_values(np.array(spec.low))[1])
+    dual = kernels.dual(layer)
+    stage = nonlinear(context.method, dual, spec, context)
     out = dataclasses.replace(
         stage.spec,
-        low=low,
+        low=_low(dual, spec.low),
         shape=spec.positions,
         own_norms=spec.own_norms,
         raw=False,
     )
-    return [*before, dataclasses.replace(stage, spec=out)]
+    return [
+        *before,
+        dataclasses.replace(stage, spec=out, name=f"{name} ({stage.name})"),
+    ]
 
 
 @functools.singledispatch
 def takes_patches(method: Method, spec: Spec, context: Context) -> bool:
-    """Whether the method's `relu` reads patches of these sizes from their image."""
+    """Whether the method's `nonlinear` reads such patches from their image."""
     return False
 
 
 @functools.singledispatch
-def relu(method: Method, spec: Spec, context: Context) -> Stage:
-    """The stage of a `Relu` layer; one implementation per layer-by-layer method.
+def nonlinear(method: Method, dual: Dual, spec: Spec, context: Context) -> Stage:
+    """The stage of an activation; one implementation per layer-by-layer method.
 
     It returns at most `context.width` columns, NNGP and NTK together (NNGP alone
     where the NTK is not wanted), or the least that it can.
     """
-    raise TypeError(f"method {method!r} has no rule for Relu")
+    raise TypeError(f"method {method!r} has no rule for activations")
+
+
+def reference_coefficients(dual: Dual, degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of the Hermite coefficients of the activation and of its derivative.
+
+    At variance 1; rounding is set to 0.
+    """
+    with jax.ensure_compile_time_eval():
+        one = jnp.ones(())
+        both = [
+            np.square(np.asarray(f(one, degree), np.float64))
+            for f in (dual.coefficients, dual.slope_coefficients)
+        ]
+    first, second = (np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0.0) for c in both)
+    return first, second
+
+
+def _low(dual: Dual, low: float) -> float:
+    """The least cosine behind an activation, where it does not depend on variances."""
+    if dual.power is None:
+        return -1.0
+    with jax.ensure_compile_time_eval():
+        alpha, one = jnp.linspace(low, 1, 101), jnp.ones(())
+        values = np.asarray(dual.pair(alpha, one, one)[0], np.float64)
+    # Rounded down: it is in single precision.
+    return max(-1.0, float(values.min() / values[-1]) - 1e-6) if values[-1] else -1.0

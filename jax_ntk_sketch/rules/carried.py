@@ -1,16 +1,18 @@
 r"""Method "variance_reduced", layer by layer.
 
-At a Relu the features of one example (or patch) P split into what is the same for all
-examples, P_c, what is linear in the input, and the rest. With a^2 = |P_c|^2 / |P|^2 and
-e the direction of P - P_c, the cosine of two examples is a a' + rho rho' <e, e'>, where
-rho^2 = 1 - a^2, and both arc-cosine kernels are expanded around a a':
+At an activation the features of one example (or patch) P split into what is the same
+for all examples, P_c, what is linear in the input, and the rest. With
+a^2 = |P_c|^2 / |P|^2 and e the direction of P - P_c, the cosine of two examples is
+a a' + rho rho' <e, e'>, where rho^2 = 1 - a^2, and both dual kernels are expanded
+around a a':
 
-    kappa(alpha) = sum_j kappa^(j)(a a') / j! (rho rho')^j <e, e'>^j.
+    k(alpha) = sum_j k^(j)(a a') / j! (rho rho')^j <e, e'>^j.
 
-The coefficients are taken as g_j(a) g_j(a'), exact for a = a'. The term j = 0 is one
-exact column, the linear channels of j = 1 are exact columns, and all else is one zonal
-function of w.e with alternating signs. The NTK's product has its constant and linear
-parts exact likewise; the rest is a random projection of psi times a zonal function.
+The coefficients are taken as g_j g_j', exact for equal a and |P|; where nothing is the
+same for all examples they are exact for all |P|. The term j = 0 is one exact column,
+the linear channels of j = 1 are exact columns, and all else is one zonal function of
+w.e with alternating signs. The NTK's product has its constant and linear parts exact
+likewise; the rest is a random projection of psi times a zonal function.
 """
 
 import functools
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels
+from jax_ntk_sketch.kernels import Dual, Homogeneous
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
     gegenbauer_values,
@@ -29,7 +32,7 @@ from jax_ntk_sketch.kernels.gegenbauer import (
 )
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import zonal_sum
-from jax_ntk_sketch.rules.activation import relu, takes_patches
+from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
 from jax_ntk_sketch.rules.projection import Patches
 from jax_ntk_sketch.rules.stage import (
     Carried,
@@ -45,6 +48,9 @@ __all__: list[str] = []
 # Of the expansion; what is left out at <e, e'> = 1 is in the plan.
 _DEGREE = 6
 
+# Of the Hermite series of an activation that is no rectifier.
+_SERIES = 24
+
 _SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(_DEGREE + 1))
 
 
@@ -53,8 +59,8 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> bool:
     return True
 
 
-@relu.register
-def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
+@nonlinear.register
+def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stage:
     columns = context.width
     first = max(1, columns // 2 if context.ntk else columns)
     c = spec.carried
@@ -68,6 +74,8 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
     has_constant = bool(c.ntk_constants) or bool(spec.bias)
+    means_known = bool(c.constants) or bool(spec.bias)
+    kinked = _kinked(dual) and method.objective == "kernel"
     if context.ntk:
         share = max(1, columns - first)
         both = len(c.ntk_linears) + has_constant * len(linears)
@@ -97,7 +105,7 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
         to_unit = safe_sqrt(_inverse(norm2 * (1 - a2)))[..., None]
         means = phi.means(x, linears) * to_unit
 
-        def zonal(name: str, g: list[jax.Array]):
+        def zonal(name: str, g: list[jax.Array], total: jax.Array):
             """f(w.e) with all degrees; and its linear part on the exact channels."""
             part = parts[name]
             z = part.apply(params[name], x)
@@ -107,10 +115,10 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
             z = z * to_unit
             weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
             linear_weight, jump = weights[1], jnp.zeros((), x.dtype)
-            if method.objective == "kernel":
+            if kinked:
                 known, norm = _tail(int(name[-1]), part.dim)
-                left = sum(gi**2 for gi in g)
-                scale = safe_sqrt((norm2 > 0) - left)[..., None] * (1 / norm)
+                left = total - sum(gi**2 for gi in g)
+                scale = safe_sqrt(left)[..., None] * (1 / norm)
                 bent = jnp.sign(z) if name == "kappa0" else -jnp.abs(z)
                 jump = scale * bent
                 weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
@@ -118,18 +126,16 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
             linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
 
-        half = safe_sqrt(norm2 / 2)[..., None]
-        some = norm2 > 0
-        g = _weights(1, a2, rho, parts["kappa1"].dim, some)
-        values, linear = zonal("kappa1", g)
+        total, slopes = dual.diagonal(norm2)
+        g = _weights(dual, 1, norm2, a2, rho, parts["kappa1"].dim, not means_known)
+        values, linear = zonal("kappa1", g, total)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
-        nngp = half * jnp.concatenate(
-            [g[0][..., None], g[1][..., None] * means, rest], axis=-1
-        )
+        nngp = jnp.concatenate([g[0][..., None], g[1][..., None] * means, rest], -1)
         ntk = nngp[..., :0]
         if context.ntk:
-            g = _weights(0, a2, rho, parts["kappa0"].dim, some)
-            values, linear = zonal("kappa0", g)
+            dim = parts["kappa0"].dim
+            g = _weights(dual, 0, norm2, a2, rho, dim, not means_known)
+            values, linear = zonal("kappa0", g, jnp.where(norm2 > 0, slopes, 0))
             mixed = parts["mix"].apply(params["mix"], y)
             along, bias = parts["mix"].along(
                 params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
@@ -150,7 +156,7 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
                     ..., None
                 ]
                 out = [merged * g0, merged * g1 * means, *out]
-            ntk = jnp.concatenate(out, axis=-1) * jnp.asarray(0.5**0.5, x.dtype)
+            ntk = jnp.concatenate(out, axis=-1)
         norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(*(z.astype(dtype) for z in (nngp, ntk, norm2)))
 
@@ -165,9 +171,8 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
 
     def bias() -> str:
         orders = (1, 0) if context.ntk else (1,)
-        means = bool(c.constants) or bool(spec.bias)
         worst = [
-            _bias(o, parts[f"kappa{o}"].dim, method.objective, means) for o in orders
+            _bias(dual, o, parts[f"kappa{o}"].dim, kinked, means_known) for o in orders
         ]
         return "bias <= " + ", ".join(
             f"{value:.2f} of {kind}"
@@ -177,7 +182,7 @@ def _(method: VarianceReduced, spec: Spec, context: Context) -> Stage:
     flops = sum(p.part.flops for p in parts.values())
     flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
     return Stage(
-        "Relu (constant, linear, zonal)",
+        "constant, linear, zonal",
         Spec(first, product, carried=carried),
         apply,
         init,
@@ -193,12 +198,65 @@ def _inverse(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
-def _weights(
-    order: int, a2: jax.Array, rho: jax.Array, dim: int, some: Any = True
-) -> list[jax.Array]:
-    r"""g_l(a) of kappa_order, l = 0..6: coefficients of Gegenbauer's polynomials.
+def _kinked(dual: Dual) -> bool:
+    """Whether it is a sum of x and |x|, whose series decay slowly."""
+    return isinstance(dual, Homogeneous) and dual.power == 1
 
-    They are 0 where `some` is not true.
+
+def _weights(
+    dual: Dual,
+    order: int,
+    norm2: jax.Array,
+    a2: jax.Array,
+    rho: jax.Array,
+    dim: int,
+    signed: bool,
+) -> list[jax.Array]:
+    """g_0 ... g_6, coefficients of Gegenbauer's polynomials of the sphere in `dim`.
+
+    Args:
+      order: 1 for the activation, 0 for its derivative.
+      norm2, a2, rho: |P|^2, a^2 and (1 - a^2)^(1/2).
+      signed: a is 0 everywhere; then they have the signs of Hermite coefficients.
+    """
+    signs: Any = np.ones(_DEGREE + 1)
+    terms: list[Any]
+    if isinstance(dual, Homogeneous) and _kinked(dual):
+        p, n = dual.positive, dual.negative
+        square = norm2 if order else (norm2 > 0).astype(norm2.dtype)
+        terms = [(p + n) ** 2 / 2 * t for t in _kappa_terms(order, a2, rho)]
+        linear = [a2, rho**2] if order else [jnp.ones_like(a2)]
+        for j, term in enumerate(linear):  # of k = (p + n)^2 kappa1 / 2 - p n alpha
+            terms[j] = terms[j] - p * n * term
+        terms = [square * t for t in terms]
+    else:
+        s = safe_sqrt(norm2)
+        series = dual.coefficients if order else dual.slope_coefficients
+        a = series(s, _SERIES)
+        terms = []
+        for j in range(_DEGREE + 1):
+            t = jnp.zeros_like(a2)
+            for i in range(_SERIES, j - 1, -1):
+                t = t * a2 + math.comb(i, j) * a[..., i] ** 2
+            terms.append(t * rho ** (2 * j))
+        if signed:
+            signs = jnp.moveaxis(jnp.where(a < 0, -1, 1), -1, 0)
+    change = np.stack(
+        [gegenbauer_coefficients(row, dim) for row in np.eye(_DEGREE + 1)]
+    )
+    out = []
+    for i in range(_DEGREE + 1):
+        total = sum(
+            float(change[j, i]) * terms[j]
+            for j in range(_DEGREE + 1)
+            if change[j, i] > 1e-9
+        )
+        out.append(signs[i] * safe_sqrt(total + jnp.zeros_like(a2)))
+    return out
+
+
+def _kappa_terms(order: int, a2: jax.Array, rho: jax.Array) -> list[jax.Array]:
+    r"""kappa_order^(j)(a^2) rho^(2j) / j! for j = 0..6.
 
     With :math:`y = (1-s^2)^{-1/2}`, :math:`\kappa_0' = y / \pi`; the derivatives of y
     are :math:`u_n (1-s^2)^{-n-1/2}` with
@@ -214,47 +272,48 @@ def _weights(
         j = len(terms)
         terms.append(u * power / (math.pi * math.factorial(j) * (1 + s) ** (n + 0.5)))
         u, before = (2 * n + 1) * s * u + n * n * rho**2 * (1 + s) * before, u
-    change = np.stack(
-        [gegenbauer_coefficients(row, dim) for row in np.eye(_DEGREE + 1)]
-    )
-    out = []
-    for i in range(_DEGREE + 1):
-        total = sum(
-            float(change[j, i]) * terms[j]
-            for j in range(_DEGREE + 1)
-            if change[j, i] > 1e-9
-        )
-        out.append(safe_sqrt(jnp.where(some, total + jnp.zeros_like(s), 0)))
-    return out
+    return terms
 
 
-@functools.lru_cache
-def _bias(order: int, dim: int, objective: str, means: bool) -> float:
-    """The largest difference of kappa_order and what its features expect.
+@functools.lru_cache(maxsize=64)
+def _bias(dual: Dual, order: int, dim: int, kinked: bool, means: bool) -> float:
+    """The largest difference of a dual kernel and what its features expect.
 
-    Over all a, a' (0 where inputs have no common part) and <e, e'>, rounded up.
+    At variance 1, relative to the kernel at cosine 1 (of derivatives, at most; as much
+    of the NTK), over all a, a' (0 where inputs have no common part) and <e, e'>,
+    rounded up.
     """
-    a2 = np.linspace(0, 1, 41) if means else np.zeros(1)
-    c = np.linspace(-1, 1, 81)
+    fine = dual.power is not None
+    a2 = np.linspace(0, 1, 41 if fine else 11) if means else np.zeros(1)
+    c = np.linspace(-1, 1, 81 if fine else 41)
     with jax.ensure_compile_time_eval():
         rho = np.sqrt(1 - a2)
-        weights = _weights(order, jnp.asarray(a2), jnp.asarray(rho), dim)
+        one = jnp.ones(())
+        inputs = (jnp.ones(len(a2)), jnp.asarray(a2), jnp.asarray(rho))
+        weights = _weights(dual, order, *inputs, dim, not means)
         g = np.stack([np.asarray(w, np.float64) for w in weights]).T
         alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rho, rho)[..., None] * c
-        kappa = kernels.kappa0 if order == 0 else kernels.kappa1
-        exact = np.asarray(kappa(np.minimum(alpha, 1)), np.float64)
+        exact, total = (
+            np.asarray(k[1 - order], np.float64)
+            for k in (
+                dual.pair(jnp.asarray(np.minimum(alpha, 1)), one, one),
+                dual.diagonal(one),
+            )
+        )
     p = gegenbauer_values(c, _DEGREE, dim)
     expected = np.einsum("il,jl,cl->ijc", g, g, p)
-    if objective == "kernel":
+    if kinked:
         known, norm = _tail(order, dim)
         # Of sgn z and |z|, without the degrees that are known.
         whole = np.arcsin(c) * (2 / np.pi)
         if order == 1:
             whole = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
         rest = (whole - p @ np.square(known)) / norm**2
-        scale = np.sqrt(np.maximum(1 - (g**2).sum(axis=1), 0))
+        scale = np.sqrt(np.maximum(total - (g**2).sum(axis=1), 0))
         expected += np.outer(scale, scale)[..., None] * rest
-    return math.ceil(100 * np.abs(exact - expected).max()) / 100
+    if not total:
+        return 0.0
+    return math.ceil(100 * np.abs(exact - expected).max() / total) / 100
 
 
 @functools.lru_cache

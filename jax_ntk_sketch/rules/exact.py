@@ -3,29 +3,30 @@
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.kernels import relu_kernels
+from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.methods import Exact
-from jax_ntk_sketch.rules.activation import relu
+from jax_ntk_sketch.rules.activation import nonlinear
 from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
 
 __all__ = ["factor"]
 
 
-@relu.register
-def _(method: Exact, spec: Spec, context: Context) -> Stage:
+@nonlinear.register
+def _(method: Exact, dual: Dual, spec: Spec, context: Context) -> Stage:
     n = context.batch * spec.pixels  # all positions of all examples are rows
     out = Spec(n, n if context.ntk else 0)
 
     def apply(params, f: Features) -> Features:
-        nngp, derivative = relu_kernels(_gram(f.nngp), f.norm2.reshape(-1))
+        nngp, derivative = dual.kernels(_gram(f.nngp), f.norm2.reshape(-1))
         ntk = f.ntk
         if context.ntk:
             ntk = factor(_gram(f.ntk) * derivative).reshape(*f.norm2.shape, n)
-        return Features(factor(nngp).reshape(*f.norm2.shape, n), ntk, f.norm2 / 2)
+        nngp = factor(nngp).reshape(*f.norm2.shape, n)
+        return Features(nngp, ntk, dual.diagonal(f.norm2)[0])
 
     kinds = 2 if context.ntk else 1
     return Stage(
-        "Relu (exact)",
+        "exact",
         out,
         apply,
         flops=spec.pixels * (2 * n * (spec.nngp + spec.ntk) + kinds * n * n),

@@ -12,7 +12,7 @@ from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, constant,
 __all__: list[str] = []
 
 # Layers that do not care about patches, or do something better with them.
-_KEEP_PATCHES = (stax.Serial, stax.Identity, stax.Relu)
+_KEEP_PATCHES = (stax.Serial, stax.Identity, stax.Activation)
 
 
 @rule.register

@@ -48,7 +48,7 @@ def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[St
 def is_fully_connected(net: stax.Layer) -> bool:
     """Whether the exact kernel of flat examples can be read off `net`, with a Relu."""
     _, rest = _flattening(net)
-    nonlinear = any(isinstance(layer, stax.Relu) for layer in stax.walk(rest))
+    nonlinear = any(isinstance(layer, stax.Activation) for layer in stax.walk(rest))
     return nonlinear and fully_connected(rest)
 
 
@@ -101,13 +101,13 @@ def _kernel_stage(
         both = (phi[:, :0], phi) if context.ntk else (phi, phi[:, :0])
         return Features(*both, f.norm2)
 
-    relus = sum(isinstance(layer, stax.Relu) for layer in net.layers)
+    nonlinear = sum(isinstance(layer, stax.Activation) for layer in net.layers)
     return Stage(
         f"kernel with {slots} landmarks",
         Spec(0, m) if context.ntk else Spec(m, 0),
         apply,
         init,
-        flops=(2 * d + ENTRY * relus + 2 * m) * slots,
+        flops=(2 * d + ENTRY * nonlinear + 2 * m) * slots,
         floats=d + 4 * slots + m,
         fit=fit,
         fit_floats=most_candidates(slots) * (d + 3 * slots + m),

@@ -1,10 +1,11 @@
 r"""Method "nystrom", layer by layer: landmarks among the patches of a sample.
 
-At a `Relu`, with P the features (patches of them, behind a convolution), psi those of
-the NTK, and landmarks z among the P and psi of a sample,
+At an activation with dual kernels k and k', with P the features (patches of them,
+behind a convolution), psi those of the NTK, and landmarks z among the P and psi of a
+sample,
 
-    nngp' = |P| kappa1(cos(P, z)) R1 / sqrt(2)
-    ntk'  = <psi, psi_z> kappa0(cos(P, z)) R0 / 2
+    nngp' = k(<P, z>, |P|^2, |z|^2) R1
+    ntk'  = <psi, psi_z> k'(<P, z>, |P|^2, |z|^2) R0
 
 The roots R1 and R0 hold principal directions of the features of the sample's patches.
 The product kernel of the NTK is never sketched as a tensor product.
@@ -16,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.kernels import principal_root, relu_kernels
+from jax_ntk_sketch.kernels import Dual, principal_root
 from jax_ntk_sketch.methods import Nystrom
-from jax_ntk_sketch.rules.activation import relu, takes_patches
+from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
 from jax_ntk_sketch.rules.nystrom import (
     ENTRY,
     candidates,
@@ -32,7 +33,6 @@ from jax_ntk_sketch.rules.stage import (
     Features,
     Spec,
     Stage,
-    normalised,
     safe_sqrt,
 )
 from jax_ntk_sketch.sketch import Window
@@ -49,8 +49,8 @@ def _(method: Nystrom, spec: Spec, context: Context) -> bool:
     return True
 
 
-@relu.register
-def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
+@nonlinear.register
+def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
     width, both = context.width, context.ntk
     first = max(1, round(_SHARE * width)) if both else width
     product = max(1, width - first) if both else 0
@@ -61,7 +61,8 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
     p, q = (window.patch_dim(size, bias) for size in (spec.nngp, spec.ntk))
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        shapes = {"z": (slots, p), "root1": (slots, first)}
+        shapes: dict[str, tuple[int, ...]] = {"z": (slots, p), "norm2": (slots,)}
+        shapes["root1"] = (slots, first)
         if both:
             shapes |= {"psi": (slots, q), "root0": (slots, product)}
         return {name: jnp.zeros(shape) for name, shape in shapes.items()}
@@ -71,32 +72,36 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
         k1, k2 = jax.random.split(key)
         index = candidates(k1, f.norm2.size, slots)
         norm2 = f.norm2.reshape(-1)[index]
-        norm = safe_sqrt(norm2)[:, None]
-        x = normalised(_patches(window, bias, f.nngp, index), norm2)
+        x = _patches(window, bias, f.nngp, index)
         x2 = jnp.sum(x**2, axis=-1)
         psi = _patches(window, bias, f.ntk, index) if both else x[:, :0]
 
         def kernels(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """Of all candidates and the candidates i, divided by the norms of i."""
-            kernel, derivative = _kernels(_dot(x, x[i]), x2, x2[i])
-            return norm * kernel, _dot(psi, psi[i]) * derivative
+            """Of all candidates and the candidates i."""
+            z = (norm2[i], x2[i])
+            kernel, derivative = _kernels(dual, _dot(x, x[i]), (norm2, x2), z)
+            return kernel, _dot(psi, psi[i]) * derivative
 
         def column(i: jax.Array) -> jax.Array:
             kernel, ntk = kernels(i)
-            return norm[i, 0] * kernel + ntk  # what Dense or Conv makes the NTK
+            return kernel + ntk  # what Dense or Conv makes the NTK
 
         num = min(slots, len(index))
-        own = (norm2 + jnp.sum(psi**2, axis=-1)) / 2
+        value, slope = dual.diagonal(norm2)[0], dual.diagonal(x2)[1]
+        own = value + jnp.sum(psi**2, axis=-1) * slope
         i = choose(method, k2, column, own, num)
         kernel, ntk = kernels(i)
-        gram, derivative = _kernels(_dot(x[i], x[i]), x2[i], None)
-        params = {"z": x[i], "root1": principal_root(kernel, gram, first)}
+        gram, derivative = _kernels(dual, _dot(x[i], x[i]), (norm2[i], x2[i]), None)
+        params = {"z": x[i], "norm2": norm2[i]}
+        params["root1"] = principal_root(kernel, gram, first)
         if both:
             gram = _dot(psi[i], psi[i]) * derivative
             params |= {"psi": psi[i], "root0": principal_root(ntk, gram, product)}
         # A small sample leaves landmarks that are not used.
-        more = [(0, slots - num), (0, 0)]
-        return {name: jnp.pad(array, more) for name, array in params.items()}
+        return {
+            name: jnp.pad(array, [(0, slots - num), (0, 0)][: array.ndim])
+            for name, array in params.items()
+        }
 
     def fit(key: jax.Array, f: Features) -> dict[str, jax.Array]:
         check_sample(f)
@@ -106,24 +111,23 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
         dtype, f = f.nngp.dtype, Features(*map(promoted, f))
         params = {name: array.astype(f.nngp.dtype) for name, array in params.items()}
         z2 = jnp.sum(params["z"] ** 2, axis=-1)
-        # |P|^2 / norm2, which is 1 where norm2 are the features' own norms.
-        x2 = window.sum(jnp.sum(f.nngp**2, axis=-1, keepdims=True)) + bias**2
-        x2 = jnp.where(f.norm2 > 0, x2[..., 0] / jnp.where(f.norm2 > 0, f.norm2, 1), 0)
-        dots = normalised(_project(window, bias, f.nngp, params["z"]), f.norm2)
-        kernel, derivative = _kernels(dots, x2, z2)
-        nngp = _dot(safe_sqrt(f.norm2)[..., None] * kernel, params["root1"].T)
+        x2 = window.sum(jnp.sum(f.nngp**2, axis=-1, keepdims=True))[..., 0] + bias**2
+        dots = _project(window, bias, f.nngp, params["z"])
+        kernel, derivative = _kernels(dual, dots, (f.norm2, x2), (params["norm2"], z2))
+        nngp = _dot(kernel, params["root1"].T)
         ntk = nngp[..., :0]
         if both:
             derivative *= _project(window, bias, f.ntk, params["psi"])
             ntk = _dot(derivative, params["root0"].T)
-        norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else f.norm2 / 2
+        value = dual.diagonal(f.norm2)[0]
+        norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else value
         return Features(*(x.astype(dtype) for x in (nngp, ntk, norm2)))
 
     kinds = 2 if both else 1
     flops = slots * (2 * (p + q) + kinds * ENTRY + 2 * width)
     floats = spec.floats() + spec.pixels * (4 * kinds * slots + width)
     return Stage(
-        f"Relu ({slots} landmarks)",
+        f"{slots} landmarks",
         Spec(first, product),
         apply,
         init,
@@ -135,22 +139,24 @@ def _(method: Nystrom, spec: Spec, context: Context) -> Stage:
 
 
 def _kernels(
-    dots: jax.Array, x2: jax.Array, z2: jax.Array | None
+    dual: Dual,
+    dots: jax.Array,
+    x: tuple[jax.Array, jax.Array],
+    z: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """kappa1 / 2 and kappa0 / 2 of features over their norms, with inner products
-    `dots` (..., m) and squares x2 (...), z2 (m,).
+    """The dual kernels of features with inner products `dots` (..., m).
 
-    The squares are 1, except where norms are exact and features are not. Then kappa1
-    of `dots` is right between different examples. kappa0, infinitely steep at 1, needs
-    the cosines: on images of 8 x 8 pixels without pools the centred NTK error is .087,
-    from the products .111.
+    x (...) and z (m,) are pairs of squared norms, the exact ones and the features' own:
+    they differ where exact ones are known. With those k is right between different
+    examples. k', infinitely steep at the cosine 1, needs the cosines of the features:
+    on images of 8 x 8 pixels without pools and Relu the centred NTK error is .087, with
+    the exact norms .111.
     """
-
-    def ones(a: jax.Array) -> jax.Array:
-        return (a > 0).astype(dots.dtype)
-
-    kernel, _ = relu_kernels(dots, ones(x2), None if z2 is None else ones(z2))
-    return kernel, relu_kernels(dots, x2, z2)[1]
+    same = x if z is None else z
+    most = safe_sqrt(x[0])[..., None] * safe_sqrt(same[0])
+    clipped = jnp.clip(dots, -most, most)
+    kernel, _ = dual.kernels(clipped, x[0], None if z is None else z[0])
+    return kernel, dual.kernels(dots, x[1], None if z is None else z[1])[1]
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

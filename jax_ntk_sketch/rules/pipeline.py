@@ -70,7 +70,7 @@ def stages(
     oversample = method.oversample if isinstance(method, NTKSketch) else 1.0
     budget = math.ceil(num_features * oversample)
     least = _columns(build(1), kind)
-    if least > budget and any(isinstance(x, stax.Relu) for x in stax.walk(net)):
+    if least > budget and any(isinstance(x, stax.Activation) for x in stax.walk(net)):
         raise ValueError(
             f"num_features must be at least {math.ceil(least / oversample)} for this "
             f"network with {method}, got {num_features}"

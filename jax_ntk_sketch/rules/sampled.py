@@ -5,16 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.methods import NTKRandomFeatures
 from jax_ntk_sketch.random_features import (
     DIRECTIONS,
     HadamardPatchDirections,
-    ReluFeatures,
-    StepFeatures,
+    NormalLengths,
 )
-from jax_ntk_sketch.rules.activation import relu, takes_patches
+from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
 from jax_ntk_sketch.rules.patches import is_small
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage
+from jax_ntk_sketch.rules.stage import (
+    Context,
+    Features,
+    Spec,
+    Stage,
+    normalised,
+    safe_sqrt,
+)
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT
 
 __all__: list[str] = []
@@ -30,17 +37,21 @@ def _(method: NTKRandomFeatures, spec: Spec, context: Context) -> bool:
     return method.directions == "hadamard" and not is_small(spec, columns)
 
 
-@relu.register
-def _(method: NTKRandomFeatures, spec: Spec, context: Context) -> Stage:
+@nonlinear.register
+def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> Stage:
     first, product = _shares(method, context)
-    relus = ReluFeatures(spec.nngp, first, method.directions, method.antithetic)
-    steps = StepFeatures(spec.nngp, max(1, product), method.directions)
-    parts: dict[str, Any] = {"kappa1": _directions(method, spec, relus.num_directions)}
+    num1 = (first + 1) // 2 if method.antithetic else first
+    parts: dict[str, Any] = {"kappa1": _directions(method, spec, num1)}
     if context.ntk:
         parts["kappa0"] = _directions(method, spec, product)
         parts["mix"] = _sketch(spec, product)
     if context.ntk and method.product == "tensor_srht":
         parts["turn"] = SRHT(product, product)
+    # Their lengths matter to functions that are not homogeneous of degree 0 or 1.
+    for name, power in (("kappa1", 0), ("kappa0", 1)):
+        lengthy = dual.power is None or dual.power - power > 1
+        if name in parts and lengthy and method.directions != "gaussian":
+            parts[name] = NormalLengths(parts[name], _dim(parts[name]))
 
     def init(key: jax.Array):
         keys = jax.random.split(key, len(parts))
@@ -48,28 +59,41 @@ def _(method: NTKRandomFeatures, spec: Spec, context: Context) -> Stage:
         return {name: part.init(k) for (name, part), k in pairs}
 
     def apply(params, f: Features) -> Features:
-        def of(name: str, x: jax.Array) -> jax.Array:
-            return parts[name].apply(params[name], x)
+        s = safe_sqrt(f.norm2)
 
-        nngp = relus.activate(of("kappa1", f.nngp))
+        def normal(name: str) -> jax.Array:
+            return normalised(parts[name].apply(params[name], f.nngp), f.norm2)
+
+        z = normal("kappa1")
+        if method.antithetic:
+            z = jnp.concatenate([z, -z[..., : first - num1]], axis=-1)
+        nngp = dual.value(z, s) * jnp.asarray(first**-0.5, z.dtype)
         ntk = nngp[..., :0]
         if context.ntk:
-            step = steps.activate(of("kappa0", f.nngp), f.norm2 > 0)
+            slope = dual.slope(normal("kappa0"), s)
             if "turn" in parts:
-                step = of("turn", step)
-            # Both factors carry a scale m^(-1/2); their product needs one.
-            ntk = of("mix", f.ntk) * (step * jnp.asarray(product**0.5, step.dtype))
-        return Features(nngp, ntk, f.norm2 / 2)
+                slope = parts["turn"].apply(params["turn"], slope)
+            # The sketch has a scale product^(-1/2); the slopes need none.
+            ntk = parts["mix"].apply(params["mix"], f.ntk) * slope
+        return Features(nngp, ntk, dual.diagonal(f.norm2)[0])
 
     flops = sum(part.flops for part in parts.values()) + 2 * first + 4 * product
     return Stage(
-        "Relu (random features)",
+        "random features",
         Spec(first, product),
         apply,
         init,
         flops * spec.pixels,
         spec.floats() + (first + 3 * product) * spec.pixels,
     )
+
+
+def _dim(directions: Any) -> int:
+    """Of the sphere that the directions are on."""
+    if isinstance(directions, HadamardPatchDirections):
+        window = directions.window
+        return window.patch_dim(directions.channels, directions.bias)
+    return getattr(directions, "padded_dim", directions.input_dim)
 
 
 def _shares(method: NTKRandomFeatures, context: Context) -> tuple[int, int]:

@@ -1,19 +1,22 @@
 """Method "ntk_sketch" (arXiv 2104.00415; arXiv 2106.07880, Algorithm 1)."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels
+from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.methods import NTKSketch
-from jax_ntk_sketch.rules.activation import relu
+from jax_ntk_sketch.rules.activation import nonlinear, reference_coefficients
 from jax_ntk_sketch.rules.stage import (
     Context,
     Features,
     Spec,
     Stage,
     allocate,
-    constant,
     inner_width,
     normalised,
     safe_sqrt,
@@ -32,30 +35,25 @@ def noise_weights(coefficients: np.ndarray) -> np.ndarray:
     return np.asarray(coefficients) * np.sqrt(np.arange(len(coefficients)))
 
 
-@relu.register
-def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
+@nonlinear.register
+def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
     a = spec.nngp
-    c = _coefficients(method, 1, method.kappa1_degree, spec.low)
-    b = _coefficients(method, 0, method.kappa0_degree, spec.low)
     degree = method.kappa1_degree
     if context.ntk:
         degree = max(degree, method.kappa0_degree)
-    c, b = (
-        np.pad(c, (0, degree + 1 - len(c))),
-        np.pad(b, (0, max(0, degree + 1 - len(b)))),
-    )
+    value, slope = _series(method, dual, spec.low, degree)
 
     # Columns: kappa1's one constant and sizes[j] of power j. kappa0's are not part of
     # the output; its powers from 2 on weigh so little that a quarter of the width is
     # enough for them, and what the Hadamard transform would pad with is used too.
     first = context.width // 2 if context.ntk else context.width
-    sizes = np.array(allocate(noise_weights(c)[1:], max(first - 1, 0)))
+    sizes = np.array(allocate(noise_weights(value.squares)[1:], max(first - 1, 0)))
     sizes[0] = min(sizes[0], a)
     first = 1 + int(sizes.sum())
     product = max(1, context.width - first) if context.ntk else 0
     inner = np.zeros_like(sizes)
     if context.ntk:
-        weights = noise_weights(b)[1:]
+        weights = noise_weights(slope.squares)[1:]
         weights[0] = 0  # the linear part of kappa0 is the features themselves
         padded = next_power_of_two(1 + a + context.width // 4)
         inner = np.array(allocate(weights, padded - 1 - a))
@@ -64,12 +62,13 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
     dotted = 1 + a + int(inner.sum())
     mix = TensorSRHT((max(1, spec.ntk), dotted), max(1, product))
 
-    def powers(z, coefficients, columns):
-        parts = [constant(z[0], coefficients[0] ** 0.5)]
-        for zj, cj, size in zip(z[1:], coefficients[1:], columns, strict=True):
+    def powers(z, coefficients: jax.Array, columns):
+        """The powers of z (..., .) side by side, times coefficients (..., degree+1)."""
+        parts = [coefficients[..., :1]]
+        for j, (zj, size) in enumerate(zip(z[1:], columns, strict=True), 1):
             if size:
-                scale = (cj * zj.shape[-1] / size) ** 0.5
-                parts.append(jnp.asarray(scale, zj.dtype) * zj[..., :size])
+                scale = jnp.asarray((zj.shape[-1] / size) ** 0.5, zj.dtype)
+                parts.append(coefficients[..., j : j + 1] * scale * zj[..., :size])
         return jnp.concatenate(parts, axis=-1)
 
     def init(key: jax.Array):
@@ -79,19 +78,20 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
 
     def apply(params, f: Features) -> Features:
         unit = normalised(f.nngp, f.norm2)
+        s = safe_sqrt(f.norm2)
         z = poly.apply(params["powers"], unit)
-        half = jnp.asarray(0.5**0.5, unit.dtype)
-        nngp = powers(z, c, sizes) * (half * safe_sqrt(f.norm2))[..., None]
+        nngp = powers(z, value.at(s), sizes)
         ntk = f.ntk
         if context.ntk:
-            exact = (z[0], unit, *z[2:])
-            dot = powers(exact, b, [a, *inner[1:]])
-            ntk = half * mix.apply(params["mix"], ntk, dot)
-        norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else f.norm2 / 2
+            dot = powers((z[0], unit, *z[2:]), slope.at(s), [a, *inner[1:]])
+            ntk = mix.apply(params["mix"], ntk, dot)
+        norm2 = dual.diagonal(f.norm2)[0]
+        if spec.own_norms:
+            norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(nngp, ntk, norm2)
 
     return Stage(
-        "Relu (sketch)",
+        "sketch",
         Spec(first, product),
         apply,
         init,
@@ -101,9 +101,66 @@ def _(method: NTKSketch, spec: Spec, context: Context) -> Stage:
     )
 
 
-def _coefficients(method: NTKSketch, order: int, degree: int, low: float) -> np.ndarray:
-    if method.coefficients == "taylor":
-        series = (kernels.kappa0_coefficients, kernels.kappa1_coefficients)
-        return np.array(series[order](degree))
-    fits = (kernels.fit_kappa0, kernels.fit_kappa1)
-    return np.array(fits[order](degree, low=low).coefficients)
+class _Series(NamedTuple):
+    """Of an activation or its derivative: coefficients of the powers of the cosine.
+
+    Attributes:
+      squares: (degree + 1,), at variance 1.
+      at: standard deviations (...) to the roots with their signs, (..., degree + 1).
+    """
+
+    squares: np.ndarray
+    at: Callable[[jax.Array], jax.Array]
+
+
+def _series(
+    method: NTKSketch, dual: Dual, low: float, degree: int
+) -> tuple[_Series, _Series]:
+    """Of both, cut off behind the degrees that the method has for each."""
+    degrees = (method.kappa1_degree, method.kappa0_degree)
+    if method.coefficients == "fit":
+        return _fits(method, dual, low, degree)
+    both = reference_coefficients(dual, degree)
+    masks = [np.arange(degree + 1) <= d for d in degrees]
+    functions = (dual.coefficients, dual.slope_coefficients)
+
+    def cut(function, mask) -> Callable[[jax.Array], jax.Array]:
+        return lambda s: function(s, degree) * jnp.asarray(mask, s.dtype)
+
+    first, second = (
+        _Series(c * mask, cut(function, mask))
+        for c, mask, function in zip(both, masks, functions, strict=True)
+    )
+    return first, second
+
+
+def _fits(
+    method: NTKSketch, dual: Dual, low: float, degree: int
+) -> tuple[_Series, _Series]:
+    """Nonnegative fits; of functions that are homogeneous, where variances factor."""
+    power = dual.power
+    if power is None:
+        raise ValueError(
+            f'{method!r}: coefficients="fit" is for activations that are homogeneous, '
+            'such as Relu; use coefficients="taylor"'
+        )
+
+    def fit(which: int, own: int, power: int) -> _Series:
+        def function(alpha: np.ndarray) -> np.ndarray:
+            with jax.ensure_compile_time_eval():
+                one = jnp.ones(())
+                return np.asarray(dual.pair(jnp.asarray(alpha), one, one)[which])
+
+        c = np.array(kernels.fit_nonnegative(function, own, low=low).coefficients)
+        c = np.pad(c, (0, degree + 1 - len(c)))
+
+        def at(s: jax.Array) -> jax.Array:
+            scale = s**power if power else s > 0
+            return jnp.asarray(np.sqrt(c), s.dtype) * scale[..., None]
+
+        return _Series(c, at)
+
+    return (
+        fit(0, method.kappa1_degree, power),
+        fit(1, method.kappa0_degree, max(0, power - 1)),
+    )

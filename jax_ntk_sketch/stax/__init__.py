@@ -15,8 +15,32 @@ stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
 True
 """
 
+from jax_ntk_sketch.stax.activations import (
+    ABRelu,
+    Abs,
+    Activation,
+    Cos,
+    Elementwise,
+    ElementwiseNumerical,
+    Erf,
+    Exp,
+    ExpNormalized,
+    Gabor,
+    Gaussian,
+    Gelu,
+    Hermite,
+    LeakyRelu,
+    Monomial,
+    Polynomial,
+    Rbf,
+    RectifiedMonomial,
+    Relu,
+    Sigmoid_like,
+    Sign,
+    Sin,
+)
 from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
-from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm, Relu
+from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm
 from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.spatial import (
     AvgPool,
@@ -28,18 +52,39 @@ from jax_ntk_sketch.stax.spatial import (
 )
 
 __all__ = [
+    "ABRelu",
+    "Abs",
+    "Activation",
     "Aggregate",
     "AvgPool",
     "Conv",
+    "Cos",
     "Dense",
+    "Elementwise",
+    "ElementwiseNumerical",
+    "Erf",
+    "Exp",
+    "ExpNormalized",
     "Flatten",
+    "Gabor",
+    "Gaussian",
+    "Gelu",
     "GlobalAvgPool",
     "GlobalSumPool",
+    "Hermite",
     "Identity",
     "Layer",
     "LayerNorm",
+    "LeakyRelu",
+    "Monomial",
+    "Polynomial",
+    "Rbf",
+    "RectifiedMonomial",
     "Relu",
     "Serial",
+    "Sigmoid_like",
+    "Sign",
+    "Sin",
     "SumPool",
     "from_json",
     "serial",

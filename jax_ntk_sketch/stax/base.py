@@ -111,6 +111,11 @@ def _to_data(value: Any) -> Any:
         return {"layer": type(value).__name__, **fields}
     if isinstance(value, tuple):
         return [_to_data(item) for item in value]
+    if callable(value):
+        raise TypeError(
+            f"to_json: a Python function cannot be written as text, got {value!r}; "
+            "keep the code that makes this network, or use a named activation"
+        )
     return value
 
 

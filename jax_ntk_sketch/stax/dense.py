@@ -4,7 +4,7 @@ import dataclasses
 
 from jax_ntk_sketch.stax.base import Layer, axis_number, positive_int, scale, set_field
 
-__all__ = ["Dense", "Identity", "LayerNorm", "Relu"]
+__all__ = ["Dense", "Identity", "LayerNorm"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,11 +33,6 @@ class Dense(Layer):
         set_field(self, "W_std", scale(self, "W_std", self.W_std))
         if self.b_std is not None:
             set_field(self, "b_std", scale(self, "b_std", self.b_std))
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Relu(Layer):
-    """The rectifier `max(x, 0)`, elementwise."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -1,0 +1,153 @@
+r"""Dual kernels: Gaussian averages of an activation and of its derivative.
+
+For (u, v) Gaussian with variances q1, q2 and covariance c an activation has
+
+    k(c, q1, q2) = E sigma(u) sigma(v),     k'(c, q1, q2) = E sigma'(u) sigma'(v),
+
+and k' is the derivative of k by c. With z standard normal and h_l the orthonormal
+Hermite polynomials, a_l(s) = E sigma(s z) h_l(z),
+
+    k = sum_l a_l(sqrt q1) a_l(sqrt q2) (c / sqrt(q1 q2))^l:
+
+the dependence on the variances is kept exactly, whatever the degree.
+
+Source: Daniely, Frostig and Singer, Toward deeper understanding of neural networks
+(2016), section 4; Han et al., arXiv 2209.04121, section 3.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+__all__ = ["Dual", "NoFunction", "Smooth", "hermite_nodes"]
+
+# Of the quadrature for a_l: exact for polynomials of degree 199.
+_NODES = 100
+
+
+class NoFunction(ValueError):
+    """The activation has a kernel, but no function to draw features of."""
+
+
+class Dual:
+    """What an activation does to Gaussians.
+
+    Attributes:
+      power: k where sigma(t x) = t^k sigma(x) for t > 0, else None.
+    """
+
+    power: int | None
+
+    def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
+        """sigma at s z, for standard normal z; z (..., m), s (...)."""
+        raise NotImplementedError
+
+    def slope(self, z: jax.Array, s: jax.Array) -> jax.Array:
+        """sigma' at s z."""
+        raise NotImplementedError
+
+    def pair(self, cov: jax.Array, q1: jax.Array, q2: jax.Array) -> Any:
+        """k and k', elementwise on arrays that broadcast."""
+        raise NotImplementedError
+
+    def diagonal(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k and k' at variances q = q1 = q2 = c."""
+        return self.pair(q, q, q)
+
+    def kernels(
+        self, nngp: ArrayLike, diag1: ArrayLike, diag2: ArrayLike | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """k and k' between two sets of inputs.
+
+        Args:
+          nngp: covariances, (..., n1, n2).
+          diag1: variances of the first set, (..., n1), >= 0.
+          diag2: of the second, (..., n2); None if both sets are the same: then the
+            diagonal is that of `diagonal`, where the cosine is 1 without rounding.
+
+        Returns:
+          The two kernels, both (..., n1, n2).
+
+        Raises:
+          ValueError: shapes that do not fit, or a negative variance (where its value
+            is known: not under `jit`).
+        """
+        nngp, diag1 = jnp.asarray(nngp), jnp.asarray(diag1)
+        same = diag2 is None
+        diag2 = diag1 if diag2 is None else jnp.asarray(diag2)
+        expected = (*diag1.shape, *diag2.shape[-1:])
+        if diag1.ndim < 1 or diag2.ndim < 1 or nngp.shape != expected:
+            raise ValueError(
+                "kernels: nngp must have shape (..., n1, n2) for diag1 (..., n1) and "
+                f"diag2 (..., n2), got {nngp.shape}, {diag1.shape} and {diag2.shape}"
+            )
+        for name, diag in (("diag1", diag1), ("diag2", diag2)):
+            if isinstance(diag, jax.core.Tracer) or not diag.size:
+                continue
+            if np.min(np.asarray(diag)) < 0:
+                raise ValueError(
+                    f"kernels: {name} holds variances and must be >= 0, got "
+                    f"{np.min(np.asarray(diag))}"
+                )
+        q1, q2 = diag1[..., :, None], diag2[..., None, :]
+        value, slope = self.pair(nngp, q1, q2)
+        if same:
+            eye = jnp.eye(nngp.shape[-1], dtype=bool)
+            one, other = (k[..., :, None] for k in self.diagonal(diag1))
+            value, slope = jnp.where(eye, one, value), jnp.where(eye, other, slope)
+        return value, slope
+
+    def coefficients(self, s: jax.Array, degree: int) -> jax.Array:
+        """a_0(s) ... a_degree(s): `(..., degree + 1)` for s `(...)`."""
+        return _average(self.value, s, degree)
+
+    def slope_coefficients(self, s: jax.Array, degree: int) -> jax.Array:
+        """Likewise of sigma'."""
+        return _average(self.slope, s, degree)
+
+
+class Smooth(Dual):
+    """A function of one number, its derivative, and closed forms of k and k'."""
+
+    power = None
+
+    def __init__(self, fn: Any, df: Any, pair: Any) -> None:
+        self.fn, self.df, self._pair = fn, df, pair
+
+    def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
+        return self.fn(s[..., None] * z)
+
+    def slope(self, z: jax.Array, s: jax.Array) -> jax.Array:
+        return self.df(s[..., None] * z)
+
+    def pair(self, cov: jax.Array, q1: jax.Array, q2: jax.Array) -> Any:
+        return self._pair(cov, q1, q2)
+
+
+@functools.lru_cache
+def hermite_nodes(num: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (K,) of E f(z), and weights times h_0 ... h_degree there, (K, degree + 1).
+
+    Nodes whose weights vanish in single precision are left out.
+    """
+    z, w = np.polynomial.hermite_e.hermegauss(num)
+    w = w / w.sum()
+    keep = w > 1e-30
+    z, w = z[keep], w[keep]
+    h: np.ndarray = np.empty((degree + 1, len(z)))
+    h[0] = 1
+    for i in range(degree):
+        before = h[i - 1] * np.sqrt(i) if i else 0.0
+        h[i + 1] = (z * h[i] - before) / np.sqrt(i + 1)
+    return z, (w * h).T
+
+
+def _average(f: Any, s: jax.Array, degree: int) -> jax.Array:
+    z, weights = hermite_nodes(max(_NODES, degree + 1), degree)
+    values = f(jnp.asarray(z, s.dtype), s)
+    weighted = jnp.asarray(weights, s.dtype)
+    return jnp.matmul(values, weighted, precision=jax.lax.Precision.HIGHEST)
