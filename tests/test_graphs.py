@@ -124,9 +124,10 @@ def test_edges_of_two_axes():
     pattern = np.stack(
         [rng.integers(0, 3, (4, 6, 2)), rng.integers(0, 2, (4, 6, 2))], axis=2
     )
-    net = stax.serial(
-        stax.Aggregate(implementation="SPARSE"), dense(), RELU, MEAN, dense()
-    )
+    # Behind one convolution Neural Tangents has the axes in reverse.
+    conv = stax.Conv(1, (2, 1), None, "SAME", 1.2, 0.1)
+    aggregate = stax.Aggregate(implementation="SPARSE")
+    net = stax.serial(conv, RELU, aggregate, dense(), RELU, MEAN, dense())
     phi, k = exact(net, x, pattern=pattern), theirs(net, x, pattern, 2)
     for kind in BOTH:
         assert relative(phi[kind][:2] @ phi[kind][2:].T, k[kind]) < 1e-9

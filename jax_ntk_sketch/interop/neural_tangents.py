@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import jax.extend.core
 import scipy.linalg
 
@@ -196,17 +197,74 @@ def _(net: stax.GlobalSumPool) -> tuple[Callable, Callable, Callable]:
 
 @to_stax.register
 def _(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Aggregate(
-        net.aggregate_axis,
-        net.batch_axis,
-        net.channel_axis,
-        implementation=net.implementation,
+    return _in_order(
+        load().stax.Aggregate(
+            net.aggregate_axis,
+            net.batch_axis,
+            net.channel_axis,
+            implementation=net.implementation,
+        )
     )
+
+
+@to_stax.register(stax.ConvTranspose)
+@to_stax.register(stax.ConvLocal)
+def _(net: stax.ConvTranspose | stax.ConvLocal) -> tuple[Callable, Callable, Callable]:
+    return getattr(load().stax, type(net).__name__)(
+        net.out_chan,
+        net.filter_shape,
+        net.strides,
+        net.padding,
+        net.W_std,
+        net.b_std,
+        net.dimension_numbers,
+    )
+
+
+@to_stax.register
+def _(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
+    if net.method not in ("nearest", "linear"):
+        raise ValueError(
+            "to_stax: Neural Tangents has kernels of nearest and linear interpolation "
+            f'only, got {net!r}; features of it, method="exact" included, work'
+        )
+    precision = jax.lax.Precision[net.precision.upper()]
+    return _in_order(
+        load().stax.ImageResize(
+            net.shape,
+            net.method,
+            net.antialias,
+            precision,
+            channel_axis=net.channel_axis,
+        )
+    )
+
+
+@to_stax.register
+def _(net: stax.Index) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Index(net.slices, channel_axis=net.channel_axis)
 
 
 @to_stax.register
 def _(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
     return load().stax.Flatten()
+
+
+def _in_order(layer: tuple[Callable, Callable, Callable]) -> Any:
+    """The layer with the spatial axes of kernels in order when they reach it.
+
+    Behind an odd number of convolutions those of Neural Tangents are in reverse, which
+    its layers that take sizes or indices by axis, as of 0.6.5, do not look at.
+    """
+    init_fn, apply_fn, kernel_fn = layer
+
+    @functools.wraps(kernel_fn)  # and its attributes: what it requires
+    def ordered(k: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(k, "is_reversed", False):
+            k = k.reverse()
+        return kernel_fn(k, *args, **kwargs)
+
+    return init_fn, apply_fn, ordered
 
 
 @contextmanager

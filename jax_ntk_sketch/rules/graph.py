@@ -1,6 +1,5 @@
 """Sums over the edges of graphs, which are an input beside the examples."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -8,9 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.rules.stage import Carried, Context, Features, Spec, Stage, rule
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule, summed
 
 __all__ = ["check_inputs", "check_mask"]
+
+
+# Layers that mix nodes, or change their number.
+_MIXING = (
+    stax.AvgPool,
+    stax.SumPool,
+    stax.Flatten,
+    stax.ConvLocal,
+    stax.ConvTranspose,
+    stax.ImageResize,
+    stax.Index,
+)
 
 
 @rule.register
@@ -22,15 +33,7 @@ def _(layer: stax.Aggregate, spec: Spec, context: Context) -> list[Stage]:
     axes = _node_axes(layer, spec)
     sizes = tuple(spec.shape[axis] for axis in axes)
     nodes = math.prod(sizes)
-    carried = spec.carried
-    if layer.signed:
-        # A constant column may have either sign behind it; a linear one may, too.
-        carried = Carried(
-            linears=carried.constants + carried.linears,
-            ntk_linears=carried.ntk_constants + carried.ntk_linears,
-        )
-    low = -1.0 if layer.signed else min(spec.low, 0.0)
-    out = dataclasses.replace(spec, low=low, own_norms=True, carried=carried)
+    out = summed(spec, layer.signed)
     dense = layer.implementation == "DENSE"
     front = tuple(range(1, 1 + len(axes)))
     back = tuple(1 + axis for axis in axes)
@@ -255,7 +258,8 @@ def _check_masked(owner: str, net: stax.Layer) -> None:
         if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
             break
         size = math.prod(getattr(layer, "filter_shape", (1,)))
-        if size > 1 or isinstance(layer, stax.AvgPool | stax.SumPool | stax.Flatten):
+        size *= math.prod(getattr(layer, "strides", None) or (1,))
+        if size > 1 or isinstance(layer, _MIXING):
             raise ValueError(
                 f"{owner}: mask is for the nodes of graphs, which meet in "
                 f"stax.Aggregate and global pooling only, but the network has {layer!r}"

@@ -26,6 +26,7 @@ __all__ = [
     "normalised",
     "rule",
     "safe_sqrt",
+    "summed",
     "taken",
 ]
 
@@ -216,6 +217,19 @@ def rule(layer: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
         f"no feature rule for the layer {layer!r}; supported layers are "
         + ", ".join(sorted(t.__name__ for t in rule.registry if t is not object))
     )
+
+
+def summed(spec: Spec, signed: bool) -> Spec:
+    """Behind weighted sums over positions, with weights that may be negative or not."""
+    carried = spec.carried
+    if signed:
+        # A constant column may have either sign then; a linear one always may.
+        carried = Carried(
+            linears=carried.constants + carried.linears,
+            ntk_linears=carried.ntk_constants + carried.ntk_linears,
+        )
+    low = -1.0 if signed else min(spec.low, 0.0)
+    return dataclasses.replace(spec, low=low, own_norms=True, carried=carried)
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:

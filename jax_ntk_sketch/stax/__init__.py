@@ -42,6 +42,13 @@ from jax_ntk_sketch.stax.activations import (
 from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
 from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm
 from jax_ntk_sketch.stax.graph import Aggregate
+from jax_ntk_sketch.stax.positions import (
+    ConvLocal,
+    ConvTranspose,
+    ImageResize,
+    Index,
+    Slice,
+)
 from jax_ntk_sketch.stax.spatial import (
     AvgPool,
     Conv,
@@ -50,6 +57,7 @@ from jax_ntk_sketch.stax.spatial import (
     GlobalSumPool,
     SumPool,
 )
+from jax_ntk_sketch.stax.unsupported import REASONS as _REASONS
 
 __all__ = [
     "ABRelu",
@@ -58,6 +66,8 @@ __all__ = [
     "Aggregate",
     "AvgPool",
     "Conv",
+    "ConvLocal",
+    "ConvTranspose",
     "Cos",
     "Dense",
     "Elementwise",
@@ -73,6 +83,8 @@ __all__ = [
     "GlobalSumPool",
     "Hermite",
     "Identity",
+    "ImageResize",
+    "Index",
     "Layer",
     "LayerNorm",
     "LeakyRelu",
@@ -85,9 +97,16 @@ __all__ = [
     "Sigmoid_like",
     "Sign",
     "Sin",
+    "Slice",
     "SumPool",
     "from_json",
     "serial",
     "to_json",
     "walk",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _REASONS:
+        raise AttributeError(f"stax.{name} is not supported: {_REASONS[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

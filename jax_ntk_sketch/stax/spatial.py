@@ -173,7 +173,7 @@ def _set_window(record: Any, shape: str, *others: str) -> None:
         )
 
 
-def _dimension_numbers(record: Conv) -> tuple[str, str, str]:
+def _dimension_numbers(record: Any) -> tuple[str, str, str]:
     rank = len(record.filter_shape)
     numbers: Any = record.dimension_numbers
     fits = (
@@ -183,7 +183,7 @@ def _dimension_numbers(record: Conv) -> tuple[str, str, str]:
     )
     if not fits:
         raise ValueError(
-            "Conv: dimension_numbers must be three strings of "
+            f"{type(record).__name__}: dimension_numbers must be three strings of "
             f"{rank + 2} letters, such as ('NCHW', 'OIHW', 'NCHW') for two spatial "
             f"axes, got {numbers!r}"
         )
@@ -199,8 +199,8 @@ def _dimension_numbers(record: Conv) -> tuple[str, str, str]:
     )
     if not right:
         raise ValueError(
-            "Conv: dimension_numbers must have the batch first, channels second or "
-            "last, the spatial axes in one order and the output laid out as the "
-            f"input, got {numbers!r}"
+            f"{type(record).__name__}: dimension_numbers must have the batch first, "
+            "channels second or last, the spatial axes in one order and the output "
+            f"laid out as the input, got {numbers!r}"
         )
     return (image, filters, out)

@@ -1,0 +1,271 @@
+"""Layers that move or mix positions: transposed, local, resized, indexed."""
+
+import dataclasses
+import operator
+from typing import Any
+
+from jax_ntk_sketch.stax.base import (
+    Layer,
+    axis_number,
+    positive_int,
+    scale,
+    set_field,
+)
+from jax_ntk_sketch.stax.spatial import _dimension_numbers, _set_window
+
+__all__ = ["ConvLocal", "ConvTranspose", "ImageResize", "Index", "Slice"]
+
+_RESIZES = {
+    "nearest": "nearest",
+    "linear": "linear",
+    "bilinear": "linear",
+    "trilinear": "linear",
+    "triangle": "linear",
+    "cubic": "cubic",
+    "bicubic": "cubic",
+    "tricubic": "cubic",
+    "lanczos3": "lanczos3",
+    "lanczos5": "lanczos5",
+}
+_PRECISIONS = ("default", "high", "highest")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Filtered(Layer):
+    """What transposed and local convolutions have in common."""
+
+    out_chan: int
+    filter_shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    padding: str = "VALID"
+    W_std: float = 1.0
+    b_std: float | None = None
+    dimension_numbers: tuple[str, str, str] | None = None
+
+    def __post_init__(self) -> None:
+        set_field(self, "out_chan", positive_int(self, "out_chan", self.out_chan))
+        _set_window(self, "filter_shape", "strides")
+        set_field(self, "W_std", scale(self, "W_std", self.W_std))
+        if self.b_std is not None:
+            set_field(self, "b_std", scale(self, "b_std", self.b_std))
+        if self.dimension_numbers is not None:
+            set_field(self, "dimension_numbers", _dimension_numbers(self))
+
+    @property
+    def channel_axis(self) -> int:
+        """Where the channels are, counted with the batch axis."""
+        if self.dimension_numbers is None:
+            return -1
+        return self.dimension_numbers[0].index("C")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConvTranspose(_Filtered):
+    r"""A transposed convolution: each pixel adds its filter to the output.
+
+    The convolution of the image with `strides - 1` zeros between its pixels, divided by
+    :math:`\sqrt{q d}`, q the size of the filter; sizes as of `jax.lax.conv_transpose`.
+
+    Args:
+      out_chan, filter_shape, W_std, b_std, dimension_numbers: as of `Conv`.
+      strides: how many output pixels lie between two of the input; None for 1.
+      padding: "VALID": all that a filter reaches; "SAME": strides times the size;
+        "CIRCULAR": the same, wrapped around.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConvLocal(_Filtered):
+    """A convolution whose filters differ from position to position.
+
+    Weights (and biases) are not shared, so that outputs at different positions are
+    independent: the kernel between these is zero.
+
+    Args:
+      out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers: as of
+        `Conv`.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ImageResize(Layer):
+    """`jax.image.resize` of the spatial axes.
+
+    Args:
+      shape: of the output, an integer for each axis, batch and channels included: -1
+        for an axis that stays, as those two must.
+      method: "nearest", "linear"; "cubic", "lanczos3" and "lanczos5" have features but
+        no exact kernel in Neural Tangents.
+      antialias: whether to smooth where an image gets smaller.
+      precision: "highest", "high", "default", or a `jax.lax.Precision`.
+      batch_axis: 0.
+      channel_axis: -1, or 1 for channels first.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+    """
+
+    shape: tuple[int, ...]
+    method: str
+    antialias: bool = True
+    precision: str = "highest"
+    batch_axis: int = 0
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_axes(self)
+        if isinstance(self.shape, str) or not hasattr(self.shape, "__iter__"):
+            raise TypeError(
+                "ImageResize: shape must be an integer for each axis, such as "
+                f"(-1, 8, 8, -1), got {self.shape!r}"
+            )
+        shape = tuple(
+            size if isinstance(size, int) and size == -1
+            # The name of the axis is the argument's.
+            else positive_int(self, "shape", size)
+            for size in self.shape
+        )  # fmt: skip
+        set_field(self, "shape", shape)
+        kept = {0, self.channel_axis % max(len(shape), 1)}
+        if len(shape) < 3 or any(shape[axis] != -1 for axis in kept):
+            raise ValueError(
+                "ImageResize: shape must have -1 for the batch and for the channels, "
+                f"and an entry for every spatial axis, got {shape}"
+            )
+        method = getattr(self.method, "name", self.method)
+        name = method.lower() if isinstance(method, str) else None
+        if name not in _RESIZES:
+            raise ValueError(
+                f"ImageResize: method must be one of {', '.join(_RESIZES)}, got "
+                f"{self.method!r}"
+            )
+        set_field(self, "method", _RESIZES[name])
+        if not isinstance(self.antialias, bool):
+            raise TypeError(
+                f"ImageResize: antialias must be a bool, got {self.antialias!r}"
+            )
+        precision: Any = getattr(self.precision, "name", self.precision)
+        precision = precision.lower() if isinstance(precision, str) else None
+        if precision not in _PRECISIONS:
+            raise ValueError(
+                f"ImageResize: precision must be one of {', '.join(_PRECISIONS)}, got "
+                f"{self.precision!r}"
+            )
+        set_field(self, "precision", precision)
+
+
+class _Slice:
+    """`Slice[:, 1:3]` are the indices `Index` takes."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return index
+
+    def __repr__(self) -> str:
+        return "stax.Slice"
+
+
+Slice = _Slice()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Index(Layer):
+    """Indexing of the spatial axes, `x[idx]`, as of NumPy.
+
+    Args:
+      idx: what is between the brackets, written `stax.Slice[:, ::2, 1]`: slices, `...`
+        and integers, which remove an axis. `:` (or `...`) for batch and channels.
+      batch_axis: 0.
+      channel_axis: -1, or 1 for channels first.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+
+    >>> Index(Slice[:, ::2, -1])
+    stax.Index(stax.Slice[:, ::2, -1])
+    """
+
+    idx: Any
+    batch_axis: int = 0
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        _set_axes(self)
+        # Slices cannot be hashed in Python 3.11, nor written as JSON: their text can.
+        items = self.idx if isinstance(self.idx, tuple) else (self.idx,)
+        idx = tuple(_item(item) for item in items)
+        if idx.count("...") > 1:
+            raise ValueError("Index: idx must have one ... at most")
+        if idx and idx[0] not in (":", "..."):
+            raise ValueError(
+                "Index: idx must begin with : or ..., the batch; index the examples "
+                f"themselves; got {_text(idx)}"
+            )
+        set_field(self, "idx", idx)
+
+    def __repr__(self) -> str:
+        axis = self.channel_axis
+        more = f", channel_axis={axis}" if axis != -1 else ""
+        return f"stax.Index(stax.Slice[{_text(self.idx)}]{more})"
+
+    @property
+    def slices(self) -> tuple[Any, ...]:
+        """What NumPy takes."""
+        return tuple(map(_parsed, self.idx))
+
+
+def _item(item: Any) -> str | int:
+    """An index as it is kept: "...", "start:stop:step" or an integer."""
+    if item is Ellipsis:
+        return "..."
+    if isinstance(item, str):
+        try:
+            item = _parsed(item)
+        except ValueError:
+            raise ValueError(f"Index: idx has the unknown entry {item!r}") from None
+        return _item(item)
+    if isinstance(item, slice):
+        parts = [item.start, item.stop, item.step]
+        if parts[2] is not None and _integer(parts[2]) == 0:
+            raise ValueError("Index: a slice of idx has step 0")
+        texts = ["" if part is None else str(_integer(part)) for part in parts]
+        return ":".join(texts if texts[2] else texts[:2])
+    return _integer(item)
+
+
+def _parsed(item: str | int) -> Any:
+    if not isinstance(item, str):
+        return item
+    if item == "...":
+        return Ellipsis
+    if item.count(":") not in (1, 2):
+        raise ValueError(item)
+    return slice(*(int(part) if part else None for part in item.split(":")))
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            "Index: idx must be made of slices, integers and ..., as "
+            f"stax.Slice[:, 1:3] makes it, got {value!r}"
+        )
+    return operator.index(value)
+
+
+def _text(idx: tuple[str | int, ...]) -> str:
+    return ", ".join(map(str, idx)) + "," * (len(idx) == 1)
+
+
+def _set_axes(record: Any) -> None:
+    if isinstance(record.batch_axis, bool) or record.batch_axis != 0:
+        raise ValueError(
+            f"{type(record).__name__}: batch_axis must be 0, examples come first "
+            f"everywhere; got {record.batch_axis!r}"
+        )
+    axis = axis_number(record, "channel_axis", record.channel_axis)
+    set_field(record, "channel_axis", axis)
