@@ -209,9 +209,14 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize(
-    "method", ["ntk_random_features", "ntk_sketch", "variance_reduced"]
+    "method, name",
+    [
+        *(("ntk_random_features", name) for name in RANDOM),
+        ("ntk_sketch", "local, image"),
+        ("variance_reduced", "up"),
+        ("variance_reduced", "local"),
+    ],
 )
 def test_random_methods_converge(method, name):
     shape, *layers = RANDOM[name]
