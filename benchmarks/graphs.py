@@ -190,9 +190,12 @@ def random_graph(nodes: int, edges: int) -> jns.graphs.Graphs:
     return jns.graphs.pad([tags], [pairs], undirected=False, loops=False)
 
 
-def slope(x: Any, y: Any) -> float:
-    """Of a line through the logarithms."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+def line(x: Any, y: Any) -> tuple[float, float, float]:
+    """The slope of the logarithms; and y = a + b x, fitted to relative errors."""
+    y = np.asarray(y)
+    slope = np.polyfit(np.log(x), np.log(y), 1)[0]
+    each, at = np.polyfit(x, y, 1, w=1 / y)
+    return float(slope), float(at), float(each)
 
 
 def edges(args: Any) -> None:
@@ -237,11 +240,11 @@ def edges(args: Any) -> None:
             results.append(dict(nodes=nodes, edges=count, seconds=seconds))
             print(rows[-1], flush=True)
         counts = [count for _, count in sizes]
-        slopes = [slope(counts, values) for values in (whole, alone)]
-        # Where edges dominate.
-        last = [slope(counts[-3:], values[-3:]) for values in (whole, alone)]
-        rows.append((title, "slope", "", *(f"{s:.2f}" for s in slopes)))
-        rows.append((title, "slope, last three", "", *(f"{s:.2f}" for s in last)))
+        lines = [line(counts, values) for values in (whole, alone)]
+        results[-1]["lines"] = lines
+        rows.append((title, "slope", "", *(f"{fit[0]:.2f}" for fit in lines)))
+        cells = [f"{1e3 * at:.1f} + {1e6 * each:.2f}e-3 E" for _, at, each in lines]
+        rows.append((title, "line", "", *cells))
     head = ("graphs", "nodes", "edges", "GNTK features, ms", "one Aggregate of 512, ms")
     text = common.markdown(head, rows)
     common.write(args.output, "graphs-time", text, results)
