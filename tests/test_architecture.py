@@ -53,7 +53,7 @@ ALLOWED = {
     },
     "linear_model": {"progress", "sharding", "sparse_rows", "transform"},
     "validation": {"linear_model"},
-    "interop": {"stax"},
+    "interop": {"stax", "kernels"},
 }
 
 

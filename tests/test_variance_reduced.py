@@ -172,6 +172,9 @@ def test_images_are_better_than_random_features():
     assert errors[0] < 0.95 * errors[1], errors  # .194 and .229, each +- .008
 
 
+RELU = kernels.Homogeneous(1, 1.0, 0.0)
+
+
 @pytest.mark.parametrize("order", [0, 1])
 def test_weights_are_the_derivatives(order):
     """g_l^2 in many dimensions: kappa^(l)(a^2) rho^(2 l) / l!, from the series."""
@@ -179,23 +182,26 @@ def test_weights_are_the_derivatives(order):
     c = (kernels.kappa0_coefficients, kernels.kappa1_coefficients)[order](count)
     a2 = np.array([0.0, 0.2, 0.7])
     rho = np.sqrt(1 - a2)
-    g = _weights(order, jnp.asarray(a2, jnp.float32), jnp.asarray(rho), 10**9)
+    inputs = (jnp.full(3, 2.0), jnp.asarray(a2, jnp.float32), jnp.asarray(rho))
+    g = _weights(RELU, order, *inputs, 10**9, False)
     powers = np.arange(count + 1)
     for degree in range(_DEGREE + 1):
         chosen = powers >= degree
         ways = scipy.special.comb(powers[chosen], degree)
         rest = a2[:, None] ** (powers[chosen] - degree)
         wanted = (np.asarray(c)[chosen] * ways * rest).sum(1) * rho ** (2 * degree)
-        np.testing.assert_allclose(np.asarray(g[degree]) ** 2, wanted, atol=3e-6)
+        scale = 1 if order else 2  # of variance 2, half of it in a rectifier
+        np.testing.assert_allclose(scale * g[degree] ** 2, wanted, atol=3e-6)
 
 
 def test_expansion_is_exact_for_equal_constants():
     """sum_l g_l^2 P_l(t) is kappa(a^2 + rho^2 t) up to what degrees above 6 add."""
     a2, t = 0.6, np.linspace(-0.5, 0.5, 5)
     for order, kappa in enumerate((kernels.kappa0, kernels.kappa1)):
-        g = _weights(order, jnp.float32(a2), jnp.float32((1 - a2) ** 0.5), 40)
+        inputs = (jnp.float32(2.0), jnp.float32(a2), jnp.float32((1 - a2) ** 0.5))
+        g = _weights(RELU, order, *inputs, 40, False)
         p = kernels.gegenbauer.gegenbauer_values(t, _DEGREE, 40)
-        ours = p @ np.array([float(v) ** 2 for v in g])
+        ours = p @ np.array([float(v) ** 2 for v in g]) * (1 if order else 2)
         np.testing.assert_allclose(ours, kappa(a2 + (1 - a2) * t), atol=2e-4)
 
 

@@ -75,7 +75,7 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     ntk_linears: tuple[int, ...] = ()
     has_constant = bool(c.ntk_constants) or bool(spec.bias)
     means_known = bool(c.constants) or bool(spec.bias)
-    kinked = _kinked(dual) and method.objective == "kernel"
+    tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
     if context.ntk:
         share = max(1, columns - first)
         both = len(c.ntk_linears) + has_constant * len(linears)
@@ -115,11 +115,12 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             z = z * to_unit
             weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
             linear_weight, jump = weights[1], jnp.zeros((), x.dtype)
-            if kinked:
-                known, norm = _tail(int(name[-1]), part.dim)
+            tail = tails.get(int(name[-1]))
+            if tail:
+                known, norm = _tail(tail.power, part.dim)
                 left = total - sum(gi**2 for gi in g)
                 scale = safe_sqrt(left)[..., None] * (1 / norm)
-                bent = jnp.sign(z) if name == "kappa0" else -jnp.abs(z)
+                bent = -jnp.abs(z) if tail.power else jnp.sign(z)
                 jump = scale * bent
                 weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
             all_degrees = zonal_sum(z * part.dim**-0.5, weights, part.dim) + jump
@@ -172,7 +173,8 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     def bias() -> str:
         orders = (1, 0) if context.ntk else (1,)
         worst = [
-            _bias(dual, o, parts[f"kappa{o}"].dim, kinked, means_known) for o in orders
+            _bias(dual, o, parts[f"kappa{o}"].dim, bool(tails.get(o)), means_known)
+            for o in orders
         ]
         return "bias <= " + ", ".join(
             f"{value:.2f} of {kind}"
@@ -198,9 +200,15 @@ def _inverse(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
-def _kinked(dual: Dual) -> bool:
-    """Whether it is a sum of x and |x|, whose series decay slowly."""
-    return isinstance(dual, Homogeneous) and dual.power == 1
+def _kinked(dual: Dual, order: int) -> Homogeneous | None:
+    """The activation, or its derivative (order 0), if it is a step or has a kink.
+
+    Its series then decays slowly.
+    """
+    if not isinstance(dual, Homogeneous):
+        return None
+    function = dual if order else dual.derivative
+    return function if function and function.power <= 1 else None
 
 
 def _weights(
@@ -221,13 +229,17 @@ def _weights(
     """
     signs: Any = np.ones(_DEGREE + 1)
     terms: list[Any]
-    if isinstance(dual, Homogeneous) and _kinked(dual):
-        p, n = dual.positive, dual.negative
-        square = norm2 if order else (norm2 > 0).astype(norm2.dtype)
-        terms = [(p + n) ** 2 / 2 * t for t in _kappa_terms(order, a2, rho)]
-        linear = [a2, rho**2] if order else [jnp.ones_like(a2)]
-        for j, term in enumerate(linear):  # of k = (p + n)^2 kappa1 / 2 - p n alpha
-            terms[j] = terms[j] - p * n * term
+    kinked = _kinked(dual, order)
+    if kinked:
+        # With u = kappa_k: half the square of p + n (p - n for a step) times u, and
+        # -p n alpha (p n) more.
+        p, n, power = kinked.positive, kinked.negative, kinked.power
+        square = norm2 if power else (norm2 > 0).astype(norm2.dtype)
+        scale = (p + n) ** 2 / 2 if power else (p - n) ** 2 / 2
+        terms = [scale * t for t in _kappa_terms(power, a2, rho)]
+        linear = [-p * n * a2, -p * n * rho**2] if power else [p * n]
+        for j, term in enumerate(linear):
+            terms[j] = terms[j] + term
         terms = [square * t for t in terms]
     else:
         s = safe_sqrt(norm2)
@@ -276,7 +288,7 @@ def _kappa_terms(order: int, a2: jax.Array, rho: jax.Array) -> list[jax.Array]:
 
 
 @functools.lru_cache(maxsize=64)
-def _bias(dual: Dual, order: int, dim: int, kinked: bool, means: bool) -> float:
+def _bias(dual: Dual, order: int, dim: int, tail: bool, means: bool) -> float:
     """The largest difference of a dual kernel and what its features expect.
 
     At variance 1, relative to the kernel at cosine 1 (of derivatives, at most; as much
@@ -302,11 +314,12 @@ def _bias(dual: Dual, order: int, dim: int, kinked: bool, means: bool) -> float:
         )
     p = gegenbauer_values(c, _DEGREE, dim)
     expected = np.einsum("il,jl,cl->ijc", g, g, p)
-    if kinked:
-        known, norm = _tail(order, dim)
+    kinked = _kinked(dual, order)
+    if tail and kinked:
+        known, norm = _tail(kinked.power, dim)
         # Of sgn z and |z|, without the degrees that are known.
         whole = np.arcsin(c) * (2 / np.pi)
-        if order == 1:
+        if kinked.power == 1:
             whole = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
         rest = (whole - p @ np.square(known)) / norm**2
         scale = np.sqrt(np.maximum(total - (g**2).sum(axis=1), 0))

@@ -30,9 +30,9 @@ class Layer:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
-                arguments.append(repr(value))
+                arguments.append(_text(value))
             elif value != field.default:
-                arguments.append(f"{field.name}={value!r}")
+                arguments.append(f"{field.name}={_text(value)}")
         return f"stax.{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -101,6 +101,14 @@ def from_json(text: str) -> Layer:
       ValueError: the text is not JSON, or names an unknown layer or argument.
     """
     return _from_data(json.loads(text))
+
+
+def _text(value: Any) -> str:
+    """`repr`, of functions by their names: addresses differ from run to run."""
+    if not callable(value) or isinstance(value, Layer):
+        return repr(value)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    return f"{value.__module__}.{name}" if name else repr(value)
 
 
 def _to_data(value: Any) -> Any:
