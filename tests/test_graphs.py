@@ -35,7 +35,7 @@ NETS = {
     "alone": lambda a: (a, SUM),
     "alone, behind": lambda a: (dense(0.3), a, MEAN),
     "gntk": lambda a: (a, dense(), RELU, a, dense(), RELU, SUM, dense()),
-    "biases": lambda a: (a, dense(0.3), RELU, dense(0.1), a, RELU, MEAN, dense(0.2)),
+    "biases": lambda a: (a, dense(0.3), RELU, a, dense(0.1), RELU, MEAN, dense(0.2)),
     "twice": lambda a: (dense(0.2), RELU, a, a, dense(), RELU, dense(), stax.Flatten()),
     "convolution": lambda a: (
         stax.Conv(1, (2,), None, "SAME", 1.2, 0.1), a, RELU,

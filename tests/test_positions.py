@@ -165,8 +165,9 @@ def test_single_precision(name):
 
 @pytest.mark.parametrize("size, step", [(1, 2), (2, 2), (3, 1), (3, 2), (4, 2), (2, 3)])
 def test_transposed_and_wrapped(size, step):
-    net = (up(size, strides=(step,), padding="CIRCULAR", b_std=0.1), RELU, FLAT)
-    check((4, 2), net)
+    first = up(size, strides=(step,), padding="CIRCULAR", b_std=0.1)
+    # What is cut off says where the period begins.
+    check((4, 2), (first, RELU, index(Slice[:, 1:3]), FLAT))
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
