@@ -145,6 +145,31 @@ def _(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
+def _(net: stax.Parallel) -> tuple[Callable, Callable, Callable]:
+    return load().stax.parallel(*map(to_stax, net.layers))
+
+
+@to_stax.register
+def _(net: stax.FanOut) -> tuple[Callable, Callable, Callable]:
+    return load().stax.FanOut(net.num)
+
+
+@to_stax.register
+def _(net: stax.FanInSum) -> tuple[Callable, Callable, Callable]:
+    return load().stax.FanInSum()
+
+
+@to_stax.register
+def _(net: stax.FanInProd) -> tuple[Callable, Callable, Callable]:
+    return load().stax.FanInProd()
+
+
+@to_stax.register
+def _(net: stax.FanInConcat) -> tuple[Callable, Callable, Callable]:
+    return load().stax.FanInConcat(net.axis)
+
+
+@to_stax.register
 def _(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
     return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.axis)
 

@@ -12,7 +12,7 @@ theorem 1; `neural_tangents.stax` for the scaling and for `LayerNorm`.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,8 @@ class Cross(NamedTuple):
 def fully_connected(net: stax.Layer) -> bool:
     """Whether `net` has only the layers that this module knows."""
     known = stax.Dense | stax.Activation | stax.Identity | stax.LayerNorm | stax.Flatten
-    return all(isinstance(layer, known) for layer in stax.walk(net))
+    known |= stax.FanOut | stax.FanInSum | stax.FanInProd
+    return all(isinstance(layer, known) for layer in stax.every_layer(net))
 
 
 def cross_kernel(
@@ -119,13 +120,13 @@ def _start(x: jax.Array) -> Diagonal:
 
 
 @functools.singledispatch
-def _cross(layer: stax.Layer, k: Cross) -> Cross:
+def _cross(layer: stax.Layer, k: Any) -> Any:
     """What a layer does to both kernels."""
     raise TypeError(f"no kernel between two batches for the layer {layer!r}")
 
 
 @functools.singledispatch
-def _diagonal(layer: stax.Layer, k: Diagonal) -> Diagonal:
+def _diagonal(layer: stax.Layer, k: Any) -> Any:
     """What a layer does to both kernels of an example with itself."""
     raise TypeError(f"no kernel for the layer {layer!r}")
 
@@ -154,6 +155,47 @@ def _(layer: stax.Serial, k: Diagonal) -> Diagonal:
 @_diagonal.register(stax.Flatten)
 def _(layer: stax.Layer, k):
     return k
+
+
+@_cross.register(stax.FanOut)
+@_diagonal.register(stax.FanOut)
+def _(layer: stax.FanOut, k):
+    return [k] * layer.num
+
+
+@_cross.register
+def _(layer: stax.Parallel, k: list[Cross]):
+    return [_cross(*pair) for pair in zip(layer.layers, k, strict=True)]
+
+
+@_diagonal.register
+def _(layer: stax.Parallel, k: list[Diagonal]):
+    return [_diagonal(*pair) for pair in zip(layer.layers, k, strict=True)]
+
+
+@_cross.register(stax.FanInSum)
+@_diagonal.register(stax.FanInSum)
+def _(layer: stax.FanInSum, k):
+    return jax.tree.map(lambda *parts: sum(parts), *k)
+
+
+@_cross.register(stax.FanInProd)
+def _(layer: stax.FanInProd, k: list[Cross]) -> Cross:
+    x = _diagonal(layer, [one.x for one in k])
+    z = None if k[0].z is None else _diagonal(layer, [one.z for one in k])
+    return Cross(*_product(k), x, z)
+
+
+@_diagonal.register(stax.FanInProd)
+def _(layer: stax.FanInProd, k: list[Diagonal]) -> Diagonal:
+    return Diagonal(*_product(k))
+
+
+def _product(k: list) -> tuple[jax.Array, jax.Array]:
+    nngp, ntk = k[0].nngp, k[0].ntk
+    for one in k[1:]:
+        nngp, ntk = nngp * one.nngp, ntk * one.nngp + nngp * one.ntk
+    return nngp, ntk
 
 
 @_cross.register

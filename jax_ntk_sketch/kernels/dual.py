@@ -15,7 +15,9 @@ Source: Daniely, Frostig and Singer, Toward deeper understanding of neural netwo
 (2016), section 4; Han et al., arXiv 2209.04121, section 3.
 """
 
+import concurrent.futures
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,10 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["Dual", "NoFunction", "Smooth", "hermite_nodes"]
+__all__ = ["Dual", "NoFunction", "Smooth", "hermite_nodes", "untraced"]
 
 # Of the quadrature for a_l: exact for polynomials of degree 199.
 _NODES = 100
+
+
+def untraced(f: Callable[[], Any]) -> Any:
+    """`f()`, computed now even inside of a function that is being traced.
+
+    Traces belong to a thread, so it runs in another. (On JAX 0.7.0
+    `jax.ensure_compile_time_eval` fails on functions with derivatives of their own.)
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(f).result()
 
 
 class NoFunction(ValueError):

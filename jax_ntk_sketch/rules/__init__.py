@@ -2,6 +2,7 @@
 
 from jax_ntk_sketch.rules import (
     activation,
+    branches,
     carried,
     exact,
     graph,
@@ -28,6 +29,7 @@ __all__ = [
     "Spec",
     "Stage",
     "activation",
+    "branches",
     "carried",
     "exact",
     "graph",

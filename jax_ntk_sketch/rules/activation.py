@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch.kernels import Dual
+from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
@@ -28,7 +28,7 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
     if spec.window and not takes_patches(context.method, spec, context):
         before = [settled(spec, context)]
         spec = before[-1].spec
-    dual = kernels.dual(layer)
+    dual = _dual(layer)
     stage = nonlinear(context.method, dual, spec, context)
     out = dataclasses.replace(
         stage.spec,
@@ -36,6 +36,7 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
         shape=spec.positions,
         own_norms=spec.own_norms,
         raw=False,
+        width=spec.width,
     )
     return [
         *before,
@@ -59,27 +60,37 @@ def nonlinear(method: Method, dual: Dual, spec: Spec, context: Context) -> Stage
     raise TypeError(f"method {method!r} has no rule for activations")
 
 
+# A function has one dual, which what is computed from it is remembered by.
+_dual = functools.lru_cache(maxsize=256)(kernels.dual)
+
+
+@functools.lru_cache(maxsize=256)
 def reference_coefficients(dual: Dual, degree: int) -> tuple[np.ndarray, np.ndarray]:
     """Squares of the Hermite coefficients of the activation and of its derivative.
 
     At variance 1; rounding is set to 0.
     """
-    with jax.ensure_compile_time_eval():
+
+    def both() -> list[np.ndarray]:
         one = jnp.ones(())
-        both = [
-            np.square(np.asarray(f(one, degree), np.float64))
-            for f in (dual.coefficients, dual.slope_coefficients)
-        ]
-    first, second = (np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0.0) for c in both)
+        functions = (dual.coefficients, dual.slope_coefficients)
+        return [np.asarray(f(one, degree), np.float64) ** 2 for f in functions]
+
+    squares = untraced(both)
+    first, second = (np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0) for c in squares)
     return first, second
 
 
+@functools.lru_cache(maxsize=256)
 def _low(dual: Dual, low: float) -> float:
     """The least cosine behind an activation, where it does not depend on variances."""
     if dual.power is None:
         return -1.0
-    with jax.ensure_compile_time_eval():
+
+    def kernel() -> np.ndarray:
         alpha, one = jnp.linspace(low, 1, 101), jnp.ones(())
-        values = np.asarray(dual.pair(alpha, one, one)[0], np.float64)
+        return np.asarray(dual.pair(alpha, one, one)[0], np.float64)
+
+    values = untraced(kernel)
     # Rounded down: it is in single precision.
     return max(-1.0, float(values.min() / values[-1]) - 1e-6) if values[-1] else -1.0

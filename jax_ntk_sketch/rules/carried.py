@@ -25,6 +25,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch.kernels import Dual, Homogeneous
+from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
     gegenbauer_values,
@@ -298,20 +299,18 @@ def _bias(dual: Dual, order: int, dim: int, tail: bool, means: bool) -> float:
     fine = dual.power is not None
     a2 = np.linspace(0, 1, 41 if fine else 11) if means else np.zeros(1)
     c = np.linspace(-1, 1, 81 if fine else 41)
-    with jax.ensure_compile_time_eval():
-        rho = np.sqrt(1 - a2)
+    rho = np.sqrt(1 - a2)
+    alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rho, rho)[..., None] * c
+
+    def evaluate() -> tuple[np.ndarray, ...]:
         one = jnp.ones(())
         inputs = (jnp.ones(len(a2)), jnp.asarray(a2), jnp.asarray(rho))
         weights = _weights(dual, order, *inputs, dim, not means)
-        g = np.stack([np.asarray(w, np.float64) for w in weights]).T
-        alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rho, rho)[..., None] * c
-        exact, total = (
-            np.asarray(k[1 - order], np.float64)
-            for k in (
-                dual.pair(jnp.asarray(np.minimum(alpha, 1)), one, one),
-                dual.diagonal(one),
-            )
-        )
+        pair = dual.pair(jnp.asarray(np.minimum(alpha, 1)), one, one)
+        parts = (jnp.stack(weights, -1), pair[1 - order], dual.diagonal(one)[1 - order])
+        return tuple(np.asarray(part, np.float64) for part in parts)
+
+    g, exact, total = untraced(evaluate)
     p = gegenbauer_values(c, _DEGREE, dim)
     expected = np.einsum("il,jl,cl->ijc", g, g, p)
     kinked = _kinked(dual, order)

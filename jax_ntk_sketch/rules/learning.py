@@ -17,7 +17,7 @@ _FIT_BATCH = 32
 
 def fit(
     built: list[Stage],
-    keys: jax.Array,
+    keys: jax.Array | list[jax.Array],
     sample: Features,
     inputs: dict[str, Any],
 ) -> list[Any]:

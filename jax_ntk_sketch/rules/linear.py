@@ -7,12 +7,25 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.rules.patches import settled
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, constant, rule
+from jax_ntk_sketch.rules.stage import (
+    Branches,
+    Context,
+    Features,
+    Spec,
+    Stage,
+    constant,
+    rule,
+)
 
 __all__: list[str] = []
 
 # Layers that do not care about patches, or do something better with them.
-_KEEP_PATCHES = (stax.Serial, stax.Identity, stax.Activation)
+_KEEP_PATCHES = (
+    stax.Serial,
+    stax.Identity,
+    stax.Activation,
+    stax.FanOut,
+)
 
 
 @rule.register
@@ -25,11 +38,31 @@ def _(layer: stax.Serial, spec: Spec, context: Context) -> list[Stage]:
     stages: list[Stage] = []
     for inner in layer.layers:
         before = stages[-1].spec if stages else spec
+        _check_branches(inner, before)
+        if isinstance(before, Branches):
+            stages += rule(inner, before, context)
+            continue
         if before.window and not isinstance(inner, _KEEP_PATCHES):
             stages.append(settled(before, context))
             before = stages[-1].spec
         stages += rule(inner, before, context)
     return stages
+
+
+def _check_branches(layer: stax.Layer, spec: Spec | Branches) -> None:
+    joins = isinstance(layer, stax.Parallel | stax.FanIn)
+    passes = joins or isinstance(layer, stax.Serial | stax.Identity)
+    if isinstance(spec, Branches) and not passes:
+        raise ValueError(
+            f"{layer!r} follows {len(spec.specs)} branches, but takes one input: join "
+            "them by FanInSum, FanInProd or FanInConcat, or put layers on each by "
+            "parallel"
+        )
+    if joins and not isinstance(spec, Branches):
+        raise ValueError(
+            f"{layer!r} needs branches, but one input enters it: put FanOut(n) before "
+            "it"
+        )
 
 
 @rule.register
@@ -43,7 +76,9 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
         carried = carried._replace(constants=(*carried.constants, spec.nngp))
     if context.ntk:
         carried = carried.joined(spec)
-    out = dataclasses.replace(spec, nngp=nngp, ntk=ntk, gaussian=True, carried=carried)
+    out = dataclasses.replace(
+        spec, nngp=nngp, ntk=ntk, gaussian=True, carried=carried, width=layer.out_dim
+    )
 
     def apply(params, f: Features) -> Features:
         nngp = layer.W_std * f.nngp

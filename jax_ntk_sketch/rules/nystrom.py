@@ -48,7 +48,8 @@ def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[St
 def is_fully_connected(net: stax.Layer) -> bool:
     """Whether the exact kernel of flat examples can be read off `net`, with a Relu."""
     _, rest = _flattening(net)
-    nonlinear = any(isinstance(layer, stax.Activation) for layer in stax.walk(rest))
+    layers = stax.every_layer(rest)
+    nonlinear = any(isinstance(layer, stax.Activation) for layer in layers)
     return nonlinear and fully_connected(rest)
 
 
@@ -101,7 +102,9 @@ def _kernel_stage(
         both = (phi[:, :0], phi) if context.ntk else (phi, phi[:, :0])
         return Features(*both, f.norm2)
 
-    nonlinear = sum(isinstance(layer, stax.Activation) for layer in net.layers)
+    nonlinear = sum(
+        isinstance(layer, stax.Activation) for layer in stax.every_layer(net)
+    )
     return Stage(
         f"kernel with {slots} landmarks",
         Spec(0, m) if context.ntk else Spec(m, 0),

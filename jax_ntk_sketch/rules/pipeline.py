@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Exact, Method, NTKSketch
 from jax_ntk_sketch.rules.stage import (
+    Branches,
     Carried,
     Context,
     Features,
@@ -19,10 +20,13 @@ from jax_ntk_sketch.sketch import SRHT
 
 __all__ = ["layered", "pipeline", "stages"]
 
+# Layers behind which there are no spatial axes.
+_REMOVES = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
+
 
 def layered(net: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
     """The stages of `net`, layer by layer."""
-    return rule(net, spec, context)
+    return rule(stax.serial(net), spec, context)
 
 
 @functools.singledispatch
@@ -54,9 +58,15 @@ def stages(
     """
 
     def build(width: int) -> list[Stage]:
-        context = Context(method, kind == "ntk", width, batch)
-        first = _input(net, shape)
+        axis = _channel_axis(net, len(shape) + 1)
+        context = Context(method, kind == "ntk", width, batch, axis)
+        first = _input(shape, axis)
         built = [first, *pipeline(method, net, first.spec, context)]
+        if isinstance(built[-1].spec, Branches):
+            raise ValueError(
+                f"the network ends in {len(built[-1].spec.specs)} branches: end it "
+                "with FanInSum, FanInProd or FanInConcat"
+            )
         if built[-1].spec.positions or built[-1].spec.window:
             raise ValueError(
                 "the network's output still has spatial axes, of sizes "
@@ -70,7 +80,9 @@ def stages(
     oversample = method.oversample if isinstance(method, NTKSketch) else 1.0
     budget = math.ceil(num_features * oversample)
     least = _columns(build(1), kind)
-    if least > budget and any(isinstance(x, stax.Activation) for x in stax.walk(net)):
+    if least > budget and any(
+        isinstance(x, stax.Activation) for x in stax.every_layer(net)
+    ):
         raise ValueError(
             f"num_features must be at least {math.ceil(least / oversample)} for this "
             f"network with {method}, got {num_features}"
@@ -91,12 +103,11 @@ def _columns(built: list[Stage], kind: str) -> int:
     return getattr(built[-1].spec, kind)
 
 
-def _input(net: stax.Layer, shape: tuple[int, ...]) -> Stage:
+def _input(shape: tuple[int, ...], axis: int) -> Stage:
     """Neural Tangents' input kernel: the inner product over the channels.
 
     Inside, channels are the last axis.
     """
-    axis = _channel_axis(net, len(shape) + 1)
     dim = shape[axis - 1]
     spatial = shape[: axis - 1] + shape[axis:]
 
@@ -106,7 +117,7 @@ def _input(net: stax.Layer, shape: tuple[int, ...]) -> Stage:
         return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
     carried = Carried(linears=tuple(range(dim)))
-    spec = Spec(dim, 0, shape=spatial, carried=carried)
+    spec = Spec(dim, 0, shape=spatial, carried=carried, width=dim)
     floats = 2 * spec.floats()
     return Stage("input", spec, apply, flops=3 * dim * spec.pixels, floats=floats)
 
@@ -114,15 +125,13 @@ def _input(net: stax.Layer, shape: tuple[int, ...]) -> Stage:
 def _channel_axis(net: stax.Layer, ndim: int) -> int:
     """The axis of the channels in the input, on which all layers must agree."""
     stated: dict[int, stax.Layer] = {}
-    for layer in stax.walk(net):
+    for layer in _with_positions(net)[0]:
         if isinstance(layer, stax.LayerNorm):
             axis = layer.axis
         elif hasattr(layer, "channel_axis"):
             axis = layer.channel_axis
         elif isinstance(layer, stax.Dense) and ndim > 2:
             axis = -1
-        elif isinstance(layer, stax.Flatten):
-            break
         else:
             continue
         if not -ndim < axis < ndim:
@@ -131,8 +140,6 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
                 "axes, the batch included"
             )
         stated.setdefault(axis % ndim, layer)
-        if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
-            break
     if len(stated) > 1:
         first, second = list(stated.values())[:2]
         raise ValueError(
@@ -146,6 +153,20 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
             )
         )
     return next(iter(stated), ndim - 1)
+
+
+def _with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
+    """The layers that see the input's spatial axes, and whether one removes them."""
+    seen: list[stax.Layer] = []
+    for layer in stax.walk(net):
+        parts = [([layer], isinstance(layer, _REMOVES))]
+        if isinstance(layer, stax.Parallel):
+            parts = [_with_positions(branch) for branch in layer.layers]
+        for layers, _ in parts:
+            seen += layers
+        if any(ends for _, ends in parts):
+            return seen, True
+    return seen, False
 
 
 def _output(kind: str, spec: Spec, num_features: int) -> Stage:

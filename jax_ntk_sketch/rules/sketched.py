@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch.kernels import Dual
+from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.methods import NTKSketch
 from jax_ntk_sketch.rules.activation import nonlinear, reference_coefficients
 from jax_ntk_sketch.rules.stage import (
@@ -147,9 +148,10 @@ def _fits(
 
     def fit(which: int, own: int, power: int) -> _Series:
         def function(alpha: np.ndarray) -> np.ndarray:
-            with jax.ensure_compile_time_eval():
-                one = jnp.ones(())
-                return np.asarray(dual.pair(jnp.asarray(alpha), one, one)[which])
+            one = jnp.ones(())
+            return untraced(
+                lambda: np.asarray(dual.pair(jnp.asarray(alpha), one, one)[which])
+            )
 
         c = np.array(kernels.fit_nonnegative(function, own, low=low).coefficients)
         c = np.pad(c, (0, degree + 1 - len(c)))

@@ -38,6 +38,7 @@ def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
         low=min(spec.low, 0.0),
         window=window,
         bias=b_std,
+        width=layer.out_chan,
     )
 
     def apply(params, f: Features) -> Features:
@@ -129,7 +130,9 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
         nngp, ntk = sketch.spec.nngp, sketch.spec.ntk
         carried = sketch.spec.carried
         name = "Flatten (SRHT)"
-    out = dataclasses.replace(flat, nngp=nngp, ntk=ntk, carried=carried)
+    out = dataclasses.replace(
+        flat, nngp=nngp, ntk=ntk, carried=carried, width=spec.width * spec.pixels
+    )
 
     def apply(params, f: Features) -> Features:
         norm2 = f.norm2.mean(axis=tuple(range(1, f.norm2.ndim)))

@@ -15,6 +15,7 @@ from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import Window
 
 __all__ = [
+    "Branches",
     "Carried",
     "Context",
     "Features",
@@ -105,6 +106,7 @@ class Spec:
       own_norms: `norm2` are the norms of these features, not exact ones.
       raw: no nonlinear layer has been, so that the columns are the input's.
       carried: the columns that are exact; only "variance_reduced" uses them.
+      width: channels of the finite network.
     """
 
     nngp: int
@@ -117,6 +119,7 @@ class Spec:
     own_norms: bool = False
     raw: bool = True
     carried: Carried = NOT_CARRIED
+    width: int = 1
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -134,6 +137,25 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Branches:
+    """What is known of the features of several branches; they are a list then."""
+
+    specs: tuple[Spec, ...]
+
+    @property
+    def nngp(self) -> int:
+        return sum(spec.nngp for spec in self.specs)
+
+    @property
+    def ntk(self) -> int:
+        return sum(spec.ntk for spec in self.specs)
+
+    def floats(self) -> int:
+        """Numbers in the arrays of one example."""
+        return sum(spec.floats() for spec in self.specs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
     """What every rule is told.
 
@@ -142,12 +164,15 @@ class Context:
       ntk: whether the NTK is wanted, or the NNGP kernel alone.
       width: columns that a nonlinear layer may return, NNGP and NTK together.
       batch: examples in the batch, for methods whose features depend on it.
+      channel_axis: of the input, counted with the batch axis; features have their
+        channels last whatever it is.
     """
 
     method: Method
     ntk: bool
     width: int
     batch: int = 1
+    channel_axis: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +199,8 @@ class Stage:
     """
 
     name: str
-    spec: Spec
-    apply: Callable[..., Features]
+    spec: Any  # a Spec, or Branches
+    apply: Callable[..., Any]
     init: Callable[[jax.Array], Any] = lambda key: ()
     flops: int = 0
     floats: int = 0
@@ -185,11 +210,11 @@ class Stage:
     bias: Callable[[], str] | None = None
     takes: tuple[str, ...] = ()
 
-    def run(self, params: Any, f: Features, **inputs: Any) -> Features:
+    def run(self, params: Any, f: Any, **inputs: Any) -> Any:
         """Features of the next step; of the `inputs` it is given what it takes."""
         return self.apply(params, f, **self._own(inputs))
 
-    def learn(self, key: jax.Array, f: Features, **inputs: Any) -> Any:
+    def learn(self, key: jax.Array, f: Any, **inputs: Any) -> Any:
         """Parameters: by `fit` where there is one, else by `init`."""
         if self.fit is None:
             return self.init(key)
@@ -205,7 +230,7 @@ def taken(stages: Iterable[Stage]) -> tuple[str, ...]:
 
 
 @functools.singledispatch
-def rule(layer: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
+def rule(layer: stax.Layer, spec: Any, context: Context) -> list[Stage]:
     """The stages of one layer; one implementation per record type, in this package.
 
     Raises:

@@ -40,6 +40,17 @@ from jax_ntk_sketch.stax.activations import (
     Sin,
 )
 from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
+from jax_ntk_sketch.stax.combinators import (
+    FanIn,
+    FanInConcat,
+    FanInProd,
+    FanInSum,
+    FanOut,
+    Parallel,
+    every_layer,
+    parallel,
+    repeat,
+)
 from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm
 from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.positions import (
@@ -75,6 +86,11 @@ __all__ = [
     "Erf",
     "Exp",
     "ExpNormalized",
+    "FanIn",
+    "FanInConcat",
+    "FanInProd",
+    "FanInSum",
+    "FanOut",
     "Flatten",
     "Gabor",
     "Gaussian",
@@ -89,6 +105,7 @@ __all__ = [
     "LayerNorm",
     "LeakyRelu",
     "Monomial",
+    "Parallel",
     "Polynomial",
     "Rbf",
     "RectifiedMonomial",
@@ -99,7 +116,10 @@ __all__ = [
     "Sin",
     "Slice",
     "SumPool",
+    "every_layer",
     "from_json",
+    "parallel",
+    "repeat",
     "serial",
     "to_json",
     "walk",

@@ -43,19 +43,24 @@ class Serial(Layer):
     layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        set_field(self, "layers", tuple(self.layers))
-        for i, layer in enumerate(self.layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"serial: argument {i} must be a layer record of "
-                    f"jax_ntk_sketch.stax, got {type(layer).__name__}. (Layers of "
-                    "neural_tangents.stax are closures that cannot be read; "
-                    "describe the network with jax_ntk_sketch.stax and get "
-                    "theirs from jax_ntk_sketch.interop.neural_tangents.to_stax.)"
-                )
+        set_field(self, "layers", check_layers("serial", self.layers))
 
     def __repr__(self) -> str:
         return f"stax.serial({', '.join(map(repr, self.layers))})"
+
+
+def check_layers(name: str, layers: Iterable[Any]) -> tuple[Layer, ...]:
+    layers = tuple(layers)
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"{name}: argument {i} must be a layer record of "
+                f"jax_ntk_sketch.stax, got {type(layer).__name__}. (Layers of "
+                "neural_tangents.stax are closures that cannot be read; "
+                "describe the network with jax_ntk_sketch.stax and get "
+                "theirs from jax_ntk_sketch.interop.neural_tangents.to_stax.)"
+            )
+    return layers
 
 
 def serial(*layers: Layer) -> Serial:
@@ -74,7 +79,10 @@ def serial(*layers: Layer) -> Serial:
 
 
 def walk(net: Layer) -> Iterator[Layer]:
-    """Yields the records of `net` in order of application, `serial` opened up."""
+    """Yields the records of `net` in order of application, `serial` opened up.
+
+    `parallel` is one record; `every_layer` opens it too.
+    """
     if isinstance(net, Serial):
         for layer in net.layers:
             yield from walk(layer)
