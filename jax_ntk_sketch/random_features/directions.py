@@ -204,8 +204,12 @@ class HadamardPatchDirections:
         return self._sketch.flops + self.num
 
     def init(self, key: jax.Array) -> Any:
-        """Draws the signs."""
-        return self._sketch.init(key)
+        """Draws the signs, and normal components along a constant coordinate."""
+        first, second = jax.random.split(key)
+        params = self._sketch.init(first)
+        if self.bias and "bias" in params:
+            params["bias"] = jax.random.normal(second, (self.num,), jnp.float32)
+        return params
 
     def apply(self, params: Any, x: Any) -> jax.Array:
         """The projections: `x` `(..., *spatial, c)` to `(..., *positions, num)`."""

@@ -122,7 +122,7 @@ class PatchSRHT:
             return self._whole.init(key)
         *keys, bias_key = jax.random.split(key, len(self._rounds) + 1)
         signs = [r.init(k) for r, k in zip(self._rounds, keys, strict=True)]
-        return {"fold": signs, "bias": random_signs(bias_key, ())}
+        return {"fold": signs, "bias": random_signs(bias_key, (self.output_dim,))}
 
     def apply(self, params: Any, x: Any) -> jax.Array:
         """Sketches `x` `(..., *spatial, c)` to `(..., *positions, m)`."""
@@ -131,9 +131,12 @@ class PatchSRHT:
             return self._whole.apply(params, self.window.patches(x, self.bias))
         for r, signs in zip(self._rounds, params["fold"], strict=True):
             x = r.apply(signs, x)
-        if self.bias:
-            x = x.at[..., 0].add(self.bias * params["bias"].astype(x.dtype))
         x = hadamard_transform(x)[..., : self.output_dim]
+        if self.bias:
+            # A sign for each column: one for all of them would be noise that no number
+            # of columns averages, where columns are directions or factors of a product.
+            each = self.bias * self._folded_dim**-0.5
+            x = x + jnp.asarray(each, x.dtype) * params["bias"].astype(x.dtype)
         scale = math.sqrt(self._folded_dim / self.output_dim)
         return x * jnp.asarray(scale, x.dtype)
 
