@@ -117,7 +117,13 @@ def to_stax(net: stax.Layer) -> tuple[Callable, Callable, Callable]:
 
 @to_stax.register
 def _(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Dense(net.out_dim, net.W_std, net.b_std)
+    return load().stax.Dense(
+        net.out_dim,
+        net.W_std,
+        net.b_std,
+        parameterization=net.parameterization,
+        s=net.s,
+    )
 
 
 @to_stax.register
@@ -171,7 +177,12 @@ def _(net: stax.FanInConcat) -> tuple[Callable, Callable, Callable]:
 
 @to_stax.register
 def _(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
-    return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.axis)
+    return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.channel_axis)
+
+
+@to_stax.register
+def _(net: stax.Dropout) -> tuple[Callable, Callable, Callable]:
+    return load().stax.Dropout(net.rate, net.mode)
 
 
 @to_stax.register
@@ -189,6 +200,8 @@ def _(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
         net.W_std,
         b_std=net.b_std,
         dimension_numbers=net.dimension_numbers,
+        parameterization=net.parameterization,
+        s=net.s,
     )
 
 
@@ -243,6 +256,8 @@ def _(net: stax.ConvTranspose | stax.ConvLocal) -> tuple[Callable, Callable, Cal
         net.W_std,
         net.b_std,
         net.dimension_numbers,
+        net.parameterization,
+        net.s,
     )
 
 

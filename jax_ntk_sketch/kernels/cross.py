@@ -57,7 +57,12 @@ def fully_connected(net: stax.Layer) -> bool:
     """Whether `net` has only the layers that this module knows."""
     known = stax.Dense | stax.Activation | stax.Identity | stax.LayerNorm | stax.Flatten
     known |= stax.FanOut | stax.FanInSum | stax.FanInProd
-    return all(isinstance(layer, known) for layer in stax.every_layer(net))
+    return all(
+        isinstance(layer, known)
+        and getattr(layer, "parameterization", "ntk") == "ntk"
+        and isinstance(getattr(layer, "axis", 0), int)
+        for layer in stax.every_layer(net)
+    )
 
 
 def cross_kernel(
@@ -211,6 +216,8 @@ def _(layer: stax.Dense, k: Diagonal) -> Diagonal:
 def _dense(
     layer: stax.Dense, nngp: jax.Array, ntk: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    if layer.parameterization != "ntk":
+        raise TypeError(f'no kernel for {layer!r}; parameterization must be "ntk"')
     square = layer.W_std**2
     nngp = square * nngp + (layer.b_std or 0.0) ** 2
     return nngp, square * ntk + nngp

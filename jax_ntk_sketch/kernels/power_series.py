@@ -230,6 +230,11 @@ def _block(
             additive = product(additive, zeroth) / 2
             multiplicative = product(multiplicative, zeroth) / 2
         elif isinstance(layer, stax.Dense):
+            if layer.parameterization != "ntk":
+                raise ValueError(
+                    f"{caller}: layer {i}, {layer!r}, is not supported; "
+                    'parameterization must be "ntk"'
+                )
             if layer.b_std:
                 raise ValueError(
                     f"{caller}: layer {i}, {layer!r}, has a bias between two Relu "

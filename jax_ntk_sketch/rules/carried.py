@@ -71,10 +71,10 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     first = 1 + len(linears) + num1
     parts = {"kappa1": phi.directions(num1)}
 
-    psi = Patches(spec.window, max(1, spec.ntk), spec.bias)
+    psi = Patches(spec.window, max(1, spec.ntk), spec.ntk_bias)
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
-    has_constant = bool(c.ntk_constants) or bool(spec.bias)
+    has_constant = bool(c.ntk_constants) or bool(spec.ntk_bias)
     means_known = bool(c.constants) or bool(spec.bias)
     tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
     if context.ntk:
@@ -146,7 +146,7 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             psi_constants = psi.means(y, c.ntk_constants)
             psi_linears = psi.means(y, ntk_linears)
             constant_part = jnp.matmul(psi_constants, along[:k])
-            if spec.bias:
+            if spec.ntk_bias:
                 constant_part = constant_part + bias
             exact_part = constant_part + jnp.matmul(psi_linears, along[k:])
             g0, g1 = g[0][..., None], g[1][..., None]
@@ -154,9 +154,9 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             out = [rest]
             out.insert(0, psi_linears * g0)
             if has_constant:
-                merged = safe_sqrt(jnp.sum(psi_constants**2, axis=-1) + spec.bias**2)[
-                    ..., None
-                ]
+                merged = safe_sqrt(
+                    jnp.sum(psi_constants**2, axis=-1) + spec.ntk_bias**2
+                )[..., None]
                 out = [merged * g0, merged * g1 * means, *out]
             ntk = jnp.concatenate(out, axis=-1)
         norm2 = jnp.sum(nngp**2, axis=-1)

@@ -1,6 +1,7 @@
 """Linear layers: exact for every method, since they act on features linearly."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,12 @@ def _check_branches(layer: stax.Layer, spec: Spec | Branches) -> None:
 
 @rule.register
 def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
-    """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns."""
+    """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns.
+
+    In the standard parameterization NTK' = W² NTK + width NNGP + 1, without the 1 if
+    there is no bias, and with the width of the finite network that enters.
+    """
+    standard = layer.parameterization == "standard"
     bias = 1 if layer.b_std else 0
     nngp = spec.nngp + bias
     ntk = spec.ntk + nngp if context.ntk else 0
@@ -77,7 +83,12 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
     if context.ntk:
         carried = carried.joined(spec)
     out = dataclasses.replace(
-        spec, nngp=nngp, ntk=ntk, gaussian=True, carried=carried, width=layer.out_dim
+        spec,
+        nngp=nngp,
+        ntk=ntk,
+        gaussian=True,
+        carried=carried,
+        width=layer.out_dim * layer.s[1],
     )
 
     def apply(params, f: Features) -> Features:
@@ -86,9 +97,14 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
         if layer.b_std:
             nngp = jnp.concatenate([nngp, constant(nngp, layer.b_std)], axis=-1)
             norm2 = norm2 + layer.b_std**2
-        ntk = f.ntk
-        if context.ntk:
-            ntk = jnp.concatenate([layer.W_std * ntk, nngp], axis=-1)
+        if not context.ntk:
+            return Features(nngp, f.ntk, norm2)
+        appended = nngp
+        if standard:
+            appended = f.nngp * math.sqrt(spec.width / layer.s[0])
+            if bias:
+                appended = jnp.concatenate([appended, constant(nngp, 1.0)], axis=-1)
+        ntk = jnp.concatenate([layer.W_std * f.ntk, appended], axis=-1)
         return Features(nngp, ntk, norm2)
 
     floats = spec.floats() + out.floats()
@@ -104,13 +120,55 @@ def _(layer: stax.LayerNorm, spec: Spec, context: Context) -> list[Stage]:
     if not spec.gaussian:
         raise ValueError(
             "LayerNorm must follow a linear layer such as Conv or Dense (its inputs "
-            "must be Gaussian), but it follows the input or a Relu"
+            "must be Gaussian), but it follows the input or a nonlinear layer"
         )
+    axes = _normalised_axes(layer, spec, context)
 
     def apply(params, f: Features) -> Features:
-        total = f.norm2 + jnp.asarray(layer.eps, f.norm2.dtype)
+        variance = f.norm2.mean(axis=axes, keepdims=True) if axes else f.norm2
+        total = variance + jnp.asarray(layer.eps, f.norm2.dtype)
         scale = jax.lax.rsqrt(total)[..., None]
         return Features(f.nngp * scale, f.ntk * scale, f.norm2 / total)
 
     floats = 2 * spec.floats()
     return [Stage(repr(layer), spec, apply, flops=spec.floats(), floats=floats)]
+
+
+def _normalised_axes(
+    layer: stax.LayerNorm, spec: Spec, context: Context
+) -> tuple[int, ...]:
+    """The axes of `norm2` that the variance is taken over, besides the channels."""
+    if isinstance(layer.axis, int):
+        return ()
+    ndim = 2 + len(spec.shape)
+    channels = context.channel_axis % ndim if spec.shape else 1
+    if any(not -ndim <= axis < ndim or axis % ndim == 0 for axis in layer.axis):
+        raise ValueError(
+            f"{layer!r}: features have {ndim} axes here, the batch included, which "
+            "cannot be normalised over"
+        )
+    axes = {axis % ndim for axis in layer.axis}
+    if channels not in axes:
+        raise ValueError(
+            f"{layer!r}: axis must hold the channels, axis {channels}: only over many "
+            "of them a variance is not random"
+        )
+    return tuple(sorted(axis - (axis > channels) for axis in axes - {channels}))
+
+
+@rule.register
+def _(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
+    """Variances over the rate; the kernel between two draws is what it was."""
+    if layer.mode == "test" or layer.rate == 1:
+        return []
+    if spec.raw and not spec.gaussian:
+        raise ValueError(
+            "Dropout cannot follow the input, which has no limit of many channels; "
+            "put a linear layer before it"
+        )
+    out = dataclasses.replace(spec, gaussian=False, dropped=True)
+
+    def apply(params, f: Features) -> Features:
+        return f._replace(norm2=f.norm2 / layer.rate)
+
+    return [Stage(repr(layer), out, apply, floats=2 * spec.floats())]

@@ -58,7 +58,9 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
     slots = max(slots, first, product)
     # Without a convolution each position is its own patch.
     window, bias = spec.window or Window((1,) * len(spec.shape)), spec.bias
-    p, q = (window.patch_dim(size, bias) for size in (spec.nngp, spec.ntk))
+    ntk_bias = spec.ntk_bias
+    p = window.patch_dim(spec.nngp, bias)
+    q = window.patch_dim(spec.ntk, ntk_bias)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         shapes: dict[str, tuple[int, ...]] = {"z": (slots, p), "norm2": (slots,)}
@@ -74,7 +76,7 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
         norm2 = f.norm2.reshape(-1)[index]
         x = _patches(window, bias, f.nngp, index)
         x2 = jnp.sum(x**2, axis=-1)
-        psi = _patches(window, bias, f.ntk, index) if both else x[:, :0]
+        psi = _patches(window, ntk_bias, f.ntk, index) if both else x[:, :0]
 
         def kernels(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Of all candidates and the candidates i."""
@@ -117,7 +119,7 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
         nngp = _dot(kernel, params["root1"].T)
         ntk = nngp[..., :0]
         if both:
-            derivative *= _project(window, bias, f.ntk, params["psi"])
+            derivative *= _project(window, ntk_bias, f.ntk, params["psi"])
             ntk = _dot(derivative, params["root0"].T)
         value = dual.diagonal(f.norm2)[0]
         norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else value

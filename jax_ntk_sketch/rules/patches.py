@@ -74,8 +74,9 @@ def sketched(spec: Spec, context: Context) -> Stage:
         )
         out = dataclasses.replace(out, carried=carried)
     kinds = [kind for kind in ("nngp", "ntk") if getattr(spec, kind)]
+    biases = {"nngp": spec.bias, "ntk": spec.ntk_bias}
     parts = {
-        kind: Patches(spec.window, getattr(spec, kind), spec.bias).sketch(width)
+        kind: Patches(spec.window, getattr(spec, kind), biases[kind]).sketch(width)
         for kind in kinds
     }
 
@@ -92,7 +93,7 @@ def sketched(spec: Spec, context: Context) -> Stage:
         means = part.source.means(x, columns)
         along, bias = part.along(params[kind], columns, x.dtype)
         z = z - jnp.matmul(means, along) - (bias if ones else 0)
-        front = [constant(z, spec.bias)] if ones else []
+        front = [constant(z, biases[kind])] if ones else []
         return jnp.concatenate([*front, means, z], axis=-1)
 
     def apply(params, f: Features) -> Features:
@@ -106,9 +107,9 @@ def sketched(spec: Spec, context: Context) -> Stage:
 
 def concatenated(spec: Spec) -> Stage:
     """Patches as features, all their channels side by side."""
-    window, bias = spec.window, spec.bias
+    window, bias, ntk_bias = spec.window, spec.bias, spec.ntk_bias
     assert window is not None
-    ntk = window.patch_dim(spec.ntk, bias) if spec.ntk else 0
+    ntk = window.patch_dim(spec.ntk, ntk_bias) if spec.ntk else 0
     nngp = window.patch_dim(spec.nngp, bias)
     carried = spec.carried.repeated(spec, window.size)
     if bias:
@@ -119,7 +120,7 @@ def concatenated(spec: Spec) -> Stage:
 
     def apply(params, f: Features) -> Features:
         nngp = window.patches(f.nngp, bias)
-        ntk = window.patches(f.ntk, bias) if spec.ntk else nngp[..., :0]
+        ntk = window.patches(f.ntk, ntk_bias) if spec.ntk else nngp[..., :0]
         return Features(nngp, ntk, f.norm2)
 
     floats = spec.floats() + out.floats()
@@ -134,5 +135,6 @@ def _without_window(spec: Spec, nngp: int, ntk: int) -> Spec:
         shape=spec.positions,
         window=None,
         bias=0.0,
+        ntk_bias=0.0,
         carried=Carried(),
     )

@@ -126,9 +126,7 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
     """The axis of the channels in the input, on which all layers must agree."""
     stated: dict[int, stax.Layer] = {}
     for layer in _with_positions(net)[0]:
-        if isinstance(layer, stax.LayerNorm):
-            axis = layer.axis
-        elif hasattr(layer, "channel_axis"):
+        if hasattr(layer, "channel_axis"):
             axis = layer.channel_axis
         elif isinstance(layer, stax.Dense) and ndim > 2:
             axis = -1

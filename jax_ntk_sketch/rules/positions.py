@@ -56,7 +56,12 @@ def _(layer: stax.ConvTranspose, spec: Spec, context: Context) -> list[Stage]:
     floats = spec.floats() + stuffed.floats()
     first = Stage("zeros between pixels", stuffed, apply, floats=floats)
     conv = stax.Conv(
-        layer.out_chan, layer.filter_shape, W_std=layer.W_std, b_std=layer.b_std
+        layer.out_chan,
+        layer.filter_shape,
+        W_std=layer.W_std,
+        b_std=layer.b_std,
+        parameterization=layer.parameterization,
+        s=layer.s,
     )
     behind = rule(conv, stuffed, context)
     behind[-1] = dataclasses.replace(behind[-1], name=repr(layer))
@@ -90,6 +95,8 @@ def _(layer: stax.ConvLocal, spec: Spec, context: Context) -> list[Stage]:
         layer.padding,
         layer.W_std,
         layer.b_std,
+        parameterization=layer.parameterization,
+        s=layer.s,
     )
     stages = rule(conv, spec, context)
     if stages[-1].spec.window:

@@ -114,5 +114,5 @@ def _directions(method: NTKRandomFeatures, spec: Spec, num: int) -> Any:
 def _sketch(spec: Spec, num: int) -> SRHT | PatchSRHT:
     """A linear sketch of the NTK features."""
     if spec.window:
-        return PatchSRHT(spec.window, max(1, spec.ntk), num, spec.bias)
+        return PatchSRHT(spec.window, max(1, spec.ntk), num, spec.ntk_bias)
     return SRHT(max(1, spec.ntk), num)

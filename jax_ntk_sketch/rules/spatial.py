@@ -25,11 +25,16 @@ def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
     window = Window(layer.filter_shape, layer.strides, layer.padding, layer.dilation)
     _check_window(layer, window, spec)
     if window.trivial:
-        dense = stax.Dense(layer.out_chan, layer.W_std, layer.b_std)
+        dense = stax.Dense(
+            layer.out_chan, layer.W_std, layer.b_std, layer.parameterization, layer.s
+        )
         (stage,) = rule(dense, spec, context)
         return [dataclasses.replace(stage, name=repr(layer))]
     scale = layer.W_std / math.sqrt(window.size)
     b_std = layer.b_std or 0.0
+    standard = layer.parameterization == "standard"
+    # Of the NNGP features among those of the NTK; the filter's size is in the mean.
+    appended = math.sqrt(spec.width / layer.s[0]) if standard else scale
     out = dataclasses.replace(
         spec,
         ntk=spec.ntk + spec.nngp if context.ntk else 0,
@@ -38,14 +43,15 @@ def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
         low=min(spec.low, 0.0),
         window=window,
         bias=b_std,
-        width=layer.out_chan,
+        ntk_bias=float(b_std > 0) if standard else b_std,
+        width=layer.out_chan * layer.s[1],
     )
 
     def apply(params, f: Features) -> Features:
         nngp = scale * f.nngp
         ntk = f.ntk
         if context.ntk:
-            ntk = jnp.concatenate([scale * ntk, nngp], axis=-1)
+            ntk = jnp.concatenate([scale * ntk, appended * f.nngp], axis=-1)
         norm2 = scale**2 * window.sum(f.norm2[..., None])[..., 0] + b_std**2
         return Features(nngp, ntk, norm2)
 

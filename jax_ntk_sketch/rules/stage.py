@@ -103,6 +103,8 @@ class Spec:
       shape: the spatial axes of the arrays; () for flat examples.
       window: the features are patches of the arrays; None: the arrays themselves.
       bias: the patches have one more channel, of this value; 0: they have not.
+      ntk_bias: likewise those of the NTK features.
+      dropped: norms are those behind a Dropout, larger than the features' own.
       own_norms: `norm2` are the norms of these features, not exact ones.
       raw: no nonlinear layer has been, so that the columns are the input's.
       carried: the columns that are exact; only "variance_reduced" uses them.
@@ -116,6 +118,8 @@ class Spec:
     shape: tuple[int, ...] = ()
     window: Window | None = None
     bias: float = 0.0
+    ntk_bias: float = 0.0
+    dropped: bool = False
     own_norms: bool = False
     raw: bool = True
     carried: Carried = NOT_CARRIED

@@ -66,6 +66,9 @@ def zonal_kernel(net: stax.Layer, ntk: bool, name: str) -> ZonalKernel | None:
         if not isinstance(layer, stax.Dense | stax.Relu | stax.Identity | stax.Flatten):
             what = f"is for fully connected networks, got the layer {layer!r}"
             raise ValueError(instead % what)
+        if getattr(layer, "parameterization", "ntk") != "ntk":
+            what = f'is for parameterization="ntk", got {layer!r}'
+            raise ValueError(instead % what)
     relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
     if not relus:
         return None

@@ -51,7 +51,7 @@ from jax_ntk_sketch.stax.combinators import (
     parallel,
     repeat,
 )
-from jax_ntk_sketch.stax.dense import Dense, Identity, LayerNorm
+from jax_ntk_sketch.stax.dense import Dense, Dropout, Identity, LayerNorm
 from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.positions import (
     ConvLocal,
@@ -81,6 +81,7 @@ __all__ = [
     "ConvTranspose",
     "Cos",
     "Dense",
+    "Dropout",
     "Elementwise",
     "ElementwiseNumerical",
     "Erf",

@@ -184,6 +184,31 @@ def scale(record: Layer, name: str, value: Any) -> float:
     return number
 
 
+def set_parameterization(record: Any) -> None:
+    """Checks `parameterization` and `s` of a layer with weights, and sets them."""
+    name = type(record).__name__
+    kind = record.parameterization
+    if not isinstance(kind, str) or kind.lower() not in ("ntk", "standard"):
+        raise ValueError(
+            f'{name}: parameterization must be "ntk" or "standard", got {kind!r}'
+        )
+    set_field(record, "parameterization", kind.lower())
+    s = record.s
+    if isinstance(s, str) or not isinstance(s, Iterable) or len(tuple(s)) != 2:
+        raise TypeError(f"{name}: s must be a pair of integers, got {s!r}")
+    s = tuple(positive_int(record, "s", scaling) for scaling in s)
+    set_field(record, "s", s)
+    if kind.lower() == "ntk" and s != (1, 1):
+        raise ValueError(
+            f'{name}: s is for parameterization="standard", got s={s} with "ntk"'
+        )
+    if kind.lower() == "standard" and record.b_std == 0:
+        raise ValueError(
+            f'{name}: with parameterization="standard" b_std must be None or positive, '
+            "got 0, biases that start at zero and are trained"
+        )
+
+
 def axis_number(record: Layer, name: str, value: Any) -> int:
     """The position of the channels, counted with the batch axis; not the batch axis."""
     where = f"{type(record).__name__}: {name}"

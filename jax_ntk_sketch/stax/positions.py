@@ -10,6 +10,7 @@ from jax_ntk_sketch.stax.base import (
     positive_int,
     scale,
     set_field,
+    set_parameterization,
 )
 from jax_ntk_sketch.stax.spatial import _dimension_numbers, _set_window
 
@@ -41,6 +42,8 @@ class _Filtered(Layer):
     W_std: float = 1.0
     b_std: float | None = None
     dimension_numbers: tuple[str, str, str] | None = None
+    parameterization: str = "ntk"
+    s: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         set_field(self, "out_chan", positive_int(self, "out_chan", self.out_chan))
@@ -50,6 +53,7 @@ class _Filtered(Layer):
             set_field(self, "b_std", scale(self, "b_std", self.b_std))
         if self.dimension_numbers is not None:
             set_field(self, "dimension_numbers", _dimension_numbers(self))
+        set_parameterization(self)
 
     @property
     def channel_axis(self) -> int:
@@ -67,7 +71,8 @@ class ConvTranspose(_Filtered):
     :math:`\sqrt{q d}`, q the size of the filter; sizes as of `jax.lax.conv_transpose`.
 
     Args:
-      out_chan, filter_shape, W_std, b_std, dimension_numbers: as of `Conv`.
+      out_chan, filter_shape, W_std, b_std, dimension_numbers, parameterization, s: as
+        of `Conv`.
       strides: how many output pixels lie between two of the input; None for 1.
       padding: "VALID": all that a filter reaches; "SAME": strides times the size;
         "CIRCULAR": the same, wrapped around.
@@ -85,8 +90,8 @@ class ConvLocal(_Filtered):
     independent: the kernel between these is zero.
 
     Args:
-      out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers: as of
-        `Conv`.
+      out_chan, filter_shape, strides, padding, W_std, b_std, dimension_numbers,
+        parameterization, s: as of `Conv`.
 
     Raises:
       TypeError, ValueError: an argument of the wrong type or range, named.

@@ -9,6 +9,7 @@ from jax_ntk_sketch.stax.base import (
     positive_int,
     scale,
     set_field,
+    set_parameterization,
     sizes,
 )
 
@@ -42,6 +43,11 @@ class Conv(Layer):
       dimension_numbers: `(input, filter, output)` as of
         `jax.lax.conv_general_dilated`, such as `("NCHW", "OIHW", "NCHW")`; None for
         channels last. Batch first; the output laid out as the input.
+      parameterization: "ntk" or "standard", as in Neural Tangents: in the latter the
+        NTK depends on the widths of the finite network, and the network's parameters
+        carry the scales `W_std` and `b_std`.
+      s: for "standard": the factors by which the widths of the input and of the output
+        are multiplied in the finite network.
       dilation: distance between neighbouring entries of the filter, for each spatial
         axis; None for 1. Not known to Neural Tangents.
 
@@ -56,6 +62,8 @@ class Conv(Layer):
     W_std: float = 1.0
     b_std: float | None = None
     dimension_numbers: tuple[str, str, str] | None = None
+    parameterization: str = "ntk"
+    s: tuple[int, int] = (1, 1)
     dilation: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +75,7 @@ class Conv(Layer):
         if self.dimension_numbers is not None:
             numbers = _dimension_numbers(self)
             set_field(self, "dimension_numbers", numbers)
+        set_parameterization(self)
 
     @property
     def channel_axis(self) -> int:
