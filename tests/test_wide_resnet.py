@@ -1,0 +1,88 @@
+"""The wide residual network: its kernel, its finite form, its features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+from helpers import x64
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FanIn` layers assume")
+
+BOTH = ("nngp", "ntk")
+IMAGES = np.random.default_rng(0).normal(size=(4, 6, 5, 3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with registry.quick_compilation():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments"),
+    [
+        ("float64", {"block_size": 2, "b_std": 0.1}),
+        ("float32", {"block_size": 1, "k": 2, "W_std": 1.0}),
+    ],
+)
+def test_exact_is_neural_tangents(dtype, arguments):
+    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    net = jns.recipes.wide_resnet(**arguments)
+    with x64(dtype == "float64"):
+        x = jnp.asarray(IMAGES, dtype)
+        fmap = jns.feature_map(net, num_features=1, get=BOTH, method="exact")
+        phi = registry.jit_once(fmap.apply)(fmap.init(jax.random.key(0), x), x)
+        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
+        wanted = kernel_fn(x[:2], x[2:], BOTH)
+        for kind in BOTH:
+            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
+            error = np.abs(z[:2] @ z[2:].T - k).max()
+            assert error <= tolerance * np.abs(k).max(), (kind, error)
+
+
+def test_shape_of_the_finite_network():
+    """6 block_size + 4 layers: weights on the longest path, and the two shortcuts."""
+    net = jns.recipes.wide_resnet(2, 3, 7)
+    shapes = []
+
+    def init(key):
+        shape, params = jnt.to_stax(net)[0](key, (2, 32, 32, 3))
+        shapes.append(shape)
+        return params
+
+    params = jax.eval_shape(init, jax.random.key(0))
+    assert shapes == [(2, 7)]
+    kernels = [w.shape for w in jax.tree.leaves(params) if len(w.shape) == 4]
+    assert len(kernels) == 1 + 3 * (2 * 2 + 1) and max(w[3] for w in kernels) == 192
+    layers = list(stax.every_layer(net))
+    strides = [x.strides for x in layers if isinstance(x, stax.Conv)]
+    assert strides.count((2, 2)) == 4  # two groups, on both paths
+    assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))
+
+
+METHODS = ["ntk_random_features", "ntk_sketch", "variance_reduced"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_columns_of_a_full_size(method):
+    """Nothing is compiled: that would take a minute; blocks alone: test_branches."""
+    fmap = jns.feature_map(jns.recipes.wide_resnet(1), num_features=4096, method=method)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+    def run(key, x):
+        return fmap.apply(fmap.init(key, x.shape[1:]), x)
+
+    out = jax.eval_shape(run, jax.random.key(0), x)
+    assert out.shape == (2, 4096) and out.dtype == jnp.float32
+    assert fmap.plan(x.shape[1:]).num_features == 4096
+
+
+@pytest.mark.parametrize("arguments", [(0,), (True,), (2, 1.5), (2, 0)])
+def test_mistakes(arguments):
+    with pytest.raises(ValueError, match="must be a positive integer, got"):
+        jns.recipes.wide_resnet(*arguments)
