@@ -73,7 +73,7 @@ def test_kernels_are_neural_tangents(name, dtype):
 @every
 def test_kernels_are_those_of_wide_networks(fn):
     """The mean over draws, up to 4 standard errors and the bias of finite width."""
-    width, draws = 512, 16
+    width, draws = 512, 32
     x = jnp.asarray(X[:3], jnp.float32)
     net = two_layers(fn, width)
     init_fn, apply_fn, kernel_fn = jnt.to_stax(net)
@@ -95,7 +95,7 @@ def test_kernels_are_those_of_wide_networks(fn):
         exact = jax.jit(lambda x: tuple(kernel_fn(x, None, BOTH)))
         wanted = np.array(exact(jnp.asarray(X[:3])))
     size = np.abs(wanted).max(axis=(1, 2), keepdims=True)
-    assert (error < 0.03 * size).all()  # else the test says nothing
+    assert (error < 0.04 * size).all()  # else the test says nothing
     assert (np.abs(mean - wanted) < 4 * error + 4 * size / width).all()
 
 
