@@ -206,3 +206,12 @@ def test_functions_are_no_json():
     with pytest.raises(TypeError, match="function"):
         stax.to_json(net)
     assert net == dense(stax.Elementwise(jnp.tanh))
+
+
+def test_myrtle_takes_any_activation():
+    net = jns.recipes.myrtle(7, activation=stax.Elementwise(jnp.tanh))
+    seen = [x for x in stax.walk(net) if isinstance(x, stax.Activation)]
+    assert seen == [stax.Elementwise(jnp.tanh)] * 6
+    assert jns.recipes.myrtle(7, activation=stax.Relu()) == jns.recipes.myrtle(7)
+    with pytest.raises(TypeError, match="activation must be a record such as stax"):
+        jns.recipes.myrtle(5, activation=jnp.tanh)
