@@ -33,12 +33,20 @@ from jax_ntk_sketch.progress import progress
 NETWORKS = {
     "cntk": jns.recipes.cntk(3),
     "myrtle5": jns.recipes.myrtle(5),
+    # The normalised Gaussian exp(gamma (cos - 1)) in place of the rectifier.
+    "myrtle5_gaussian": jns.recipes.myrtle(
+        5, activation=jns.stax.ExpNormalized(1.0), W_std=1.0
+    ),
+    "myrtle5_gaussian2": jns.recipes.myrtle(
+        5, activation=jns.stax.ExpNormalized(2.0), W_std=1.0
+    ),
     "myrtle7": jns.recipes.myrtle(7),
     "myrtle10": jns.recipes.myrtle(10),
 }
 METHODS = {
     "ntk_random_features": methods.NTKRandomFeatures(),
     "ntk_sketch": methods.NTKSketch(2, 1, oversample=1.0),
+    "variance_reduced": methods.VarianceReduced(),
 }
 
 # Penalties, relative to the mean of the kernel's diagonal and per example.
@@ -80,6 +88,13 @@ def prepare(
             for z in (x, test)
         )
     return x, test
+
+
+def smaller(side: int, *parts: np.ndarray) -> list[np.ndarray]:
+    """Images of 32 x 32 pixels averaged to side x side."""
+    step = 32 // side
+    shape = (-1, side, step, side, step, 3)
+    return [x.reshape(shape).mean(axis=(2, 4)) for x in parts]
 
 
 def codes(labels: np.ndarray) -> np.ndarray:
@@ -173,6 +188,8 @@ def featurise(
 def features(args) -> None:
     """Accuracy against training size and width, with and without ZCA."""
     x, y, x_test, y_test = load(args)
+    if args.side is not None:
+        x, x_test = smaller(args.side, x, x_test)
     rows, results = [], []
 
     def report(what: str, zca: float | None, m, n: int, seconds: float, r) -> None:
@@ -189,7 +206,8 @@ def features(args) -> None:
         )
         rows.append(row)
         r = {key: value for key, value in r.items() if key != "scores"}
-        results.append(dict(what=what, zca=zca, m=m, n=n, **r))
+        r["fit_seconds"] = r.pop("seconds")
+        results.append(dict(what=what, zca=zca, m=m, n=n, seconds=seconds, **r))
         print(" | ".join(row), flush=True)
 
     for zca in args.zca:
@@ -269,13 +287,10 @@ def exact(args) -> None:
     x, y, x_test, y_test = load(args)
     n = max(args.num_train)
     rows, results = [], []
-    side = args.side
+    side = args.side or 16
     for zca in args.zca:
         zca = None if zca == 0 else zca
-        a, b = (
-            z.reshape(-1, side, 32 // side, side, 32 // side, 3) for z in (x, x_test)
-        )
-        a, b = prepare(a.mean(axis=(2, 4)), b.mean(axis=(2, 4)), zca)
+        a, b = prepare(*smaller(side, x, x_test), zca)
         for network in args.networks:
             start = time.perf_counter()
             everything = np.concatenate([a[:n], b])
@@ -372,7 +387,9 @@ def main() -> None:
         "--methods", nargs="+", default=["ntk_random_features"], choices=METHODS
     )
     parser.add_argument("--no-fc", dest="fc", action="store_false")
-    parser.add_argument("--side", type=int, default=16, help="pixels, for exact")
+    parser.add_argument(
+        "--side", type=int, help="pixels, averaged from 32; for exact 16 unless given"
+    )
     common.run_jobs(parser, JOBS)
 
 

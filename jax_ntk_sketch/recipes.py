@@ -6,11 +6,13 @@ __all__ = ["cntk", "conv1d", "gntk", "myrtle", "wide_resnet"]
 
 # Convolutions at each of the three resolutions.
 _MYRTLE = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
+_RELU = stax.Relu()
 
 
 def myrtle(
     depth: int = 5,
     *,
+    activation: stax.Activation = _RELU,
     W_std: float = 2**0.5,
     b_std: float | None = None,
     width: int = 512,
@@ -18,12 +20,14 @@ def myrtle(
 ) -> stax.Serial:
     """The Myrtle network of 5, 7 or 10 layers.
 
-    3 x 3 convolutions with zero padding, each with `Relu`, at three resolutions; 2 x 2
-    average pools between them, the average over all that is left at the end (on images
-    of 32 x 32 pixels: the three last 2 x 2 pools of the original), `Dense`.
+    3 x 3 convolutions with zero padding, each with an activation, at three resolutions;
+    2 x 2 average pools between them, the average over all that is left at the end (on
+    images of 32 x 32 pixels: the three last 2 x 2 pools of the original), `Dense`.
 
     Args:
       depth: 5, 7 or 10.
+      activation: a record, `Relu` by default. `stax.ExpNormalized()` is the normalised
+        Gaussian; variances stay as they are with `W_std=1.0` then.
       W_std, b_std: of all layers.
       width: channels of the finite network; kernels do not depend on it.
       out_dim: outputs of the finite network.
@@ -32,16 +36,25 @@ def myrtle(
       A `stax.Serial` for images (n, h, w, c) of at least 4 x 4 pixels.
 
     Raises:
+      TypeError: `activation` is no record of an activation.
       ValueError: another depth.
 
-    Source: Shankar et al., "Neural Kernels Without Tangents", arXiv 2003.02237.
+    Source: Shankar et al., "Neural Kernels Without Tangents", arXiv 2003.02237, which
+    has both activations; Han et al., arXiv 2209.04121, Section 5.
 
     >>> sum(isinstance(layer, stax.Conv) for layer in stax.walk(myrtle(7)))
     6
+    >>> myrtle(5, activation=stax.ExpNormalized(), W_std=1.0).layers[1]
+    stax.ExpNormalized()
     """
     if depth not in _MYRTLE:
         raise ValueError(f"myrtle: depth must be 5, 7 or 10, got {depth!r}")
-    block = (stax.Conv(width, (3, 3), None, "SAME", W_std, b_std), stax.Relu())
+    if not isinstance(activation, stax.Activation):
+        raise TypeError(
+            "myrtle: activation must be a record such as stax.Relu() or "
+            f"stax.ExpNormalized(), got {activation!r}"
+        )
+    block = (stax.Conv(width, (3, 3), None, "SAME", W_std, b_std), activation)
     pool = (stax.AvgPool((2, 2), (2, 2)),)
     first, second, third = (block * count for count in _MYRTLE[depth])
     head = (stax.GlobalAvgPool(), stax.Dense(out_dim, W_std, b_std))

@@ -298,7 +298,8 @@ def _derivative(fn: Callable) -> Callable:
 def _check_elementwise(name: str, fn: Callable, df: Callable) -> None:
     shape = jax.ShapeDtypeStruct((3, 2), jnp.float32)
     try:
-        shapes = [jax.eval_shape(f, shape).shape for f in (fn, df)]
+        # Wrapped: JAX 0.10 crashes on what holds no weak references, as NumPy's ufuncs.
+        shapes = [jax.eval_shape(lambda x, f=f: f(x), shape).shape for f in (fn, df)]
     except Exception as error:
         raise ValueError(
             f"{name}: fn must take arrays, elementwise, in jax.numpy (jnp.where in "
