@@ -212,7 +212,7 @@ def test_one_batch_is_computed_at_a_time(monkeypatch):
     """The next starts when the one before is done; the host works beside it."""
     events = []
 
-    def apply(fmap, params, x):
+    def apply(fmap, params, x, inputs):
         events.append("start")
         return jnp.zeros((len(x), 16))
 

@@ -93,9 +93,9 @@ def walk(net: Layer) -> Iterator[Layer]:
 def to_json(net: Layer) -> str:
     """The JSON text of a network; `from_json` reads it back to an equal record.
 
-    >>> from jax_ntk_sketch.stax import Dense
-    >>> to_json(Dense(3))
-    '{"layer": "Dense", "out_dim": 3, "W_std": 1.0, "b_std": null}'
+    >>> from jax_ntk_sketch.stax import Abs, LeakyRelu, serial
+    >>> to_json(serial(LeakyRelu(0.1), Abs()))
+    '{"layer": "Serial", "layers": [{"layer": "LeakyRelu", "alpha": 0.1, ...}, ...]}'
     """
     if not isinstance(net, Layer):
         raise TypeError(f"to_json: net must be a layer record, got {net!r}")
