@@ -103,6 +103,21 @@ def quick_compilation():
         jax.config.update("jax_disable_most_optimizations", old)
 
 
+def error(net, x, kernel, method, num_features, seeds=8):
+    """Root mean square over keys of the NTK's relative errors between examples."""
+    fmap = jns.feature_map(net, num_features=num_features, method=method)
+
+    @jit_once
+    @jax.vmap
+    def grams(key):
+        z = fmap.apply(fmap.init(key, x.shape[1:]), x)
+        return z @ z.T
+
+    off = ~np.eye(len(x), dtype=bool)
+    k = np.asarray(grams(jax.random.split(jax.random.key(0), seeds)))
+    return np.sqrt(np.mean((k - kernel)[:, off] ** 2) / np.mean(kernel[off] ** 2))
+
+
 # Sketches.
 
 

@@ -160,11 +160,12 @@ def networks(layer):
 def test_exact_is_neural_tangents(layer, dtype):
     tolerance = 1e-4 if dtype == "float32" else 1e-9
     with x64(dtype == "float64"):
-        for net, x in networks(layer):
+        # float32's compilations are a second time the same.
+        for net, x in list(networks(layer))[:: 2 if dtype == "float32" else 1]:
             x = jnp.asarray(x, dtype)
             kinds = ("nngp", "ntk")
             fmap = jns.feature_map(net, num_features=1, get=kinds, method="exact")
-            phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(0), x), x)
+            phi = fmap.apply(fmap.init(jax.random.key(0), x), x)
             wanted = jnt.to_stax(net)[2](x[:2], x[2:], kinds)
             for kind in kinds:
                 z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
@@ -211,19 +212,25 @@ SOME = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@every(SOME)
-def test_error_falls_like_the_inverse_square_root(layer, method):
+@pytest.mark.parametrize(
+    ("method", "layer"),
+    [
+        pytest.param(method, layer, id=f"{method}-{repr(layer)[6:20]}")
+        for method, layers in zip(METHODS, (SOME, SOME[::2], SOME[::2]), strict=True)
+        for layer in layers
+    ],
+)
+def test_error_falls_like_the_inverse_square_root(method, layer):
     """Between two sizes, up to what a method leaves out: degrees above its own, and
     for "variance_reduced" coefficients that depend on two norms by more than a product.
     """
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(24, 16)) * rng.uniform(0.5, 1.5, (24, 1)) + 0.2)
     net = stax.serial(stax.Dense(1, 1.0, 0.3), layer, stax.Dense(1, 1.0, 0.1))
-    small, large = (errors(net, x, method, m, 8) for m in (128, 4096))
+    small, large = (errors(net, x, method, m, 8) for m in (128, 2048))
     for before, after in zip(small, large, strict=True):
         if before == 0:  # the NTK behind Sign
             assert after == 0
             continue
-        slope = np.log(after / before) / np.log(32)
-        assert after < 0.15 and (slope < -0.3 or after < 0.08), (before, after)
+        slope = np.log(after / before) / np.log(16)
+        assert after < 0.25 and (slope < -0.3 or after < 0.08), (before, after)
