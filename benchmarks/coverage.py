@@ -1,7 +1,7 @@
 """What of Neural Tangents' `stax` there is here, by trying it: the README's table.
 
-    python benchmarks/coverage.py                # prints the table, a quarter of an hour
-    python benchmarks/coverage.py --write        # and puts it into the README
+    python benchmarks/coverage.py            # prints the table, half an hour
+    python benchmarks/coverage.py --write    # and puts it into the README
     python benchmarks/coverage.py --only Gelu Conv
 
 For every public name of `neural_tangents.stax` a small network, and for each method the
