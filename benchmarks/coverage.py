@@ -6,10 +6,12 @@
 
 For every public name of `neural_tangents.stax` a small network, and for each method the
 largest of both kernels' relative errors between different examples, off Neural
-Tangents' own `kernel_fn`: root mean square over keys, at `--num-features` columns.
+Tangents' own `kernel_fn`: root mean square over keys, at the last of `--sizes`. Of
+several sizes the slopes of the errors, on logarithmic scales, are printed too.
 """
 
 import argparse
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -30,7 +32,7 @@ METHODS = (
     "exact", "ntk_random_features", "ntk_sketch", "variance_reduced", "nystrom",
 )  # fmt: skip
 BOTH = ("nngp", "ntk")
-EXAMPLES, SAMPLE, NODES, KEYS = 16, 256, 5, 3
+EXAMPLES, SAMPLE, NODES = 16, 256, 5
 
 # Names that are not layers, and what takes their place.
 HELPERS = {
@@ -152,28 +154,34 @@ def exact_kernels(shape: tuple[int, ...], net: stax.Serial) -> list[np.ndarray]:
     return [np.asarray(k, np.float64) for k in out]
 
 
-def error(
+def errors(
     shape: tuple[int, ...],
     net: stax.Serial,
     wanted: list[np.ndarray],
     method: str,
     num_features: int,
-) -> float:
-    """The larger of both kernels' relative errors, root mean square over keys."""
+    keys: int,
+) -> np.ndarray:
+    """Both kernels' relative errors, root mean square over keys."""
     fmap = jns.feature_map(net, num_features=num_features, get=BOTH, method=method)
     x, beside = inputs(shape, EXAMPLES, 0)
     # Landmarks come from other examples.
     sample, beside_sample = inputs(shape, SAMPLE, 1)
-    apply = jax.jit(lambda params: fmap.apply(params, x, **beside))
-    keys = jax.random.split(jax.random.key(0), 1 if method == "exact" else KEYS)
-    half, worst = EXAMPLES // 2, 0.0
-    outs = [apply(fmap.init(key, sample, **beside_sample)) for key in keys]
+
+    # Compilation is most of the time.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.vmap
+    def features(key):
+        return fmap.apply(fmap.init(key, sample, **beside_sample), x, **beside)
+
+    out = features(jax.random.split(jax.random.key(0), keys))
+    half, relative = EXAMPLES // 2, []
     for kind, k in zip(BOTH, wanted, strict=True):
-        phis = [np.asarray(getattr(out, kind), np.float64) for out in outs]
-        square = np.mean([np.sum((z[:half] @ z[half:].T - k) ** 2) for z in phis])
+        z = np.asarray(getattr(out, kind), np.float64)
+        square = np.sum((z[:, :half] @ z[:, half:].mT - k) ** 2, axis=(1, 2)).mean()
         # The NTK behind Sign is zero.
-        worst = max(worst, float(np.sqrt(square / (np.sum(k**2) or 1.0))))
-    return worst
+        relative.append(np.sqrt(square / (np.sum(k**2) or 1.0)))
+    return np.array(relative)
 
 
 def cell(value: float, method: str) -> str:
@@ -182,24 +190,34 @@ def cell(value: float, method: str) -> str:
     return f"{value:.3f}".lstrip("0")
 
 
-def row(name: str, num_features: int, refusals: list[str]) -> list[str]:
+def row(name: str, args: Any, refusals: list[str], slopes: dict) -> list[str]:
     """The table's row: errors, or why not; texts of refusals are numbered."""
+    empty = len(args.methods) - 1
     if name in HELPERS:
-        return [f"`{name}`", f"not a layer: {HELPERS[name]}", *[""] * 4]
+        return [f"`{name}`", f"not a layer: {HELPERS[name]}", *[""] * empty]
     found = network(name)
     if found is None:
         if hasattr(stax, name):
             raise SystemExit(f"{name} has a record, but no network in {__file__}")
         reason = unsupported.REASONS[name]
-        return [f"`{name}`", f"no [{number(refusals, reason)}]", *["no"] * 4]
+        return [f"`{name}`", f"no [{number(refusals, reason)}]", *["no"] * empty]
     shape, net = found
     wanted = exact_kernels(shape, net)
     out = [f"`{name}`"]
-    for method in METHODS:
+    for method in args.methods:
+        exact = method == "exact"
+        sizes, keys = ([1], 1) if exact else (args.sizes, args.keys)
         try:
-            out.append(cell(error(shape, net, wanted, method, num_features), method))
+            found = [errors(shape, net, wanted, method, m, keys) for m in sizes]
         except ValueError as refusal:
             out.append(f"no [{number(refusals, str(refusal))}]")
+            continue
+        out.append(cell(found[-1].max(), method))
+        if len(sizes) > 1:
+            slopes[name, method] = [
+                jns.validation.fitted_slope(sizes, column) if column.all() else None
+                for column in np.array(found).T
+            ]
     return out
 
 
@@ -221,11 +239,15 @@ def put(text: str) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--only", nargs="+", metavar="NAME", help="these names only")
-    options.add_argument("--num-features", type=int, default=2048)
+    options.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    options.add_argument(
+        "--sizes", nargs="+", type=int, default=[2048], help="columns, growing"
+    )
+    options.add_argument("--keys", type=int, default=3)
     options.add_argument("--write", action="store_true", help="into README.md")
     args = options.parse_args()
-    if args.write and args.only:
-        raise SystemExit("--write takes the whole table: leave --only out")
+    if args.write and (args.only or tuple(args.methods) != METHODS):
+        raise SystemExit("--write takes the whole table: leave --only and --methods")
     names = theirs()
     if unknown := set(args.only or ()) - set(names):
         raise SystemExit(f"not in neural_tangents.stax: {', '.join(sorted(unknown))}")
@@ -233,12 +255,20 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows: list[list[str]] = []
     refusals: list[str] = []
+    slopes: dict[tuple[str, str], list[float | None]] = {}
     for name in args.only or names:
-        rows.append(row(name, args.num_features, refusals))
+        rows.append(row(name, args, refusals, slopes))
         print(" | ".join(rows[-1]), flush=True)
     notes = "\n".join(f"[{i}] {text}\n" for i, text in enumerate(refusals, 1))
-    text = f"{common.markdown(('name', *METHODS), rows)}\n\n{notes}"
+    text = f"{common.markdown(('name', *args.methods), rows)}\n\n{notes}"
     print(f"\n{text}")
+    if slopes:
+        print("Slopes of log error, NNGP and NTK, over", *args.sizes, "columns")
+        lines = [
+            (name, method, *("" if s is None else f"{s:.2f}" for s in pair))
+            for (name, method), pair in slopes.items()
+        ]
+        print(common.markdown(("name", "method", *BOTH), lines))
     if args.write:
         put(text)
 

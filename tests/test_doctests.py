@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -45,7 +46,7 @@ def test_readme():
     for block in blocks:
         results.append({})
         exec(compile(block, str(README), "exec"), results[-1])
-    vectors, images, scale = results
+    vectors, images, layers, scale = results
     phi, x = vectors["phi"], vectors["x"]
     exact = vectors["kernel_fn"](x, None, "ntk")
     assert jns.validation.relative_error(exact, phi @ phi.T) < 0.1
@@ -53,6 +54,14 @@ def test_readme():
     phi = jns.transform(images["fmap"], images["params"], digits.x_test)
     right = images["model"].predict_class(phi) == digits.y_test
     assert np.mean(np.asarray(right)) > 0.9
+    graphs, whole = layers["graphs"], jnt.to_stax(layers["fmap"].net)[2]
+    dense = np.zeros((2, 3, 3), np.float32)
+    for i, edges in enumerate(graphs.pattern):
+        for start, end in edges[edges[:, 0] >= 0]:
+            dense[i, start, end] = 1
+    exact = whole(graphs.x[:1], graphs.x[1:], "ntk", pattern=(dense[:1], dense[1:]))
+    phi = layers["phi"]
+    assert jns.validation.relative_error(exact, phi[:1] @ phi[1:].T) < 0.3
     digits = scale["digits"]
     right = scale["fitted"].predict_class(digits.x_test) == digits.y_test
     assert np.mean(right) > 0.95
