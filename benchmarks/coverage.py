@@ -32,7 +32,7 @@ METHODS = (
     "exact", "ntk_random_features", "ntk_sketch", "variance_reduced", "nystrom",
 )  # fmt: skip
 BOTH = ("nngp", "ntk")
-EXAMPLES, SAMPLE, NODES = 16, 256, 5
+EXAMPLES, NODES = 16, 5
 
 # Names that are not layers, and what takes their place.
 HELPERS = {
@@ -165,19 +165,18 @@ def errors(
     """Both kernels' relative errors, root mean square over keys."""
     fmap = jns.feature_map(net, num_features=num_features, get=BOTH, method=method)
     x, beside = inputs(shape, EXAMPLES, 0)
-    # Landmarks come from other examples.
-    sample, beside_sample = inputs(shape, SAMPLE, 1)
+    # Landmarks come from other examples, of images from their patches.
+    sample, beside_sample = inputs(shape, 256 if shape == VECTOR else 32, 1)
 
     # Compilation is most of the time.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    @jax.vmap
     def features(key):
         return fmap.apply(fmap.init(key, sample, **beside_sample), x, **beside)
 
-    out = features(jax.random.split(jax.random.key(0), keys))
+    outs = [features(key) for key in jax.random.split(jax.random.key(0), keys)]
     half, relative = EXAMPLES // 2, []
     for kind, k in zip(BOTH, wanted, strict=True):
-        z = np.asarray(getattr(out, kind), np.float64)
+        z = np.asarray([getattr(out, kind) for out in outs], np.float64)
         square = np.sum((z[:, :half] @ z[:, half:].mT - k) ** 2, axis=(1, 2)).mean()
         # The NTK behind Sign is zero.
         relative.append(np.sqrt(square / (np.sum(k**2) or 1.0)))

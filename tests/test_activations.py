@@ -142,6 +142,7 @@ def networks(layer):
     if isinstance(layer, stax.RectifiedMonomial):
         # Theirs is NaN at the cosine 1, so in whatever has a diagonal.
         yield stax.serial(stax.Dense(1), stax.Dense(1), layer), X
+        yield stax.serial(dense, layer, stax.Dense(1, 0.7)), X
         return
     yield stax.serial(dense, layer, out, layer, out), X
     # Theirs of signs takes different pixels of an image for equal ones.
@@ -160,8 +161,9 @@ def networks(layer):
 def test_exact_is_neural_tangents(layer, dtype):
     tolerance = 1e-4 if dtype == "float32" else 1e-9
     with x64(dtype == "float64"):
-        # float32's compilations are a second time the same.
-        for net, x in list(networks(layer))[:: 2 if dtype == "float32" else 1]:
+        nets = list(networks(layer))
+        small = nets.pop(1)
+        for net, x in [small, nets[-1]] if dtype == "float32" else nets:
             x = jnp.asarray(x, dtype)
             kinds = ("nngp", "ntk")
             fmap = jns.feature_map(net, num_features=1, get=kinds, method="exact")
@@ -216,7 +218,7 @@ SOME = [
     ("method", "layer"),
     [
         pytest.param(method, layer, id=f"{method}-{repr(layer)[6:20]}")
-        for method, layers in zip(METHODS, (SOME, SOME[::2], SOME[::2]), strict=True)
+        for method, layers in zip(METHODS, (SOME, SOME[::4], SOME[2::4]), strict=True)
         for layer in layers
     ],
 )

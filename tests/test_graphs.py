@@ -214,7 +214,7 @@ METHODS = ("exact", "ntk_random_features", "ntk_sketch", "variance_reduced")
 @pytest.mark.parametrize(
     "method, name, masked",
     [
-        *((method, "gntk", False) for method in METHODS),
+        *((method, "gntk", False) for method in METHODS[:2]),
         *((method, "biases", True) for method in METHODS),
         ("ntk_random_features", "mean", True),
     ],
