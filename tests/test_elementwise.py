@@ -70,6 +70,21 @@ def test_kernels_are_neural_tangents(name, dtype):
             assert np.abs(own - other).max() <= max(tolerance, 1e-7) * size
 
 
+def test_few_nodes_give_the_mean_of_both_orders():
+    """Their quadrature takes one input before the other; features cannot."""
+    net = stax.serial(
+        stax.Dense(1, 1.2, 0.2), stax.ElementwiseNumerical(jnp.tanh, 8), stax.Dense(1)
+    )
+    with x64():
+        x = jnp.asarray(2 * X)
+        kernel_fn = jnt.to_stax(net)[2]
+        k, other = kernel_fn(x[:3], x[3:], "ntk"), kernel_fn(x[3:], x[:3], "ntk").T
+        assert np.abs(k - other).max() > 1e-3
+        fmap = jns.feature_map(net, num_features=1, method="exact")
+        z = fmap.apply(fmap.init(jax.random.key(0), x), x)
+        np.testing.assert_allclose(z[:3] @ z[3:].T, (k + other) / 2, rtol=1e-9)
+
+
 @every
 def test_kernels_are_those_of_wide_networks(fn):
     """The mean over draws, up to 4 standard errors and the bias of finite width."""

@@ -17,7 +17,9 @@ def _(method: Exact, dual: Dual, spec: Spec, context: Context) -> Stage:
     out = Spec(n, n if context.ntk else 0)
 
     def apply(params, f: Features) -> Features:
-        nngp, derivative = dual.kernels(_gram(f.nngp), f.norm2.reshape(-1))
+        pair = dual.kernels(_gram(f.nngp), f.norm2.reshape(-1))
+        # Too few nodes of a quadrature depend on which of two inputs comes first.
+        nngp, derivative = ((k + k.T) / 2 for k in pair)
         ntk = f.ntk
         if context.ntk:
             ntk = factor(_gram(f.ntk) * derivative).reshape(*f.norm2.shape, n)

@@ -285,7 +285,8 @@ class ElementwiseNumerical(Activation):
 
     Args:
       fn: as for `Elementwise`.
-      deg: nodes, >= 1; 25 is enough for most smooth functions at variances near 1.
+      deg: nodes, >= 1. With 25 Neural Tangents' K(x, z) of tanh differs from K(z, x) by
+        3e-5 at variances of 1.5 (NTK); features have the mean of both.
       df: derivative of fn; by default JAX's.
 
     Raises:

@@ -1,8 +1,8 @@
 """What of Neural Tangents' `stax` there is here, by trying it: the README's table.
 
-    python benchmarks/coverage.py            # prints the table, half an hour
-    python benchmarks/coverage.py --write    # and puts it into the README
-    python benchmarks/coverage.py --only Gelu Conv
+    python benchmarks/layers.py            # prints the table, half an hour
+    python benchmarks/layers.py --write    # and puts it into the README
+    python benchmarks/layers.py --only Gelu Conv
 
 For every public name of `neural_tangents.stax` a small network, and for each method the
 largest of both kernels' relative errors between different examples, off Neural
@@ -24,10 +24,9 @@ import numpy as np
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.stax import unsupported
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
-MARKERS = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+MARKERS = "<!-- layers: begin -->", "<!-- layers: end -->"
 METHODS = (
     "exact", "ntk_random_features", "ntk_sketch", "variance_reduced", "nystrom",
 )  # fmt: skip
@@ -107,7 +106,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], tuple[stax.Layer, ...]]] = {
 
 ACTIVATIONS = {
     "Elementwise": stax.Elementwise(jnp.tanh),
-    "ElementwiseNumerical": stax.ElementwiseNumerical(jnp.tanh, 25),
+    "ElementwiseNumerical": stax.ElementwiseNumerical(jnp.tanh, 60),
     "ABRelu": stax.ABRelu(0.3, -1.2),
     "Hermite": stax.Hermite(3),
     "LeakyRelu": stax.LeakyRelu(0.1),
@@ -196,9 +195,12 @@ def row(name: str, args: Any, refusals: list[str], slopes: dict) -> list[str]:
         return [f"`{name}`", f"not a layer: {HELPERS[name]}", *[""] * empty]
     found = network(name)
     if found is None:
-        if hasattr(stax, name):
+        try:
+            getattr(stax, name)
+        except AttributeError as refusal:
+            reason = str(refusal)
+        else:
             raise SystemExit(f"{name} has a record, but no network in {__file__}")
-        reason = unsupported.REASONS[name]
         return [f"`{name}`", f"no [{number(refusals, reason)}]", *["no"] * empty]
     shape, net = found
     wanted = exact_kernels(shape, net)
