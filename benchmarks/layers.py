@@ -161,7 +161,11 @@ def errors(
     num_features: int,
     keys: int,
 ) -> np.ndarray:
-    """Both kernels' relative errors, root mean square over keys."""
+    """Relative errors, root mean square over keys: (2, 2).
+
+    Of both kernels, against the exact ones and against the mean over keys, which leaves
+    out what no number of columns averages, the degrees above a method's own.
+    """
     fmap = jns.feature_map(net, num_features=num_features, get=BOTH, method=method)
     x, beside = inputs(shape, EXAMPLES, 0)
     # Landmarks come from other examples, of images from their patches.
@@ -176,9 +180,11 @@ def errors(
     half, relative = EXAMPLES // 2, []
     for kind, k in zip(BOTH, wanted, strict=True):
         z = np.asarray([getattr(out, kind) for out in outs], np.float64)
-        square = np.sum((z[:, :half] @ z[:, half:].mT - k) ** 2, axis=(1, 2)).mean()
+        grams = z[:, :half] @ z[:, half:].mT
+        square = np.mean(np.sum((grams - k) ** 2, axis=(1, 2)))
+        spread = np.sum(np.var(grams, axis=0, ddof=min(1, keys - 1)))
         # The NTK behind Sign is zero.
-        relative.append(np.sqrt(square / (np.sum(k**2) or 1.0)))
+        relative.append(np.sqrt(np.array([square, spread]) / (np.sum(k**2) or 1.0)))
     return np.array(relative)
 
 
@@ -213,11 +219,11 @@ def row(name: str, args: Any, refusals: list[str], slopes: dict) -> list[str]:
         except ValueError as refusal:
             out.append(f"no [{number(refusals, str(refusal))}]")
             continue
-        out.append(cell(found[-1].max(), method))
+        out.append(cell(found[-1][:, 0].max(), method))
         if len(sizes) > 1:
             slopes[name, method] = [
                 jns.validation.fitted_slope(sizes, column) if column.all() else None
-                for column in np.array(found).T
+                for column in np.array(found).reshape(len(sizes), -1).T
             ]
     return out
 
@@ -264,12 +270,13 @@ def main() -> None:
     text = f"{common.markdown(('name', *args.methods), rows)}\n\n{notes}"
     print(f"\n{text}")
     if slopes:
-        print("Slopes of log error, NNGP and NTK, over", *args.sizes, "columns")
+        print("Slopes of log error over", *args.sizes, "columns")
         lines = [
             (name, method, *("" if s is None else f"{s:.2f}" for s in pair))
             for (name, method), pair in slopes.items()
         ]
-        print(common.markdown(("name", "method", *BOTH), lines))
+        kinds = [f"{kind}{what}" for kind in BOTH for what in ("", ", own mean")]
+        print(common.markdown(("name", "method", *kinds), lines))
     if args.write:
         put(text)
 

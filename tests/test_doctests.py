@@ -55,11 +55,8 @@ def test_readme():
     right = images["model"].predict_class(phi) == digits.y_test
     assert np.mean(np.asarray(right)) > 0.9
     graphs, whole = layers["graphs"], jnt.to_stax(layers["fmap"].net)[2]
-    dense = np.zeros((2, 3, 3), np.float32)
-    for i, edges in enumerate(graphs.pattern):
-        for start, end in edges[edges[:, 0] >= 0]:
-            dense[i, start, end] = 1
-    exact = whole(graphs.x[:1], graphs.x[1:], "ntk", pattern=(dense[:1], dense[1:]))
+    edges = graphs.pattern[:1], graphs.pattern[1:]
+    exact = whole(graphs.x[:1], graphs.x[1:], "ntk", pattern=edges)
     phi = layers["phi"]
     assert jns.validation.relative_error(exact, phi[:1] @ phi[1:].T) < 0.3
     digits = scale["digits"]

@@ -142,7 +142,10 @@ def cosine(cov: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, jax
 def safe_root(x: jax.Array) -> jax.Array:
     """The square root with derivative 0 at 0; 0 for rounding below 0."""
     zero = x <= 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+    # Nearly 0 in the root too: a compiler may compute x twice, rounded differently, and
+    # then find it positive in one place alone.
+    small = jnp.finfo(x.dtype).eps ** 2
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, small, x)))
 
 
 def _as_float(name: str, alpha: ArrayLike) -> tuple[jax.Array, jnp.dtype]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch.kernels import Dual, Homogeneous
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
@@ -41,7 +42,6 @@ from jax_ntk_sketch.rules.stage import (
     Features,
     Spec,
     Stage,
-    safe_sqrt,
 )
 
 __all__: list[str] = []
@@ -102,8 +102,8 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
         constants = phi.means(x, c.constants)
         a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * inverse
         a2 = jnp.clip(a2, 0, 1)
-        rho = safe_sqrt(1 - a2)
-        to_unit = safe_sqrt(_inverse(norm2 * (1 - a2)))[..., None]
+        rho = safe_root(1 - a2)
+        to_unit = safe_root(_inverse(norm2 * (1 - a2)))[..., None]
         means = phi.means(x, linears) * to_unit
 
         def zonal(name: str, g: list[jax.Array], total: jax.Array):
@@ -120,7 +120,7 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             if tail:
                 known, norm = _tail(tail.power, part.dim)
                 left = total - sum(gi**2 for gi in g)
-                scale = safe_sqrt(left)[..., None] * (1 / norm)
+                scale = safe_root(left)[..., None] * (1 / norm)
                 bent = -jnp.abs(z) if tail.power else jnp.sign(z)
                 jump = scale * bent
                 weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
@@ -154,7 +154,7 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             out = [rest]
             out.insert(0, psi_linears * g0)
             if has_constant:
-                merged = safe_sqrt(
+                merged = safe_root(
                     jnp.sum(psi_constants**2, axis=-1) + spec.ntk_bias**2
                 )[..., None]
                 out = [merged * g0, merged * g1 * means, *out]
@@ -243,7 +243,7 @@ def _weights(
             terms[j] = terms[j] + term
         terms = [square * t for t in terms]
     else:
-        s = safe_sqrt(norm2)
+        s = safe_root(norm2)
         series = dual.coefficients if order else dual.slope_coefficients
         a = series(s, _SERIES)
         terms = []
@@ -264,7 +264,7 @@ def _weights(
             for j in range(_DEGREE + 1)
             if change[j, i] > 1e-9
         )
-        out.append(signs[i] * safe_sqrt(total + jnp.zeros_like(a2)))
+        out.append(signs[i] * safe_root(total + jnp.zeros_like(a2)))
     return out
 
 

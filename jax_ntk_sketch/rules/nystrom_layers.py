@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch.kernels import Dual, principal_root
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.methods import Nystrom
 from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
 from jax_ntk_sketch.rules.nystrom import (
@@ -33,7 +34,6 @@ from jax_ntk_sketch.rules.stage import (
     Features,
     Spec,
     Stage,
-    safe_sqrt,
 )
 from jax_ntk_sketch.sketch import Window
 
@@ -155,7 +155,7 @@ def _kernels(
     the exact norms .111.
     """
     same = x if z is None else z
-    most = safe_sqrt(x[0])[..., None] * safe_sqrt(same[0])
+    most = safe_root(x[0])[..., None] * safe_root(same[0])
     clipped = jnp.clip(dots, -most, most)
     kernel, _ = dual.kernels(clipped, x[0], None if z is None else z[0])
     return kernel, dual.kernels(dots, x[1], None if z is None else z[1])[1]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.methods import OnePass
 from jax_ntk_sketch.rules.pipeline import layered, pipeline
 from jax_ntk_sketch.rules.sketched import noise_weights
@@ -19,7 +20,6 @@ from jax_ntk_sketch.rules.stage import (
     constant,
     inner_width,
     normalised,
-    safe_sqrt,
 )
 from jax_ntk_sketch.rules.zonal import ZonalKernel, before_relu, zonal_kernel
 from jax_ntk_sketch.sketch import PolySketch
@@ -67,7 +67,7 @@ def _polynomial(
 
     def apply(params, f: Features) -> Features:
         z = poly.apply(params, normalised(f.nngp, f.norm2))
-        norm = safe_sqrt(f.norm2)[..., None]
+        norm = safe_root(f.norm2)[..., None]
         parts = [
             norm * jnp.asarray(math.sqrt(cj), zj.dtype) * zj
             for cj, zj in zip(c, z, strict=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch.kernels import Dual
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.methods import NTKRandomFeatures
 from jax_ntk_sketch.random_features import (
     DIRECTIONS,
@@ -20,7 +21,6 @@ from jax_ntk_sketch.rules.stage import (
     Spec,
     Stage,
     normalised,
-    safe_sqrt,
 )
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT
 
@@ -59,7 +59,7 @@ def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> St
         return {name: part.init(k) for (name, part), k in pairs}
 
     def apply(params, f: Features) -> Features:
-        s = safe_sqrt(f.norm2)
+        s = safe_root(f.norm2)
 
         def normal(name: str) -> jax.Array:
             return normalised(parts[name].apply(params[name], f.nngp), f.norm2)

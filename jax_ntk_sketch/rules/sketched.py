@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch.kernels import Dual
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.methods import NTKSketch
 from jax_ntk_sketch.rules.activation import nonlinear, reference_coefficients
@@ -20,7 +21,6 @@ from jax_ntk_sketch.rules.stage import (
     allocate,
     inner_width,
     normalised,
-    safe_sqrt,
 )
 from jax_ntk_sketch.sketch import PolySketch, TensorSRHT, next_power_of_two
 
@@ -79,7 +79,7 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
 
     def apply(params, f: Features) -> Features:
         unit = normalised(f.nngp, f.norm2)
-        s = safe_sqrt(f.norm2)
+        s = safe_root(f.norm2)
         z = poly.apply(params["powers"], unit)
         nngp = powers(z, value.at(s), sizes)
         ntk = f.ntk

@@ -26,7 +26,6 @@ __all__ = [
     "inner_width",
     "normalised",
     "rule",
-    "safe_sqrt",
     "summed",
     "taken",
 ]
@@ -259,12 +258,6 @@ def summed(spec: Spec, signed: bool) -> Spec:
         )
     low = -1.0 if signed else min(spec.low, 0.0)
     return dataclasses.replace(spec, low=low, own_norms=True, carried=carried)
-
-
-def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 at 0."""
-    zero = x <= 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
 def normalised(features: jax.Array, norm2: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.kernels import ZonalFit, fit_zonal, truncate_zonal
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import ZonalFeatures, sphere_dim
 from jax_ntk_sketch.rules.pipeline import layered, pipeline
@@ -18,7 +19,6 @@ from jax_ntk_sketch.rules.stage import (
     Stage,
     constant,
     normalised,
-    safe_sqrt,
 )
 from jax_ntk_sketch.rules.zonal import (
     ZonalKernel,
@@ -85,7 +85,7 @@ def _zonal(
 
     def apply(params, f: Features) -> Features:
         unit = normalised(f.nngp, f.norm2)
-        norm = safe_sqrt(f.norm2)[..., None]
+        norm = safe_root(f.norm2)[..., None]
         flat = parts["linear"].apply(params["linear"], unit) if linear < d else unit
         out = [flat * (norm * math.sqrt(fit.linear))]
         if fit.constant > 0:
