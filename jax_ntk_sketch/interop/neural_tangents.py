@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+import numpy as np
 import scipy.linalg
 
 from jax_ntk_sketch import stax
@@ -278,6 +279,26 @@ def _(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
             channel_axis=net.channel_axis,
         )
     )
+
+
+@to_stax.register
+def _(net: stax.DotGeneral) -> tuple[Callable, Callable, Callable]:
+    if net.lhs is None and net.rhs is None:  # which theirs, as of 0.6.5, fails on
+        return load().stax.Identity()
+    precision = net.precision and jax.lax.Precision[net.precision.upper()]
+    return load().stax.DotGeneral(
+        lhs=None if net.lhs is None else np.asarray(net.lhs),
+        rhs=None if net.rhs is None else np.asarray(net.rhs),
+        dimension_numbers=net.dimension_numbers,
+        precision=precision,
+        channel_axis=net.channel_axis,
+    )
+
+
+@to_stax.register
+def _(net: stax.GlobalSelfAttention) -> tuple[Callable, Callable, Callable]:
+    values = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
+    return load().stax.GlobalSelfAttention(**values)
 
 
 @to_stax.register

@@ -2,6 +2,7 @@
 
 from jax_ntk_sketch.rules import (
     activation,
+    attention,
     branches,
     carried,
     exact,
@@ -13,6 +14,7 @@ from jax_ntk_sketch.rules import (
     patches,
     pipeline,
     positions,
+    product,
     sampled,
     sketched,
     spatial,
@@ -29,6 +31,7 @@ __all__ = [
     "Spec",
     "Stage",
     "activation",
+    "attention",
     "branches",
     "carried",
     "exact",
@@ -40,6 +43,7 @@ __all__ = [
     "patches",
     "pipeline",
     "positions",
+    "product",
     "rule",
     "sampled",
     "sketched",

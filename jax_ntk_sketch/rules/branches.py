@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.rules import learning
-from jax_ntk_sketch.rules.exact import factor
 from jax_ntk_sketch.rules.patches import settled, sketch_width
+from jax_ntk_sketch.rules.product import Product
 from jax_ntk_sketch.rules.stage import (
     Branches,
     Carried,
@@ -29,7 +28,6 @@ from jax_ntk_sketch.rules.stage import (
     rule,
     taken,
 )
-from jax_ntk_sketch.sketch import TensorSRHT
 
 __all__: list[str] = []
 
@@ -261,29 +259,19 @@ def _(layer: stax.FanInProd, spec: Branches, context: Context) -> list[Stage]:
 
 def _product(a: Spec, b: Spec, context: Context) -> Stage:
     """Of two branches; `apply` takes both."""
-    exact = isinstance(context.method, Exact)
     width = sketch_width(context)
-    rows = context.batch * a.pixels
-
-    def tensor(i: int, j: int, size: int) -> TensorSRHT | None:
-        return None if exact or i * j <= size else TensorSRHT((i, j), size)
-
-    def columns(i: int, j: int, size: int) -> int:
-        return 0 if i * j == 0 else rows if exact else min(i * j, size)
-
     half = max(1, width // 2)
-    sizes = {
-        "nngp": (a.nngp, b.nngp, width),
-        "ntk1": (a.ntk, b.nngp, half),
-        "ntk2": (a.nngp, b.ntk, half),
+    parts = {
+        "nngp": Product.at(a.nngp, b.nngp, width, a, context),
+        "ntk1": Product.at(a.ntk, b.nngp, half, a, context),
+        "ntk2": Product.at(a.nngp, b.ntk, half, a, context),
     }
-    sketches = {name: tensor(*size) for name, size in sizes.items()}
-    used = {name: sketch for name, sketch in sketches.items() if sketch}
-    count = {name: columns(*size) for name, size in sizes.items()}
-    ntk = count["ntk1"] + count["ntk2"] if context.ntk else 0
+    if not context.ntk:
+        parts = {"nngp": parts["nngp"]}
+    nngp, *ntk = (part.columns for part in parts.values())
     out = Spec(
-        count["nngp"],
-        ntk,
+        nngp,
+        sum(ntk),
         low=min(a.low * b.low, a.low, b.low),
         shape=a.shape,
         own_norms=a.own_norms or b.own_norms,
@@ -292,40 +280,22 @@ def _product(a: Spec, b: Spec, context: Context) -> Stage:
     )
 
     def init(key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, max(1, len(used)))
-        pairs = zip(used.items(), keys, strict=False)
-        return {name: sketch.init(k) for (name, sketch), k in pairs}
-
-    def multiply(params: Any, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        if count[name] == 0:
-            return x[..., :0]
-        if exact:
-            grams = [
-                jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST)
-                for z in (x.reshape(rows, -1), y.reshape(rows, -1))
-            ]
-            return factor(grams[0] * grams[1]).reshape(*x.shape[:-1], rows)
-        sketch = sketches[name]
-        if sketch is None:
-            outer = x[..., :, None] * y[..., None, :]
-            return outer.reshape(*x.shape[:-1], -1)
-        return sketch.apply(params[name], x, y)
+        keys = jax.random.split(key, len(parts))
+        pairs = zip(parts.items(), keys, strict=True)
+        return {name: part.init(k) for (name, part), k in pairs}
 
     def apply(params: Any, f: Features, g: Features) -> Features:
-        nngp = multiply(params, "nngp", f.nngp, g.nngp)
-        ntk = nngp[..., :0]
-        if context.ntk:
-            parts = [
-                multiply(params, "ntk1", f.ntk, g.nngp),
-                multiply(params, "ntk2", f.nngp, g.ntk),
-            ]
-            ntk = jnp.concatenate(parts, axis=-1)
+        pairs = {"nngp": (f.nngp, g.nngp), "ntk1": (f.ntk, g.nngp)}
+        pairs["ntk2"] = (f.nngp, g.ntk)
+        nngp, *ntk = (
+            part.apply(params[name], *pairs[name]) for name, part in parts.items()
+        )
         norm2 = f.norm2 * g.norm2
         if out.own_norms:
             norm2 = jnp.sum(nngp**2, axis=-1)
-        return Features(nngp, ntk, norm2)
+        return Features(nngp, jnp.concatenate([nngp[..., :0], *ntk], axis=-1), norm2)
 
-    flops = out.pixels * sum(sketch.flops for sketch in used.values())
+    flops = out.pixels * sum(part.flops for part in parts.values())
     return Stage("product", out, apply, init, flops, 2 * out.floats())
 
 

@@ -200,6 +200,71 @@ def _(layer: stax.ImageResize, spec: Spec, context: Context) -> list[Stage]:
 
 
 @rule.register
+def _(layer: stax.DotGeneral, spec: Spec, context: Context) -> list[Stage]:
+    if layer.lhs is None and layer.rhs is None:
+        return []
+    is_lhs = layer.rhs is None  # the array is
+    other = np.asarray(layer.lhs if is_lhs else layer.rhs)
+    ndim = 2 + len(spec.shape)
+    axis = layer.channel_axis % ndim if spec.shape else 1
+    kept = _dot_axes(layer, (ndim, other.ndim))
+    moved = kept.index(axis) if axis in kept else None
+    if kept[0] != 0 or moved != layer.channel_axis % len(kept):
+        raise ValueError(
+            f"{layer!r} takes examples with {ndim} axes to {len(kept)} axes, of which "
+            f"{kept} are those of the input (None: of the array): the batch, 0, must "
+            f"stay first, and the channels, {axis}, on axis {layer.channel_axis}"
+        )
+    precision = jax.lax.Precision[(layer.precision or "default").upper()]
+
+    def run(x: jax.Array, other: np.ndarray = other) -> jax.Array:
+        left, right = jnp.moveaxis(x, -1, axis), jnp.asarray(other, x.dtype)
+        if is_lhs:
+            left, right = right, left
+        numbers = layer.dimension_numbers
+        out = jax.lax.dot_general(left, right, numbers, precision)
+        return jnp.moveaxis(out, moved, -1)
+
+    try:
+        example = jax.ShapeDtypeStruct((1, *spec.shape, 1), jnp.float32)
+        shape = jax.eval_shape(run, example).shape[1:-1]
+    except TypeError as error:
+        raise ValueError(f"{layer!r} on positions {spec.shape}: {error}") from None
+    contracts = layer.dimension_numbers[0] != ((), ())
+    signed = bool((other < 0).any())
+    out = dataclasses.replace(summed(spec, signed), shape=shape)
+    if not contracts:
+        out = dataclasses.replace(out, own_norms=spec.own_norms)
+
+    def apply(params, f: Features) -> Features:
+        nngp, ntk = run(f.nngp), run(f.ntk)
+        norm2 = jnp.sum(nngp**2, axis=-1)
+        if not contracts:
+            norm2 = run(f.norm2[..., None], other**2)[..., 0]
+        return Features(nngp, ntk, norm2)
+
+    floats = spec.floats() + out.floats()
+    return [
+        Stage(repr(layer), out, apply, flops=2 * other.size * floats, floats=floats)
+    ]
+
+
+def _dot_axes(layer: stax.DotGeneral, ndims: tuple[int, int]) -> list[int | None]:
+    """For each axis of the output that of the input, None for one of the array.
+
+    Args:
+      ndims: axes of the input and of the array.
+    """
+    is_lhs = layer.rhs is None
+    contracted, batched = (pair[int(is_lhs)] for pair in layer.dimension_numbers)
+    own: list[int | None] = [
+        axis for axis in range(ndims[0]) if axis not in (*contracted, *batched)
+    ]
+    others: list[int | None] = [None] * (ndims[1] - len(contracted) - len(batched))
+    return [*batched, *(others + own if is_lhs else own + others)]
+
+
+@rule.register
 def _(layer: stax.Index, spec: Spec, context: Context) -> list[Stage]:
     items = _spatial_items(layer, spec)
     try:

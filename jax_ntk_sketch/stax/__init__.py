@@ -39,6 +39,7 @@ from jax_ntk_sketch.stax.activations import (
     Sign,
     Sin,
 )
+from jax_ntk_sketch.stax.attention import GlobalSelfAttention
 from jax_ntk_sketch.stax.base import Layer, Serial, from_json, serial, to_json, walk
 from jax_ntk_sketch.stax.combinators import (
     FanIn,
@@ -56,6 +57,7 @@ from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.positions import (
     ConvLocal,
     ConvTranspose,
+    DotGeneral,
     ImageResize,
     Index,
     Slice,
@@ -81,6 +83,7 @@ __all__ = [
     "ConvTranspose",
     "Cos",
     "Dense",
+    "DotGeneral",
     "Dropout",
     "Elementwise",
     "ElementwiseNumerical",
@@ -97,6 +100,7 @@ __all__ = [
     "Gaussian",
     "Gelu",
     "GlobalAvgPool",
+    "GlobalSelfAttention",
     "GlobalSumPool",
     "Hermite",
     "Identity",

@@ -220,6 +220,17 @@ def axis_number(record: Layer, name: str, value: Any) -> int:
     return number
 
 
+def set_axes(record: Any) -> None:
+    """Checks `batch_axis` and `channel_axis`, and sets the latter."""
+    if isinstance(record.batch_axis, bool) or record.batch_axis != 0:
+        raise ValueError(
+            f"{type(record).__name__}: batch_axis must be 0, examples come first "
+            f"everywhere; got {record.batch_axis!r}"
+        )
+    axis = axis_number(record, "channel_axis", record.channel_axis)
+    set_field(record, "channel_axis", axis)
+
+
 def sizes(record: Layer, name: str, value: Any) -> tuple[int, ...]:
     """A tuple of positive integers, one for each spatial axis."""
     where = f"{type(record).__name__}: {name}"

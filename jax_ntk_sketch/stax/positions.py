@@ -4,17 +4,26 @@ import dataclasses
 import operator
 from typing import Any
 
+import numpy as np
+
 from jax_ntk_sketch.stax.base import (
     Layer,
-    axis_number,
     positive_int,
     scale,
+    set_axes,
     set_field,
     set_parameterization,
 )
 from jax_ntk_sketch.stax.spatial import _dimension_numbers, _set_window
 
-__all__ = ["ConvLocal", "ConvTranspose", "ImageResize", "Index", "Slice"]
+__all__ = [
+    "ConvLocal",
+    "ConvTranspose",
+    "DotGeneral",
+    "ImageResize",
+    "Index",
+    "Slice",
+]
 
 _RESIZES = {
     "nearest": "nearest",
@@ -124,7 +133,7 @@ class ImageResize(Layer):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        _set_axes(self)
+        set_axes(self)
         if isinstance(self.shape, str) or not hasattr(self.shape, "__iter__"):
             raise TypeError(
                 "ImageResize: shape must be an integer for each axis, such as "
@@ -155,14 +164,87 @@ class ImageResize(Layer):
             raise TypeError(
                 f"ImageResize: antialias must be a bool, got {self.antialias!r}"
             )
-        precision: Any = getattr(self.precision, "name", self.precision)
-        precision = precision.lower() if isinstance(precision, str) else None
-        if precision not in _PRECISIONS:
+        set_field(self, "precision", _precision(self))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DotGeneral(Layer):
+    """`jax.lax.dot_general` of the spatial axes with an array that is not trained.
+
+    Exact on features. The array is kept as nested tuples, so that networks can be
+    compared and saved; give large ones to `Aggregate` as its pattern instead.
+
+    Args:
+      lhs, rhs: an array or a number, the left or the right factor, the input being the
+        other; at most one of them. With neither, the layer is the identity.
+      dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`
+        as of `jax.lax.dot_general`, axes of the input counted with the batch axis.
+        Examples must stay first, and channels last (or on `channel_axis`).
+      precision: None, "default", "high", "highest", or a `jax.lax.Precision`.
+      batch_axis: 0.
+      channel_axis: -1, or 1 for channels first.
+
+    Raises:
+      TypeError, ValueError: an argument of the wrong type or range, named.
+
+    The second of two time series subtracted from the first, (n, 2, t, c) to (n, t, c):
+
+    >>> DotGeneral(rhs=(1.0, -1.0), dimension_numbers=(((1,), (0,)), ((), ()))).rhs
+    (1.0, -1.0)
+    """
+
+    lhs: Any = None
+    rhs: Any = None
+    dimension_numbers: Any = (((), ()), ((), ()))
+    precision: str | None = None
+    batch_axis: int = 0
+    channel_axis: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("lhs", "rhs"):
+            set_field(self, name, _nested(name, getattr(self, name)))
+        if self.lhs is not None and self.rhs is not None:
             raise ValueError(
-                f"ImageResize: precision must be one of {', '.join(_PRECISIONS)}, got "
-                f"{self.precision!r}"
+                "DotGeneral: give lhs or rhs, not both; the other factor is the input"
             )
-        set_field(self, "precision", precision)
+        try:
+            contracting, batch = self.dimension_numbers
+            pairs = [
+                tuple(tuple(map(operator.index, axes)) for axes in pair)
+                for pair in (contracting, batch)
+            ]
+        except (TypeError, ValueError):
+            pairs = []
+        axes = [axis for pair in pairs for side in pair for axis in side]
+        if [len(pair) for pair in pairs] != [2, 2] or min(axes, default=0) < 0:
+            raise ValueError(
+                "DotGeneral: dimension_numbers must be ((lhs_contracting, "
+                "rhs_contracting), (lhs_batch, rhs_batch)), axes from 0, got "
+                f"{self.dimension_numbers!r}"
+            )
+        set_field(self, "dimension_numbers", tuple(pairs))
+        if self.precision is not None:
+            set_field(self, "precision", _precision(self))
+        set_axes(self)
+
+
+def _nested(name: str, value: Any) -> Any:
+    """An array as nested tuples of numbers."""
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"DotGeneral: {name} must be an array of numbers or a number, got {value!r}"
+        ) from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"DotGeneral: {name} must be finite, got {value!r}")
+
+    def tuples(item: Any) -> Any:
+        return tuple(map(tuples, item)) if isinstance(item, list) else item
+
+    return tuples(array.tolist())
 
 
 class _Slice:
@@ -200,7 +282,7 @@ class Index(Layer):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        _set_axes(self)
+        set_axes(self)
         # Slices cannot be hashed in Python 3.11, nor written as JSON: their text can.
         items = self.idx if isinstance(self.idx, tuple) else (self.idx,)
         idx = tuple(_item(item) for item in items)
@@ -253,6 +335,17 @@ def _parsed(item: str | int) -> Any:
     return slice(*(int(part) if part else None for part in item.split(":")))
 
 
+def _precision(record: Any) -> str:
+    value: Any = getattr(record.precision, "name", record.precision)
+    value = value.lower() if isinstance(value, str) else None
+    if value not in _PRECISIONS:
+        raise ValueError(
+            f"{type(record).__name__}: precision must be one of "
+            f"{', '.join(_PRECISIONS)}, got {record.precision!r}"
+        )
+    return value
+
+
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(
@@ -264,13 +357,3 @@ def _integer(value: Any) -> int:
 
 def _text(idx: tuple[str | int, ...]) -> str:
     return ", ".join(map(str, idx)) + "," * (len(idx) == 1)
-
-
-def _set_axes(record: Any) -> None:
-    if isinstance(record.batch_axis, bool) or record.batch_axis != 0:
-        raise ValueError(
-            f"{type(record).__name__}: batch_axis must be 0, examples come first "
-            f"everywhere; got {record.batch_axis!r}"
-        )
-    axis = axis_number(record, "channel_axis", record.channel_axis)
-    set_field(record, "channel_axis", axis)
