@@ -294,8 +294,14 @@ def test_sample_passes_in_batches(monkeypatch):
     module = importlib.import_module("jax_ntk_sketch.rules.learning")
     monkeypatch.setattr(module, "_FIT_BATCH", 100)
     whole = fmap.init(KEY, x)
-    for a, b in zip(jax.tree.leaves(batched), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(a).max(initial=0)))
+    # Roots amplify rounding, and by how much depends on the processor: of them the
+    # features are compared.
+    for a, b in zip(batched["ntk"], whole["ntk"], strict=True):
+        for name in a if isinstance(a, dict) else ():
+            if name not in ("root0", "root1"):
+                np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
+    first, second = (np.asarray(fmap.apply(p, x)) for p in (batched, whole))
+    assert relative(first @ first.T, second @ second.T) < 5e-5
     plans = [fmap.plan(x[:n]) for n in (20, 40)]
     assert plans[1].fit_bytes > plans[0].fit_bytes > 4 * 4096 * 18
     assert "to learn them, peak" in str(plans[0])
