@@ -248,3 +248,16 @@ def test_any_number_of_columns(num):
     phi = _map(num).apply(_map(num).init(jax.random.key(0), (24,)), X)
     assert phi.shape == (12, num)
     assert np.isfinite(phi).all()
+
+
+def test_programs_do_not_grow_with_the_inputs():
+    """Exact columns are no operations each: XLA crashes on chains of some hundreds."""
+    net = stax.serial(stax.Dense(1, 1.4, 0.1), stax.Gelu(), stax.Dense(1))
+    sizes = []
+    for dim in (32, 512):
+        fmap = jns.feature_map(net, num_features=4096, method="variance_reduced")
+        init = functools.partial(fmap.init, example=(dim,))
+        params = jax.eval_shape(init, jax.random.key(0))
+        x = jax.ShapeDtypeStruct((3, dim), jnp.float32)
+        sizes.append(str(jax.make_jaxpr(fmap.apply)(params, x)).count("\n"))
+    assert sizes[1] < 1.2 * sizes[0], sizes

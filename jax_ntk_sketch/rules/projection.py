@@ -117,9 +117,11 @@ class Projection:
             part = dataclasses.replace(self.part, window=one.window)
             alone = dataclasses.replace(alone, part=part)
         shape = one.window.shape if one.window else ()
-        unit = jnp.zeros((len(columns) + 1, *shape, one.channels), dtype)
-        for k, column in enumerate(columns):
-            unit = unit.at[k, ..., column].set(one.size**-0.5)
+        # One comparison: a chain of updates is as deep as there are columns, and XLA
+        # runs out of stack at some hundreds. No channel is -1: an image of zeros.
+        which = jnp.asarray((*columns, -1)).reshape(-1, *(1,) * len(shape), 1)
+        unit = (which == jnp.arange(one.channels)) * jnp.asarray(one.size**-0.5, dtype)
+        unit = jnp.broadcast_to(unit, (len(columns) + 1, *shape, one.channels))
         out = alone.apply(params, unit).reshape(len(columns) + 1, -1)
         bias = out[-1]  # of an image of zeros
         return out[:-1] - bias, bias
