@@ -38,6 +38,7 @@ ACTIVATIONS = {
 METHODS = {
     "ntk_random_features": methods.NTKRandomFeatures(),
     "ntk_sketch": methods.NTKSketch(),
+    "ntk_sketch, uncompressed": methods.NTKSketch(oversample=1.0),
     "variance_reduced": methods.VarianceReduced(),
     "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
 }
@@ -207,7 +208,7 @@ def main() -> None:
         "--few", type=int, default=2, help=f"seeds from {MANY} columns on"
     )
     parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS)[:3], choices=list(METHODS)
+        "--methods", nargs="+", default=list(METHODS)[:4], choices=list(METHODS)
     )
     common.run_jobs(parser, JOBS)
 
