@@ -36,15 +36,16 @@ EXAMPLES, NODES = 16, 5
 # Names that are not layers, and what takes their place.
 HELPERS = {
     "AggregateImplementation": 'strings: `"DENSE"`, `"SPARSE"`',
-    "AttentionMechanism": "of `GlobalSelfAttention`",
+    "AttentionMechanism": 'strings: `"SOFTMAX"`, `"IDENTITY"`, `"ABS"`, `"RELU"`',
     "Bool": "a type",
     "Diagonal": "of layers written by hand",
     "MaskedArray": "`fmap.apply(..., mask=)` for padded graphs",
     "Padding": 'strings: `"SAME"`, `"VALID"`, `"CIRCULAR"`',
-    "PositionalEmbedding": "of `GlobalSelfAttention`",
+    "PositionalEmbedding": 'strings: `"NONE"`, `"SUM"`, `"CONCAT"`',
     "layer": "of layers written by hand; here CONTRIBUTING.md",
     "requires": "of layers written by hand",
     "supports_masking": "of layers written by hand",
+    "unmask_fn": "of layers written by hand",
 }
 
 
@@ -85,6 +86,16 @@ NETWORKS: dict[str, tuple[tuple[int, ...], tuple[stax.Layer, ...]]] = {
     "ConvLocal": spatial(stax.ConvLocal(4, (2, 2), None, "SAME", 1.1, 0.1)),
     "ConvTranspose": spatial(stax.ConvTranspose(4, (2, 2), (2, 2), "SAME", 1.1, 0.1)),
     "Dense": (VECTOR, (dense(), RELU, dense(), RELU, dense())),
+    "DotGeneral": (
+        IMAGE,
+        (
+            conv(), RELU,
+            stax.DotGeneral(
+                rhs=(1.0, -0.5, 0.3, 0.2), dimension_numbers=(((1,), (0,)), ((), ()))
+            ),
+            dense(), RELU, MEAN, dense(),
+        ),
+    ),
     "Dropout": (VECTOR, (dense(), RELU, stax.Dropout(0.8), dense(), RELU, dense())),
     "FanInConcat": (VECTOR, branches(stax.FanInConcat(), dense(), RELU, dense())),
     "FanInProd": (VECTOR, branches(stax.FanInProd(), dense(), RELU, dense())),
@@ -92,6 +103,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], tuple[stax.Layer, ...]]] = {
     "FanOut": (VECTOR, branches(stax.FanInSum())),
     "Flatten": (IMAGE, (conv(), RELU, conv(), RELU, FLAT, dense())),
     "GlobalAvgPool": (IMAGE, (conv(), RELU, conv(), RELU, stax.GlobalAvgPool())),
+    "GlobalSelfAttention": spatial(stax.GlobalSelfAttention(4, 4, 4, 2, b_std=0.1)),
     "GlobalSumPool": (IMAGE, (conv(), RELU, conv(), RELU, stax.GlobalSumPool())),
     "Identity": (VECTOR, (dense(), RELU, IDENTITY, dense())),
     "ImageResize": spatial(stax.ImageResize((-1, 3, 5, -1), "linear")),
