@@ -174,7 +174,11 @@ def _(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
         )
     rows = context.batch * spec.pixels if isinstance(context.method, Exact) else 0
     out = dataclasses.replace(
-        spec, nngp=spec.nngp + rows, gaussian=False, dropped=not rows
+        spec,
+        nngp=spec.nngp + rows,
+        gaussian=False,
+        low=min(spec.low, layer.rate * spec.low),
+        dropped=not rows,
     )
 
     def apply(params, f: Features) -> Features:
