@@ -184,7 +184,7 @@ DROPS = {
     ),
 }  # fmt: skip
 WIDE = stax.Dense(4, 2.0, 0.2)
-# So much is dropped that kernels without it are off by .36 and 2.7.
+# So much is dropped that kernels without it are off by .36 and 4.7.
 MUCH = {
     "flat": (
         stax.serial(
@@ -197,7 +197,7 @@ MUCH = {
         stax.serial(
             stax.Conv(3, (3, 3), padding="SAME", W_std=1.2, b_std=0.1), RELU,
             stax.Dropout(0.1), stax.AvgPool((2, 2), (2, 2)),
-            stax.Conv(3, (2, 2), W_std=2.0, b_std=0.1), stax.Erf(), FLAT, MIXED,
+            stax.Conv(3, (2, 2), W_std=2.0, b_std=0.1), stax.Erf(), FLAT, WIDE, RELU,
         ),
         IMAGES,
     ),
@@ -244,11 +244,11 @@ def test_exact_is_neural_tangents(dtype, net, x):
         (*STANDARD["plain"], ("ntk_sketch", "variance_reduced")),
         (*STANDARD["images"], ("ntk_random_features",)),
         (*NORMS["after a nonlinear layer"], ("variance_reduced",)),
+        (*MUCH["flat"], ("ntk_random_features",)),
         (
-            *MUCH["flat"],
+            *MUCH["pools"],
             ("ntk_sketch", "ntk_random_features", "variance_reduced"),
         ),
-        (*MUCH["pools"], ("ntk_random_features", "variance_reduced")),
     ],
     ids=["plain", "images", "norm", "dropout", "dropout, pools"],
 )
@@ -272,6 +272,8 @@ SPREAD = {
     "dense": stax.Aggregate(),
     "sparse": stax.Aggregate(implementation="SPARSE"),
     "masked": POOL,
+    "sum of branches": stax.FanInSum(),
+    "product of branches": stax.FanInProd(),
 }
 
 
@@ -292,10 +294,16 @@ def test_variances_behind_pools(name):
 
     def features(method, *layers):
         net = stax.serial(stax.Conv(3, (2, 2)), *layers, SPREAD[name])
+        if "branches" in name:  # norms are the features' own on one
+            one = stax.serial(stax.AvgPool((2, 2)), stax.Dense(3))
+            two = stax.serial(stax.Conv(3, (2, 2)), *layers, stax.Dense(3))
+            both = stax.FanOut(2), stax.parallel(one, two)
+            net = stax.serial(stax.Conv(3, (2, 2)), *both, SPREAD[name])
         f = Features(x, x[..., :0], jnp.sum(x**2, axis=-1))
         spec = Spec(2, 0, shape=(4, 4))
-        # Local convolutions are sketched at this width, and have norms of their own.
-        for stage in rule(net, spec, Context(method, False, 16, 2)):
+        # Sketched, local convolutions have norms of their own.
+        width = 16 if name == "local" else 4096
+        for stage in rule(net, spec, Context(method, False, width, 2)):
             f = stage.run(stage.init(jax.random.key(0)), f, **beside)
         assert stage.spec.dropped == bool(layers and method != methods.Exact())
         return f
@@ -308,6 +316,12 @@ def test_variances_behind_pools(name):
         assert added.mean() > 0.1 * exact.norm2.mean()
         np.testing.assert_allclose(excess(f), added, rtol=1e-9)
         np.testing.assert_allclose(excess(exact), 0, atol=1e-12)
+
+
+def test_cosines_behind_dropout():
+    spec = Spec(3, 0, low=0.5, raw=False)
+    (stage,) = rule(stax.Dropout(0.6), spec, Context(methods.NTKSketch(), True, 8))
+    assert stage.spec.low == 0.3
 
 
 @pytest.mark.parametrize("name", MUCH)
