@@ -252,10 +252,11 @@ def _(layer: stax.DotGeneral, spec: Spec, context: Context) -> list[Stage]:
 
     def apply(params, f: Features) -> Features:
         nngp, ntk = run(f.nngp), run(f.ntk)
-        norm2 = jnp.sum(nngp**2, axis=-1)
         if not contracts:
             norm2 = run(f.norm2[..., None], other**2)[..., 0]
-        return Features(nngp, ntk, norm2)
+            return Features(nngp, ntk, norm2)
+        more = run(excess(f)[..., None], other**2)[..., 0] if spec.dropped else 0.0
+        return own_norms(nngp, ntk, more)
 
     floats = spec.floats() + out.floats()
     return [
