@@ -37,6 +37,9 @@ NETS = {
     "gntk": lambda a: (a, dense(), RELU, a, dense(), RELU, SUM, dense()),
     "biases": lambda a: (a, dense(0.3), RELU, a, dense(0.1), RELU, MEAN, dense(0.2)),
     "twice": lambda a: (dense(0.2), RELU, a, a, dense(), RELU, dense(), stax.Flatten()),
+    "dropout": lambda a: (
+        dense(0.2), RELU, stax.Dropout(0.7), a, dense(), RELU, a, dense(), RELU, SUM,
+    ),
     "convolution": lambda a: (
         stax.Conv(1, (2,), None, "SAME", 1.2, 0.1), a, RELU,
         stax.AvgPool((2,), padding="SAME"), a, SUM, dense(),

@@ -8,8 +8,12 @@ import registry
 from helpers import x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch import kernels, methods, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.kernels.dual import hermite_nodes
+from jax_ntk_sketch.rules import carried
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, excess, rule
+from jax_ntk_sketch.rules.zonal import is_zonal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 5))
@@ -68,10 +72,7 @@ STANDARD = {
             stax.ConvTranspose(
                 5, (3, 3), (2, 2), "SAME", 1.1, 0.2, None, "standard", (1, 2)
             ),
-            RELU,
-            conv(3, s=(2, 1)),
-            RELU,
-            POOL,
+            *(RELU, conv(3, s=(2, 1)), RELU, POOL),
         ),
         IMAGES,
     ),
@@ -108,27 +109,20 @@ NORMS = {
     ),
     "after a nonlinear layer": (
         stax.serial(
-            stax.Conv(3, (3, 3), padding="SAME"),
-            RELU,
-            stax.Conv(3, (3, 3)),
-            stax.LayerNorm((1, 2, -1), eps=0.1),
-            stax.Gelu(),
-            POOL,
-            MIXED,
+            stax.Conv(3, (3, 3), padding="SAME"), RELU, stax.Conv(3, (3, 3)),
+            stax.LayerNorm((1, 2, -1), eps=0.1), stax.Gelu(), POOL, MIXED,
         ),
         IMAGES,
     ),
     "channels first": (
         stax.serial(
             stax.Conv(3, (3, 3), dimension_numbers=NCHW),
-            stax.LayerNorm((1, 3), channel_axis=1),
-            RELU,
-            FLAT,
+            stax.LayerNorm((1, 3), channel_axis=1), RELU, FLAT,
         ),
         FIRST,
     ),
     "a tuple of one": (stax.serial(MIXED, stax.LayerNorm((-1,)), RELU, MIXED), X),
-}
+}  # fmt: skip
 DROPS = {
     "flat": (stax.serial(MIXED, RELU, stax.Dropout(0.7), MIXED, RELU, MIXED), X),
     "twice": (
@@ -140,17 +134,59 @@ DROPS = {
     "test": (stax.serial(MIXED, RELU, stax.Dropout(0.5, "test"), MIXED), X),
     "images": (
         stax.serial(
-            stax.Conv(3, (3, 3), padding="SAME"),
-            RELU,
-            stax.Dropout(0.8),
-            stax.Conv(3, (3, 3)),
-            RELU,
-            FLAT,
-            MIXED,
+            stax.Conv(3, (3, 3), padding="SAME"), RELU, stax.Dropout(0.8),
+            stax.Conv(3, (3, 3)), RELU, FLAT, MIXED,
         ),
         IMAGES,
     ),
-}
+    "pools": (
+        stax.serial(
+            stax.Conv(3, (3, 3), padding="SAME", b_std=0.1), stax.Gelu(),
+            stax.Dropout(0.7), stax.AvgPool((3, 2), None, "SAME", True),
+            stax.Conv(3, (2, 2), b_std=0.1), stax.Abs(), stax.SumPool((2, 2), (1, 1)),
+            stax.Conv(3, (2, 1)), stax.Erf(), POOL, MIXED, RELU, MIXED,
+        ),
+        IMAGES,
+    ),
+    "channels first": (
+        stax.serial(
+            stax.Conv(3, (3, 3), dimension_numbers=NCHW), stax.Dropout(0.6),
+            stax.SumPool((2, 1), channel_axis=1),
+            stax.Conv(3, (1, 2), dimension_numbers=NCHW), RELU,
+            stax.GlobalSumPool(channel_axis=1), MIXED, stax.Erf(),
+        ),
+        FIRST,
+    ),
+    "branches": (
+        stax.serial(
+            MIXED, RELU, stax.FanOut(2),
+            stax.parallel(MIXED, stax.serial(stax.Dropout(0.7), MIXED)),
+            stax.FanInSum(), stax.Abs(), stax.FanOut(2),
+            stax.parallel(MIXED, stax.serial(stax.Dropout(0.8), MIXED)),
+            stax.FanInProd(), MIXED, RELU,
+        ),
+        X,
+    ),
+}  # fmt: skip
+WIDE = stax.Dense(4, 2.0, 0.2)
+# So much is dropped that kernels without it are off by .36 and 4.7.
+MUCH = {
+    "flat": (
+        stax.serial(
+            MIXED, RELU, stax.Dropout(0.3), WIDE, stax.Erf(), stax.Dropout(0.5), WIDE,
+            RELU, MIXED,
+        ),
+        X,
+    ),
+    "pools": (
+        stax.serial(
+            stax.Conv(3, (3, 3), padding="SAME", W_std=1.2, b_std=0.1), RELU,
+            stax.Dropout(0.1), stax.AvgPool((2, 2), (2, 2)),
+            stax.Conv(3, (2, 2), W_std=2.0, b_std=0.1), stax.Erf(), FLAT, WIDE, RELU,
+        ),
+        IMAGES,
+    ),
+}  # fmt: skip
 
 
 def cases(*groups):
@@ -193,9 +229,13 @@ def test_exact_is_neural_tangents(dtype, net, x):
         (*STANDARD["plain"], ("ntk_sketch", "variance_reduced")),
         (*STANDARD["images"], ("ntk_random_features",)),
         (*NORMS["after a nonlinear layer"], ("variance_reduced",)),
-        (*DROPS["flat"], ("ntk_sketch",)),
+        (*MUCH["flat"], ("ntk_random_features",)),
+        (
+            *MUCH["pools"],
+            ("ntk_sketch", "ntk_random_features", "variance_reduced"),
+        ),
     ],
-    ids=["plain", "images", "norm", "dropout"],
+    ids=["plain", "images", "norm", "dropout", "dropout, pools"],
 )
 def test_errors_fall(net, x, methods):
     x = jnp.asarray(x, jnp.float32)
@@ -203,6 +243,194 @@ def test_errors_fall(net, x, methods):
     for method in methods:
         small, large = (registry.error(net, x, k, method, m) for m in (256, 2048))
         assert large < 0.15 and (large < small / 2 or large < 0.05), (small, large)
+
+
+SPREAD = {
+    "average": stax.AvgPool((2, 2)),
+    "average of edges": stax.AvgPool((2, 3), (1, 2), "SAME", True),
+    "sum": stax.SumPool((2, 2)),
+    "global average": POOL,
+    "global sum": stax.GlobalSumPool(),
+    "resized": stax.ImageResize((-1, 3, 6, -1), "linear"),
+    "resized, signed": stax.ImageResize((-1, 4, 3, -1), "cubic"),
+    "local": stax.ConvLocal(3, (2, 2)),
+    "dense": stax.Aggregate(),
+    "sparse": stax.Aggregate(implementation="SPARSE"),
+    "masked": POOL,
+    "contracted": stax.DotGeneral(None, (1, -1, 2), (((1,), (0,)), ((), ()))),
+    "attention": stax.GlobalSelfAttention(3, 2, 2, 2, b_std=0.1),
+    "attention, root": stax.GlobalSelfAttention(
+        3, 2, 2, 2, False, attention_mechanism="IDENTITY"
+    ),
+    "sum of branches": stax.FanInSum(),
+    "product of branches": stax.FanInProd(),
+}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_variances_behind_pools(name):
+    """Those of exact features, which show what is dropped as columns of its own."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 4, 4, 2))
+    beside = {}
+    if name == "dense":
+        beside = {"pattern": rng.random((2, 3, 3, 3, 3))}
+    if name == "sparse":  # few nodes, so that edges are there twice
+        edges = rng.integers(0, 3, (2, 40, 2, 2))
+        edges[:, 30:] = -1
+        beside = {"pattern": (edges, rng.random((2, 40)))}
+    if name == "masked":
+        beside = {"mask": rng.random((2, 3, 3)) < 0.5}
+
+    def features(method, *layers):
+        net = stax.serial(stax.Conv(3, (2, 2)), *layers, SPREAD[name])
+        if "branches" in name:  # norms are the features' own on one
+            one = stax.serial(stax.AvgPool((2, 2)), stax.Dense(3))
+            two = stax.serial(stax.Conv(3, (2, 2)), *layers, stax.Dense(3))
+            both = stax.FanOut(2), stax.parallel(one, two)
+            net = stax.serial(stax.Conv(3, (2, 2)), *both, SPREAD[name])
+        f = Features(x, x[..., :0], jnp.sum(x**2, axis=-1))
+        spec = Spec(2, 0, shape=(4, 4))
+        # Sketched, local convolutions have norms of their own.
+        width = 16 if name == "local" else 4096
+        for stage in rule(net, spec, Context(method, False, width, 2)):
+            f = stage.run(stage.init(jax.random.key(0)), f, **beside)
+        assert stage.spec.dropped == bool(layers and method != methods.Exact())
+        return f
+
+    with x64():
+        x = jnp.asarray(x)
+        f = features(methods.NTKSketch(), stax.Dropout(0.6))
+        exact = features(methods.Exact(), stax.Dropout(0.6))
+        added = exact.norm2 - features(methods.Exact()).norm2
+        assert added.mean() > 0.1 * exact.norm2.mean()
+        if name == "local":
+            np.testing.assert_allclose(excess(f), added, rtol=1e-9)
+        else:
+            np.testing.assert_allclose(f.norm2, exact.norm2, rtol=1e-9)
+
+
+def test_cosines_behind_dropout():
+    spec = Spec(3, 0, low=0.5, raw=False)
+    (stage,) = rule(stax.Dropout(0.6), spec, Context(methods.NTKSketch(), True, 8))
+    assert stage.spec.low == 0.3
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_landmarks_behind_dropout(name):
+    net, x = MUCH[name]
+    x = jnp.asarray(x, jnp.float32)
+    sample = np.random.default_rng(2).normal(size=(64, *x.shape[1:]))
+    fmap = jns.feature_map(net, num_features=128, method="nystrom")
+    with registry.quick_compilation():
+        params = fmap.init(jax.random.key(0), jnp.asarray(sample, jnp.float32))
+        z = np.asarray(registry.jit_once(fmap.apply)(params, x))
+    k = np.asarray(jnt.to_stax(net)[2](x[:2], x[2:], "ntk"))
+    assert np.linalg.norm(z[:2] @ z[2:].T - k) < 0.03 * np.linalg.norm(k)
+
+
+def test_lengths_of_directions_behind_dropout():
+    """They matter there to Relu too: of equal lengths, the error is .029."""
+    net = stax.serial(stax.Dense(4), stax.Dropout(0.3), stax.Dense(4), RELU)
+    x = jnp.asarray(X[:, :2], jnp.float32)
+    k = np.asarray(jnt.to_stax(net)[2](x, None, "ntk"))
+    method = methods.NTKRandomFeatures(directions="orthogonal")
+    assert registry.error(net, x, k, method, 8192) < 0.02
+
+
+SMOOTHED = [
+    RELU,
+    stax.ABRelu(0.3, -1.2),
+    stax.Sign(),
+    stax.RectifiedMonomial(3),
+    stax.Gelu(),
+    stax.ExpNormalized(),
+    stax.Hermite(3),
+    stax.Polynomial((0.5, -1.0, 0.3)),
+    stax.Elementwise(jnp.tanh),
+]
+
+
+@pytest.mark.parametrize("layer", SMOOTHED, ids=repr)
+def test_smoothed_functions_have_the_kernel(layer):
+    """E g1(z1) g2(z2) = k, the variances holding noise beside z1 and z2."""
+    kept, s = np.array([0.4, 0.6]), np.array([0.9, 1.3])
+    nodes, weights = hermite_nodes(100, 0)
+    weights = weights[:, 0]
+    with x64():
+        dual = kernels.dual(layer)
+        functions = (dual.smoothed_value, dual.smoothed_slope)
+        for cosine in (-0.9, 0.3, 1.0):
+            other = cosine * nodes[:, None] + (1 - cosine**2) ** 0.5 * nodes
+            cov = cosine * np.prod(s * kept**0.5)
+            wanted = dual.pair(*map(jnp.asarray, (cov, *s**2)))
+            for g, k in zip(functions, wanted, strict=True):
+                one, two = (
+                    g(jnp.asarray(z), jnp.asarray(s[i]), jnp.asarray(kept[i]))
+                    for i, z in enumerate((nodes, other.reshape(-1)))
+                )
+                total = (weights * one) @ np.reshape(two, other.shape) @ weights
+                np.testing.assert_allclose(total, k, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", SMOOTHED, ids=repr)
+def test_smoothed_functions_without_noise(layer):
+    """The functions themselves; gradients are finite there, and without a rest."""
+    dual = kernels.dual(layer)
+    z = jnp.array([-2.0, -0.3, 0.4, 1.1])
+    s = jnp.full((), 1.2)
+    pairs = {"value": dual.smoothed_value, "slope": dual.smoothed_slope}
+    for name, smoothed in pairs.items():
+        np.testing.assert_allclose(
+            smoothed(z, s, jnp.ones(())),
+            getattr(dual, name)(z, s),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+        def total(z, s, kept, smoothed=smoothed):
+            return smoothed(z, s, kept).sum()
+
+        for kept, scale in ((1.0, 1.2), (0.0, 1.2), (1.0, 0.0), (0.5, 0.0)):
+            inputs = (z.at[0].set(0), jnp.full((), scale), jnp.full((), kept))
+            slopes = jax.grad(total, (0, 1, 2))(*inputs)
+            assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+def test_series_of_the_cosines_behind_dropout():
+    """Around equal a, with degrees above six that hardly count."""
+    a2, ratio, c = np.array([0.0, 0.3, 0.6]), np.array([0.4, 0.5, 0.3]), 0.8
+    q, rho = np.array([1.0, 0.7, 1.3]), np.sqrt(1 - a2)
+    dim = 50
+    cov = q * (a2 + rho**2 * ratio * c)
+    p = np.asarray(kernels.gegenbauer.gegenbauer_values(np.array(c), 6, dim))
+    for layer in (RELU, stax.Abs(), stax.Erf()):
+        dual = kernels.dual(layer)
+        wanted = dual.pair(*map(jnp.asarray, (cov, q, q)))
+        for order in (0, 1):
+            inputs = (jnp.asarray(z, jnp.float32) for z in (q, a2, rho))
+            g = carried._weights(dual, order, *inputs, dim, False, jnp.asarray(ratio))
+            total = np.square(np.stack(g, -1)) @ p
+            np.testing.assert_allclose(total, wanted[1 - order], rtol=3e-3)
+
+
+@pytest.mark.parametrize("method", ["ntk_random_features", "variance_reduced"])
+def test_gradients_behind_dropout(method):
+    """Also of an example of zeros, and where hardly anything is dropped."""
+    plain = stax.Dense(3, 1.2)
+    net = stax.serial(
+        plain, RELU, stax.Dropout(1 - 1e-7), plain, RELU, stax.Dropout(0.5), plain,
+        stax.Sign(), plain,
+    )  # fmt: skip
+    x = jnp.asarray(X, jnp.float32).at[0].set(0)
+    fmap = jns.feature_map(net, num_features=32, method=method)
+    params = fmap.init(jax.random.key(0), (5,))
+
+    def total(x):
+        return jnp.sum(fmap.apply(params, x) ** 2)
+
+    value, slope = registry.jit_once(jax.value_and_grad(total))(x)
+    assert np.isfinite(value) and np.isfinite(slope).all()
 
 
 def test_text():
@@ -221,6 +449,14 @@ def test_whole_network_methods_refuse():
         kernels.cross_kernel(net, jnp.asarray(x))
     with pytest.raises(ValueError, match='parameterization must be "ntk"'):
         kernels.relu_block_series([RELU, dense(3, None), RELU], 3)
+    net = DROPS["flat"][0]
+    with pytest.raises(TypeError, match="no kernel between two batches for the layer"):
+        kernels.cross_kernel(net, jnp.asarray(x))
+    plan = jns.feature_map(net, num_features=64, method="nystrom").plan((5,))
+    assert sum("landmarks)" in row.name for row in plan.rows) == 2
+    assert not is_zonal(
+        stax.serial(stax.Dense(1), stax.Dropout(0.5), *[MIXED, RELU]), True
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,14 +490,7 @@ def test_mistakes_in_records(make, match):
         ),
         (stax.serial(stax.Conv(3, (2, 2)), stax.LayerNorm((7, -1))), "exact", "4 axes"),
         (stax.serial(stax.Dropout(0.5), stax.Conv(3, (2, 2))), "exact", "the input"),
-        (DROPS["images"][0], "variance_reduced", "follows Dropout, whose variances"),
-        (
-            stax.serial(
-                stax.Conv(3, (3, 3)), stax.Dropout(0.5), POOL, MIXED, RELU, MIXED
-            ),
-            "exact",
-            "follows Dropout and pooling",
-        ),
+        (DROPS["flat"][0], "one_pass", "got the layer stax.Dropout"),
     ],
 )
 def test_mistakes_in_networks(net, method, match):

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import erf
 from jax.typing import ArrayLike
 from numpy.polynomial import polynomial
 
@@ -69,6 +70,20 @@ class Homogeneous(Dual):
         if self.derivative is None:
             return jnp.zeros_like(z)
         return self.derivative.value(z, s)
+
+    def smoothed_value(self, z: jax.Array, s: jax.Array, kept: jax.Array) -> jax.Array:
+        k = self.power
+        mean = safe_root(kept)[..., None] * z
+        deviation = safe_root(1 - kept)[..., None]
+        out = self.positive * _rectified_mean(k, mean, deviation)
+        if self.negative:
+            out = out + self.negative * _rectified_mean(k, -mean, deviation)
+        return out * (s**k if k else s > 0)[..., None]
+
+    def smoothed_slope(self, z: jax.Array, s: jax.Array, kept: jax.Array) -> jax.Array:
+        if self.derivative is None:
+            return jnp.zeros_like(z)
+        return self.derivative.smoothed_value(z, s, kept)
 
     def pair(self, cov: jax.Array, q1: jax.Array, q2: jax.Array) -> Any:
         norms, alpha = cosine(cov, q1, q2)
@@ -156,6 +171,21 @@ def _rectified(k: int, cov: jax.Array, norms: jax.Array, alpha: jax.Array) -> ja
     if k == 1:
         return relu_covariance(cov, norms, alpha)
     return norms**k * _arc_cosine(k, alpha)
+
+
+def _rectified_mean(k: int, mean: jax.Array, deviation: jax.Array) -> jax.Array:
+    """I_k = E max(X, 0)^k, X normal: I_k = mean I_(k-1) + (k-1) deviation^2 I_(k-2)."""
+    some = deviation > 0
+    ratio = mean / jnp.where(some, deviation, 1)
+    positive = (1 + erf(ratio / math.sqrt(2))) / 2
+    before = jnp.where(some, positive, jnp.heaviside(mean, 0.5))
+    if k == 0:
+        return before
+    density = jnp.exp(-ratio * ratio / 2) / math.sqrt(2 * math.pi)
+    out = mean * before + deviation * density
+    for i in range(1, k):
+        before, out = out, mean * out + i * deviation**2 * before
+    return out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -9,7 +9,7 @@ import numpy as np
 from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.kernels.dual import untraced
-from jax_ntk_sketch.methods import Exact, Method, NTKSketch
+from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
 
@@ -24,8 +24,6 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
             f"{name} must follow a linear layer such as Dense (its inputs must be "
             "Gaussian), but it follows the input or another nonlinear layer"
         )
-    if spec.dropped:
-        _check_dropped(name, spec, context)
     before: list[Stage] = []
     if spec.window and not takes_patches(context.method, spec, context):
         before = [settled(spec, context)]
@@ -45,19 +43,6 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
         *before,
         dataclasses.replace(stage, spec=out, name=f"{name} ({stage.name})"),
     ]
-
-
-def _check_dropped(name: str, spec: Spec, context: Context) -> None:
-    if spec.own_norms:
-        raise ValueError(
-            f"{name} follows Dropout and pooling: variances of pools are not known "
-            "there. Put Dropout behind the last nonlinear layer, or use mode='test'"
-        )
-    if not isinstance(context.method, Exact | NTKSketch):
-        raise ValueError(
-            f"{name} follows Dropout, whose variances {context.method} does not take; "
-            'use method="ntk_sketch", or Dropout in mode "test"'
-        )
 
 
 @functools.singledispatch

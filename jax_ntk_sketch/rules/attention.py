@@ -33,6 +33,7 @@ from jax_ntk_sketch.rules.stage import (
     Spec,
     Stage,
     constant,
+    excess,
     rule,
     summed,
 )
@@ -128,8 +129,8 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
         ones = [constant(nngp, layer.b_std)] if layer.b_std else []
         norm2 = jnp.sum(nngp**2, axis=-1) + (layer.b_std or 0.0) ** 2
         if spec.dropped:
-            excess = (f.norm2 - jnp.sum(f.nngp**2, axis=-1)).reshape(len(g), -1, 1)
-            spread = jnp.matmul((std * g) ** 2, values.weight * excess)
+            more = values.weight * excess(f).reshape(len(g), -1, 1)
+            spread = jnp.matmul((std * g) ** 2, more)
             norm2 = norm2 + spread.reshape(norm2.shape)
         ntk = f.ntk
         if context.ntk:

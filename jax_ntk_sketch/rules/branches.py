@@ -275,6 +275,7 @@ def _product(a: Spec, b: Spec, context: Context) -> Stage:
         low=min(a.low * b.low, a.low, b.low),
         shape=a.shape,
         own_norms=a.own_norms or b.own_norms,
+        dropped=a.dropped or b.dropped,
         raw=False,
         width=a.width,
     )
@@ -291,7 +292,7 @@ def _product(a: Spec, b: Spec, context: Context) -> Stage:
             part.apply(params[name], *pairs[name]) for name, part in parts.items()
         )
         norm2 = f.norm2 * g.norm2
-        if out.own_norms:
+        if out.own_norms and not out.dropped:
             norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(nngp, jnp.concatenate([nngp[..., :0], *ntk], axis=-1), norm2)
 
@@ -342,6 +343,7 @@ def _joined(specs: tuple[Spec, ...]) -> Spec:
         gaussian=all(one.gaussian for one in specs),
         low=specs[0].low if len(specs) == 1 else min(0.0, *(s.low for s in specs)),
         own_norms=any(one.own_norms for one in specs),
+        dropped=any(one.dropped for one in specs),
         raw=all(one.raw for one in specs),
         carried=carried,
     )

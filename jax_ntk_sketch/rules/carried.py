@@ -8,6 +8,8 @@ around a a':
 
     k(alpha) = sum_j k^(j)(a a') / j! (rho rho')^j <e, e'>^j.
 
+Behind Dropout the variance, q, is more than |P|^2 and takes its place, so that a^2 +
+rho^2 = |P|^2 / q. The term j has then a factor t^j t'^j, t^2 = rho^2 / (1 - a^2), more.
 The coefficients are taken as g_j g_j', exact for equal a and |P|; where nothing is the
 same for all examples they are exact for all |P|. The term j = 0 is one exact column,
 the linear channels of j = 1 are exact columns, and all else is one zonal function of
@@ -42,6 +44,7 @@ from jax_ntk_sketch.rules.stage import (
     Features,
     Spec,
     Stage,
+    inverse,
 )
 
 __all__: list[str] = []
@@ -97,13 +100,17 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
         dtype = f.nngp.dtype
         wide = jnp.promote_types(dtype, jnp.float32)  # half precision is for storage
         x, y = f.nngp.astype(wide), f.ntk.astype(wide)
-        norm2 = phi.norm2(x)
-        inverse = _inverse(norm2)
+        own = q = phi.norm2(x)
+        r: Any = 1.0
+        if spec.dropped:
+            q = jnp.maximum(f.norm2.astype(wide), own)
+            r = own * inverse(q)
         constants = phi.means(x, c.constants)
-        a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * inverse
-        a2 = jnp.clip(a2, 0, 1)
+        a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * inverse(q)
+        a2 = jnp.clip(a2, 0, r)
         rho = safe_root(1 - a2)
-        to_unit = safe_root(_inverse(norm2 * (1 - a2)))[..., None]
+        ratio = (r - a2) * inverse(1 - a2) if spec.dropped else 1.0
+        to_unit = safe_root(inverse(q * (r - a2)))[..., None]
         means = phi.means(x, linears) * to_unit
 
         def zonal(name: str, g: list[jax.Array], total: jax.Array):
@@ -128,16 +135,16 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
             linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
 
-        total, slopes = dual.diagonal(norm2)
-        g = _weights(dual, 1, norm2, a2, rho, parts["kappa1"].dim, not means_known)
+        total, slopes = dual.pair(own, q, q) if spec.dropped else dual.diagonal(q)
+        g = _weights(dual, 1, q, a2, rho, parts["kappa1"].dim, not means_known, ratio)
         values, linear = zonal("kappa1", g, total)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
         nngp = jnp.concatenate([g[0][..., None], g[1][..., None] * means, rest], -1)
         ntk = nngp[..., :0]
         if context.ntk:
             dim = parts["kappa0"].dim
-            g = _weights(dual, 0, norm2, a2, rho, dim, not means_known)
-            values, linear = zonal("kappa0", g, jnp.where(norm2 > 0, slopes, 0))
+            g = _weights(dual, 0, q, a2, rho, dim, not means_known, ratio)
+            values, linear = zonal("kappa0", g, jnp.where(q > 0, slopes, 0))
             mixed = parts["mix"].apply(params["mix"], y)
             along, bias = parts["mix"].along(
                 params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
@@ -160,6 +167,8 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
                 out = [merged * g0, merged * g1 * means, *out]
             ntk = jnp.concatenate(out, axis=-1)
         norm2 = jnp.sum(nngp**2, axis=-1)
+        if spec.dropped:
+            norm2 = dual.diagonal(q)[0]
         return Features(*(z.astype(dtype) for z in (nngp, ntk, norm2)))
 
     start = int(has_constant)
@@ -174,7 +183,14 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     def bias() -> str:
         orders = (1, 0) if context.ntk else (1,)
         worst = [
-            _bias(dual, o, parts[f"kappa{o}"].dim, bool(tails.get(o)), means_known)
+            _bias(
+                dual,
+                o,
+                parts[f"kappa{o}"].dim,
+                bool(tails.get(o)),
+                means_known,
+                spec.dropped,
+            )
             for o in orders
         ]
         return "bias <= " + ", ".join(
@@ -193,12 +209,6 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
         spec.floats() + (first + 4 * product) * spec.pixels,
         bias=bias,
     )
-
-
-def _inverse(x: jax.Array) -> jax.Array:
-    """1 / x, and 0 at 0."""
-    zero = x <= 0
-    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
 def _kinked(dual: Dual, order: int) -> Homogeneous | None:
@@ -220,13 +230,15 @@ def _weights(
     rho: jax.Array,
     dim: int,
     signed: bool,
+    ratio: jax.Array | float = 1.0,
 ) -> list[jax.Array]:
     """g_0 ... g_6, coefficients of Gegenbauer's polynomials of the sphere in `dim`.
 
     Args:
       order: 1 for the activation, 0 for its derivative.
-      norm2, a2, rho: |P|^2, a^2 and (1 - a^2)^(1/2).
+      norm2, a2, rho: |P|^2 (behind Dropout q), a^2 and (1 - a^2)^(1/2).
       signed: a is 0 everywhere; then they have the signs of Hermite coefficients.
+      ratio: t^2, less than 1 behind Dropout.
     """
     signs: Any = np.ones(_DEGREE + 1)
     terms: list[Any]
@@ -254,6 +266,7 @@ def _weights(
             terms.append(t * rho ** (2 * j))
         if signed:
             signs = jnp.moveaxis(jnp.where(a < 0, -1, 1), -1, 0)
+    terms = [t * ratio**j for j, t in enumerate(terms)]
     change = np.stack(
         [gegenbauer_coefficients(row, dim) for row in np.eye(_DEGREE + 1)]
     )
@@ -289,28 +302,36 @@ def _kappa_terms(order: int, a2: jax.Array, rho: jax.Array) -> list[jax.Array]:
 
 
 @functools.lru_cache(maxsize=64)
-def _bias(dual: Dual, order: int, dim: int, tail: bool, means: bool) -> float:
+def _bias(
+    dual: Dual, order: int, dim: int, tail: bool, means: bool, dropped: bool
+) -> float:
     """The largest difference of a dual kernel and what its features expect.
 
     At variance 1, relative to the kernel at cosine 1 (of derivatives, at most; as much
-    of the NTK), over all a, a' (0 where inputs have no common part) and <e, e'>,
-    rounded up.
+    of the NTK), over all a, a' (0 where inputs have no common part), <e, e'> and,
+    behind Dropout, t and t', rounded up.
     """
     fine = dual.power is not None
     a2 = np.linspace(0, 1, 41 if fine else 11) if means else np.zeros(1)
     c = np.linspace(-1, 1, 81 if fine else 41)
+    ratio = np.linspace(0, 1, 5 if fine else 3) if dropped else np.ones(1)
+    a2, ratio = (z.reshape(-1) for z in np.meshgrid(a2, ratio))
     rho = np.sqrt(1 - a2)
-    alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rho, rho)[..., None] * c
+    rest = rho * np.sqrt(ratio)
+    alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rest, rest)[..., None] * c
+    own = a2 + rest**2
 
     def evaluate() -> tuple[np.ndarray, ...]:
         one = jnp.ones(())
         inputs = (jnp.ones(len(a2)), jnp.asarray(a2), jnp.asarray(rho))
-        weights = _weights(dual, order, *inputs, dim, not means)
+        weights = _weights(dual, order, *inputs, dim, not means, jnp.asarray(ratio))
         pair = dual.pair(jnp.asarray(np.minimum(alpha, 1)), one, one)
-        parts = (jnp.stack(weights, -1), pair[1 - order], dual.diagonal(one)[1 - order])
+        whole = dual.diagonal(one)[1 - order]
+        seen = dual.pair(jnp.asarray(own), one, one)[1 - order] if dropped else whole
+        parts = (jnp.stack(weights, -1), pair[1 - order], seen, whole)
         return tuple(np.asarray(part, np.float64) for part in parts)
 
-    g, exact, total = untraced(evaluate)
+    g, exact, seen, total = untraced(evaluate)
     p = gegenbauer_values(c, _DEGREE, dim)
     expected = np.einsum("il,jl,cl->ijc", g, g, p)
     kinked = _kinked(dual, order)
@@ -321,7 +342,7 @@ def _bias(dual: Dual, order: int, dim: int, tail: bool, means: bool) -> float:
         if kinked.power == 1:
             whole = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
         rest = (whole - p @ np.square(known)) / norm**2
-        scale = np.sqrt(np.maximum(total - (g**2).sum(axis=1), 0))
+        scale = np.sqrt(np.maximum(seen - (g**2).sum(axis=1), 0))
         expected += np.outer(scale, scale)[..., None] * rest
     if not total:
         return 0.0

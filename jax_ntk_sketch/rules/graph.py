@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule, summed
+from jax_ntk_sketch.rules.stage import (
+    Context,
+    Features,
+    Spec,
+    Stage,
+    excess,
+    own_norms,
+    rule,
+    summed,
+)
 
 __all__ = ["check_inputs", "check_mask"]
 
@@ -44,23 +53,28 @@ def _(layer: stax.Aggregate, spec: Spec, context: Context) -> list[Stage]:
         else:
             edges = _edges(layer, pattern, len(f.nngp), sizes)
 
-        def spread(x: jax.Array) -> jax.Array:
-            """The sums for x (n, *shape, c), its nodes as one axis meanwhile."""
+        def spread(x: jax.Array, squares: bool = False) -> jax.Array:
+            """The sums for x (n, *shape, c), its nodes as one axis meanwhile.
+
+            With the weights of the pairs of nodes, or with their squares.
+            """
             x = jnp.moveaxis(x, back, front)
             rows = x.reshape(len(x), nodes, -1)
             if dense:
+                own = weights.astype(x.dtype)
                 rows = jnp.einsum(
                     "nij,nic->njc",
-                    weights.astype(x.dtype),
+                    own**2 if squares else own,
                     rows,
                     precision=jax.lax.Precision.HIGHEST,
                 )
             else:
-                rows = _along(rows, *edges)
+                rows = _along(rows, *(_squared(*edges) if squares else edges))
             return jnp.moveaxis(rows.reshape(x.shape), front, back)
 
         nngp, ntk = spread(f.nngp), spread(f.ntk) if spec.ntk else f.ntk
-        return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1))
+        more = spread(excess(f)[..., None], True)[..., 0] if spec.dropped else 0.0
+        return own_norms(nngp, ntk, more)
 
     columns = spec.nngp + spec.ntk
     name, flops = repr(layer), 2 * spec.nngp * spec.pixels
@@ -171,6 +185,26 @@ def _along(
         sent = sent * weights.reshape(-1, 1).astype(x.dtype)
     out = jax.ops.segment_sum(sent, target.reshape(-1), num_segments=n * nodes)
     return out.reshape(x.shape)
+
+
+def _squared(
+    senders: jax.Array, receivers: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Edges whose weights between two nodes sum to the square of what they did.
+
+    Each is multiplied by the sum for its two nodes, which several edges may join.
+    """
+    if weights is None:
+        weights = jnp.ones(senders.shape)
+
+    def sums(senders: jax.Array, receivers: jax.Array, weights: jax.Array) -> jax.Array:
+        order = jnp.lexsort((senders, receivers))
+        ends = jnp.stack([senders, receivers])[:, order]
+        group = jnp.cumsum((ends != jnp.roll(ends, 1, axis=1)).any(0))
+        total = jax.ops.segment_sum(weights[order], group, len(order) + 1)
+        return jnp.zeros_like(weights).at[order].set(total[group])
+
+    return senders, receivers, weights * jax.vmap(sums)(senders, receivers, weights)
 
 
 def _signs(layer: stax.Aggregate, weights: jax.Array) -> jax.Array:

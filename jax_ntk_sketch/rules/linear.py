@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch.kernels.arc_cosine import safe_root
+from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.rules.patches import settled
 from jax_ntk_sketch.rules.stage import (
     Branches,
@@ -158,7 +160,11 @@ def _normalised_axes(
 
 @rule.register
 def _(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
-    """Variances over the rate; the kernel between two draws is what it was."""
+    """Variances over the rate; the kernel between two draws is what it was.
+
+    Exact features show what is dropped of an example to itself: a column of its own for
+    each position of each example.
+    """
     if layer.mode == "test" or layer.rate == 1:
         return []
     if spec.raw and not spec.gaussian:
@@ -166,9 +172,21 @@ def _(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
             "Dropout cannot follow the input, which has no limit of many channels; "
             "put a linear layer before it"
         )
-    out = dataclasses.replace(spec, gaussian=False, dropped=True)
+    rows = context.batch * spec.pixels if isinstance(context.method, Exact) else 0
+    out = dataclasses.replace(
+        spec,
+        nngp=spec.nngp + rows,
+        gaussian=False,
+        low=min(spec.low, layer.rate * spec.low),
+        dropped=not rows,
+    )
 
     def apply(params, f: Features) -> Features:
-        return f._replace(norm2=f.norm2 / layer.rate)
+        norm2 = f.norm2 / layer.rate
+        if not rows:
+            return f._replace(norm2=norm2)
+        columns = jnp.diag(safe_root(norm2 - f.norm2).reshape(-1))
+        columns = columns.reshape(*norm2.shape, rows)
+        return Features(jnp.concatenate([f.nngp, columns], axis=-1), f.ntk, norm2)
 
-    return [Stage(repr(layer), out, apply, floats=2 * spec.floats())]
+    return [Stage(repr(layer), out, apply, floats=spec.floats() + out.floats())]

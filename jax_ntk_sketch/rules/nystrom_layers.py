@@ -59,14 +59,20 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
     # Without a convolution each position is its own patch.
     window, bias = spec.window or Window((1,) * len(spec.shape)), spec.bias
     ntk_bias = spec.ntk_bias
-    p = window.patch_dim(spec.nngp, bias)
-    q = window.patch_dim(spec.ntk, ntk_bias)
+    dims = window.patch_dim(spec.nngp, bias), window.patch_dim(spec.ntk, ntk_bias)
+
+    def variances(norm2: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """For k and for k'."""
+        if not spec.dropped:
+            return norm2, own
+        # No cosine is 1, not that of an example and itself.
+        return (jnp.maximum(norm2, own),) * 2
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        shapes: dict[str, tuple[int, ...]] = {"z": (slots, p), "norm2": (slots,)}
+        shapes: dict[str, tuple[int, ...]] = {"z": (slots, dims[0]), "norm2": (slots,)}
         shapes["root1"] = (slots, first)
         if both:
-            shapes |= {"psi": (slots, q), "root0": (slots, product)}
+            shapes |= {"psi": (slots, dims[1]), "root0": (slots, product)}
         return {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
     @jax.jit
@@ -76,12 +82,13 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
         norm2 = f.norm2.reshape(-1)[index]
         x = _patches(window, bias, f.nngp, index)
         x2 = jnp.sum(x**2, axis=-1)
+        q = variances(norm2, x2)
         psi = _patches(window, ntk_bias, f.ntk, index) if both else x[:, :0]
 
         def kernels(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Of all candidates and the candidates i."""
-            z = (norm2[i], x2[i])
-            kernel, derivative = _kernels(dual, _dot(x, x[i]), (norm2, x2), z)
+            z = (q[0][i], q[1][i])
+            kernel, derivative = _kernels(dual, _dot(x, x[i]), q, z)
             return kernel, _dot(psi, psi[i]) * derivative
 
         def column(i: jax.Array) -> jax.Array:
@@ -89,11 +96,15 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
             return kernel + ntk  # what Dense or Conv makes the NTK
 
         num = min(slots, len(index))
-        value, slope = dual.diagonal(norm2)[0], dual.diagonal(x2)[1]
+        value, slope = dual.diagonal(q[0])[0], dual.diagonal(q[1])[1]
+        if spec.dropped:
+            value, slope = dual.pair(x2, q[0], q[0])
         own = value + jnp.sum(psi**2, axis=-1) * slope
         i = choose(method, k2, column, own, num)
         kernel, ntk = kernels(i)
-        gram, derivative = _kernels(dual, _dot(x[i], x[i]), (norm2[i], x2[i]), None)
+        z = (q[0][i], q[1][i])
+        same = z if spec.dropped else None
+        gram, derivative = _kernels(dual, _dot(x[i], x[i]), z, same)
         params = {"z": x[i], "norm2": norm2[i]}
         params["root1"] = principal_root(kernel, gram, first)
         if both:
@@ -112,21 +123,23 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
     def apply(params: Any, f: Features) -> Features:
         dtype, f = f.nngp.dtype, Features(*map(promoted, f))
         params = {name: array.astype(f.nngp.dtype) for name, array in params.items()}
-        z2 = jnp.sum(params["z"] ** 2, axis=-1)
+        z = variances(params["norm2"], jnp.sum(params["z"] ** 2, axis=-1))
         x2 = window.sum(jnp.sum(f.nngp**2, axis=-1, keepdims=True))[..., 0] + bias**2
         dots = _project(window, bias, f.nngp, params["z"])
-        kernel, derivative = _kernels(dual, dots, (f.norm2, x2), (params["norm2"], z2))
+        q = variances(f.norm2, x2)
+        kernel, derivative = _kernels(dual, dots, q, z)
         nngp = _dot(kernel, params["root1"].T)
         ntk = nngp[..., :0]
         if both:
             derivative *= _project(window, ntk_bias, f.ntk, params["psi"])
             ntk = _dot(derivative, params["root0"].T)
-        value = dual.diagonal(f.norm2)[0]
-        norm2 = jnp.sum(nngp**2, axis=-1) if spec.own_norms else value
+        norm2 = dual.diagonal(q[0])[0]
+        if spec.own_norms and not spec.dropped:
+            norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(*(x.astype(dtype) for x in (nngp, ntk, norm2)))
 
     kinds = 2 if both else 1
-    flops = slots * (2 * (p + q) + kinds * ENTRY + 2 * width)
+    flops = slots * (2 * sum(dims) + kinds * ENTRY + 2 * width)
     floats = spec.floats() + spec.pixels * (4 * kinds * slots + width)
     return Stage(
         f"{slots} landmarks",
@@ -136,7 +149,7 @@ def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
         spec.pixels * flops,
         floats,
         fit,
-        fit_floats=most_candidates(slots) * (p + q + 4 * slots + width),
+        fit_floats=most_candidates(slots) * (sum(dims) + 4 * slots + width),
     )
 
 
@@ -148,7 +161,7 @@ def _kernels(
 ) -> tuple[jax.Array, jax.Array]:
     """The dual kernels of features with inner products `dots` (..., m).
 
-    x (...) and z (m,) are pairs of squared norms, the exact ones and the features' own:
+    x (...) and z (m,) are pairs of variances, the exact norms and the features' own:
     they differ where exact ones are known. With those k is right between different
     examples. k', infinitely steep at the cosine 1, needs the cosines of the features:
     on images of 8 x 8 pixels without pools and Relu the centred NTK error is .087, with

@@ -16,6 +16,8 @@ from jax_ntk_sketch.rules.stage import (
     Features,
     Spec,
     Stage,
+    excess,
+    own_norms,
     rule,
     summed,
 )
@@ -154,9 +156,10 @@ def _apart(spec: Spec, context: Context) -> Stage:
         return rows.reshape(*x.shape[:-1], columns.get(kind, 0))
 
     def apply(params, f: Features) -> Features:
-        nngp = one(params, "nngp", f.nngp)
-        norm2 = jnp.sum(nngp**2, axis=-1) if "nngp" in parts else f.norm2
-        return Features(nngp, one(params, "ntk", f.ntk), norm2)
+        nngp, ntk = one(params, "nngp", f.nngp), one(params, "ntk", f.ntk)
+        if "nngp" not in parts:
+            return Features(nngp, ntk, f.norm2)
+        return own_norms(nngp, ntk, excess(f) if spec.dropped else 0.0)
 
     flops = pixels * sum(part.flops for part in parts.values()) + out.floats()
     floats = spec.floats() + out.floats()
@@ -185,9 +188,20 @@ def _(layer: stax.ImageResize, spec: Spec, context: Context) -> list[Stage]:
         size = (len(x), *shape, x.shape[-1])
         return jax.image.resize(x, size, layer.method, layer.antialias, precision)
 
+    def squares(x: jax.Array) -> jax.Array:
+        """Sums with the squares of the weights, which are products over the axes."""
+        for axis, (old, new) in enumerate(zip(spec.shape, shape, strict=True), 1):
+            one = jnp.eye(old, dtype=x.dtype)
+            weights = jax.image.resize(
+                one, (old, new), layer.method, layer.antialias, precision
+            )
+            x = jnp.tensordot(x, weights**2, (axis, 0), precision=precision)
+            x = jnp.moveaxis(x, -1, axis)
+        return x
+
     def apply(params, f: Features) -> Features:
-        nngp = resize(f.nngp)
-        return Features(nngp, resize(f.ntk), jnp.sum(nngp**2, axis=-1))
+        more = squares(excess(f)) if spec.dropped else 0.0
+        return own_norms(resize(f.nngp), resize(f.ntk), more)
 
     floats = spec.floats() + out.floats()
     # At most a matrix for each axis.
@@ -238,10 +252,11 @@ def _(layer: stax.DotGeneral, spec: Spec, context: Context) -> list[Stage]:
 
     def apply(params, f: Features) -> Features:
         nngp, ntk = run(f.nngp), run(f.ntk)
-        norm2 = jnp.sum(nngp**2, axis=-1)
         if not contracts:
             norm2 = run(f.norm2[..., None], other**2)[..., 0]
-        return Features(nngp, ntk, norm2)
+            return Features(nngp, ntk, norm2)
+        more = run(excess(f)[..., None], other**2)[..., 0] if spec.dropped else 0.0
+        return own_norms(nngp, ntk, more)
 
     floats = spec.floats() + out.floats()
     return [

@@ -1,5 +1,6 @@
 """Method "ntk_random_features" (arXiv 2106.07880, Algorithm 2)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -15,11 +16,13 @@ from jax_ntk_sketch.random_features import (
 )
 from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
 from jax_ntk_sketch.rules.patches import is_small
+from jax_ntk_sketch.rules.projection import Patches
 from jax_ntk_sketch.rules.stage import (
     Context,
     Features,
     Spec,
     Stage,
+    inverse,
     normalised,
 )
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT
@@ -41,15 +44,17 @@ def _(method: NTKRandomFeatures, spec: Spec, context: Context) -> bool:
 def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> Stage:
     first, product = _shares(method, context)
     num1 = (first + 1) // 2 if method.antithetic else first
+    phi = Patches(spec.window, spec.nngp, spec.bias)
     parts: dict[str, Any] = {"kappa1": _directions(method, spec, num1)}
     if context.ntk:
         parts["kappa0"] = _directions(method, spec, product)
         parts["mix"] = _sketch(spec, product)
     if context.ntk and method.product == "tensor_srht":
         parts["turn"] = SRHT(product, product)
-    # Their lengths matter to functions that are not homogeneous of degree 0 or 1.
+    # Their lengths matter to functions that are not homogeneous of degree 0 or 1, such
+    # as all that are smoothed behind Dropout.
     for name, power in (("kappa1", 0), ("kappa0", 1)):
-        lengthy = dual.power is None or dual.power - power > 1
+        lengthy = spec.dropped or dual.power is None or dual.power - power > 1
         if name in parts and lengthy and method.directions != "gaussian":
             parts[name] = NormalLengths(parts[name], _dim(parts[name]))
 
@@ -59,23 +64,32 @@ def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> St
         return {name: part.init(k) for (name, part), k in pairs}
 
     def apply(params, f: Features) -> Features:
-        s = safe_root(f.norm2)
+        norm2 = own = f.norm2
+        value: Any = dual.value
+        slope: Any = dual.slope
+        if spec.dropped:
+            own = phi.norm2(f.nngp)
+            norm2 = jnp.maximum(norm2, own)
+            kept = own * inverse(norm2)
+            value = functools.partial(dual.smoothed_value, kept=kept)
+            slope = functools.partial(dual.smoothed_slope, kept=kept)
+        s = safe_root(norm2)
 
         def normal(name: str) -> jax.Array:
-            return normalised(parts[name].apply(params[name], f.nngp), f.norm2)
+            return normalised(parts[name].apply(params[name], f.nngp), own)
 
         z = normal("kappa1")
         if method.antithetic:
             z = jnp.concatenate([z, -z[..., : first - num1]], axis=-1)
-        nngp = dual.value(z, s) * jnp.asarray(first**-0.5, z.dtype)
+        nngp = value(z, s) * jnp.asarray(first**-0.5, z.dtype)
         ntk = nngp[..., :0]
         if context.ntk:
-            slope = dual.slope(normal("kappa0"), s)
+            slopes = slope(normal("kappa0"), s)
             if "turn" in parts:
-                slope = parts["turn"].apply(params["turn"], slope)
+                slopes = parts["turn"].apply(params["turn"], slopes)
             # The sketch has a scale product^(-1/2); the slopes need none.
-            ntk = parts["mix"].apply(params["mix"], f.ntk) * slope
-        return Features(nngp, ntk, dual.diagonal(f.norm2)[0])
+            ntk = parts["mix"].apply(params["mix"], f.ntk) * slopes
+        return Features(nngp, ntk, dual.diagonal(norm2)[0])
 
     flops = sum(part.flops for part in parts.values()) + 2 * first + 4 * product
     return Stage(

@@ -87,7 +87,7 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
             dot = powers((z[0], unit, *z[2:]), slope.at(s), [a, *inner[1:]])
             ntk = mix.apply(params["mix"], ntk, dot)
         norm2 = dual.diagonal(f.norm2)[0]
-        if spec.own_norms:
+        if spec.own_norms and not spec.dropped:
             norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(nngp, ntk, norm2)
 

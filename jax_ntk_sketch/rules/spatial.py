@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ from jax_ntk_sketch import stax
 from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.rules.graph import check_mask
 from jax_ntk_sketch.rules.patches import sketch_width, sketched
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
+from jax_ntk_sketch.rules.stage import (
+    Context,
+    Features,
+    Spec,
+    Stage,
+    excess,
+    own_norms,
+    rule,
+)
 from jax_ntk_sketch.sketch import Window
 
 __all__: list[str] = []
@@ -71,16 +80,18 @@ def _(layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context) -> list[
         own_norms=True,
     )
 
-    def pool(x: jax.Array) -> jax.Array:
+    def pool(x: jax.Array, power: int = 1) -> jax.Array:
+        """With this power of the weights."""
         total = window.sum(x)
         if isinstance(layer, stax.SumPool):
             return total
         if layer.normalize_edges:
-            return total / window.sum(jnp.ones((*spec.shape, 1), x.dtype))
-        return total * jnp.asarray(1 / window.size, x.dtype)
+            return total / window.sum(jnp.ones((*spec.shape, 1), x.dtype)) ** power
+        return total * jnp.asarray(window.size**-power, x.dtype)
 
     def apply(params, f: Features) -> Features:
-        return own_norms(pool(f.nngp), pool(f.ntk))
+        more = pool(excess(f)[..., None], 2)[..., 0] if spec.dropped else 0.0
+        return own_norms(pool(f.nngp), pool(f.ntk), more)
 
     floats = spec.floats() + out.floats()
     flops = 2 * spec.floats() + 2 * out.floats()
@@ -99,15 +110,20 @@ def _(
     axes = tuple(range(1, 1 + len(spec.shape)))
 
     def apply(params, f: Features, mask: jax.Array | None = None) -> Features:
-        if mask is None:
-            reduce = jnp.mean if mean else jnp.sum
-            return own_norms(reduce(f.nngp, axis=axes), reduce(f.ntk, axis=axes))
-        check_mask(mask, (len(f.nngp), *spec.shape))
-        count = jnp.maximum(mask.sum(axes), 1)[:, None] if mean else 1
-        nngp, ntk = (
-            jnp.where(mask[..., None], x, 0).sum(axes) / count for x in (f.nngp, f.ntk)
-        )
-        return own_norms(nngp, ntk)
+        count: Any = spec.pixels if mean else 1
+        if mask is not None:
+            check_mask(mask, (len(f.nngp), *spec.shape))
+            count = jnp.maximum(mask.sum(axes), 1)[:, None] if mean else 1
+
+        def reduced(x: jax.Array) -> jax.Array:
+            if mask is None:
+                return jnp.mean(x, axes) if mean else jnp.sum(x, axes)
+            return jnp.where(mask[..., None], x, 0).sum(axes) / count
+
+        more: jax.Array | float = 0.0
+        if spec.dropped:
+            more = (reduced(excess(f)[..., None]) / count)[..., 0]
+        return own_norms(reduced(f.nngp), reduced(f.ntk), more)
 
     floats = spec.floats() + out.floats()
     flops = spec.floats()
@@ -154,11 +170,6 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
         return [Stage(name, out, apply, flops=spec.floats(), floats=floats)]
     flops = spec.floats() + sketch.flops
     return [Stage(name, out, apply, sketch.init, flops, floats)]
-
-
-def own_norms(nngp: jax.Array, ntk: jax.Array) -> Features:
-    """Features whose norms have no closed form: they are computed."""
-    return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1))
 
 
 def _check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:

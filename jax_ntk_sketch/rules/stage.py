@@ -23,8 +23,11 @@ __all__ = [
     "Stage",
     "allocate",
     "constant",
+    "excess",
     "inner_width",
+    "inverse",
     "normalised",
+    "own_norms",
     "rule",
     "summed",
     "taken",
@@ -39,6 +42,7 @@ class Features(NamedTuple):
       ntk: (n, *shape, b), likewise the NTK; b = 0 while it is zero or not wanted.
       norm2: (n, *positions), the diagonal of the NNGP kernel: exact where it can be
         known, else the squared norms of the features themselves (`Spec.own_norms`).
+        Behind Dropout it is larger, by the variance of what is dropped (`excess`).
 
     While `Spec.window` is set, `nngp` and `ntk` are images whose *patches* are the
     features (and `norm2` is that of the patches): a direct sum that is not formed.
@@ -104,7 +108,8 @@ class Spec:
       bias: the patches have one more channel, of this value; 0: they have not.
       ntk_bias: likewise those of the NTK features.
       dropped: norms are those behind a Dropout, larger than the features' own.
-      own_norms: `norm2` are the norms of these features, not exact ones.
+      own_norms: `norm2` are the norms of these features (and their `excess`), not
+        exact ones.
       raw: no nonlinear layer has been, so that the columns are the input's.
       carried: the columns that are exact; only "variance_reduced" uses them.
       width: channels of the finite network.
@@ -258,6 +263,31 @@ def summed(spec: Spec, signed: bool) -> Spec:
         )
     low = -1.0 if signed else min(spec.low, 0.0)
     return dataclasses.replace(spec, low=low, own_norms=True, carried=carried)
+
+
+def excess(f: Features) -> jax.Array:
+    """What variances have beyond the features' own squared norms, behind Dropout.
+
+    Each position has it independently of the others, so that sums over positions with
+    weights w have it with weights w^2.
+    """
+    return f.norm2 - jnp.sum(f.nngp**2, axis=-1)
+
+
+def own_norms(
+    nngp: jax.Array, ntk: jax.Array, excess: jax.Array | float = 0.0
+) -> Features:
+    """Features whose norms have no closed form: they are computed.
+
+    The excess is negative where noise of the features is more than what is dropped.
+    """
+    return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1) + jnp.maximum(excess, 0))
+
+
+def inverse(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 at 0."""
+    zero = x <= 0
+    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
 
 
 def normalised(features: jax.Array, norm2: jax.Array) -> jax.Array:

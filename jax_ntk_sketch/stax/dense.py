@@ -59,8 +59,7 @@ class Dropout(Layer):
 
     In "train" mode the kernels are those between two *different* draws of what is
     dropped, for an example and itself too (there Neural Tangents' are larger, by
-    1 / rate). Features of such a network exist where norms are known exactly: with
-    methods "exact" and "ntk_sketch" and no pooling before a nonlinear layer.
+    1 / rate, as are those of "exact").
 
     Args:
       rate: the probability to *keep* a number, 0 < rate <= 1.
