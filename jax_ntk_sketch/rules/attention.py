@@ -34,6 +34,7 @@ from jax_ntk_sketch.rules.stage import (
     Stage,
     constant,
     excess,
+    own_norms,
     rule,
     summed,
 )
@@ -127,17 +128,16 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
 
         nngp = mix(values.features(f.nngp))
         ones = [constant(nngp, layer.b_std)] if layer.b_std else []
-        norm2 = jnp.sum(nngp**2, axis=-1) + (layer.b_std or 0.0) ** 2
-        if spec.dropped:
-            more = values.weight * excess(f).reshape(len(g), -1, 1)
-            spread = jnp.matmul((std * g) ** 2, more)
-            norm2 = norm2 + spread.reshape(norm2.shape)
         ntk = f.ntk
         if context.ntk:
             # The values' weights and those of the output are trained.
             trained = [mix(values.features(f.ntk)), *ones, math.sqrt(2) * nngp]
             ntk = jnp.concatenate(trained, axis=-1)
-        return Features(jnp.concatenate([nngp, *ones], axis=-1), ntk, norm2)
+        more: jax.Array | float = 0.0
+        if spec.dropped:
+            more = values.weight * excess(f).reshape(len(g), -1, 1)
+            more = jnp.matmul((std * g) ** 2, more).reshape(f.norm2.shape)
+        return own_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, more)
 
     pixels = spec.pixels
     flops = 2 * pixels**2 * (2 * spec.nngp + spec.ntk + 2 * values.columns + 3)
@@ -201,15 +201,6 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Stag
         phi, v = embedded.features(f.nngp), values.features(f.nngp)
         u = over(times("sum", phi, v))
         nngp = std * times("nngp", u, phi)
-        norm2 = jnp.sum(nngp**2, axis=-1) + (layer.b_std or 0.0) ** 2
-        if spec.dropped:
-            own = jnp.sum(f.nngp**2, axis=-1)
-            once, more = (
-                embedded.variance(q) * values.variance(q) for q in (own, f.norm2)
-            )
-            dot = jnp.sum(u**2, axis=-1) + over((more - once)[..., None])[..., 0]
-            norm2 = std**2 * dot * embedded.variance(f.norm2)
-            norm2 = norm2 + (layer.b_std or 0.0) ** 2
         ones = [constant(nngp, layer.b_std)] if layer.b_std else []
         ntk = f.ntk
         if context.ntk:
@@ -219,7 +210,16 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Stag
             first = times("ntk1", jnp.concatenate(trained, axis=-1), phi)
             second = times("ntk2", u, psi)
             ntk = jnp.concatenate([std * first, std * second, *ones], axis=-1)
-        return Features(jnp.concatenate([nngp, *ones], axis=-1), ntk, norm2)
+        more: jax.Array | float = 0.0
+        if spec.dropped:
+            own = jnp.sum(f.nngp**2, axis=-1)
+            once, twice = (
+                embedded.variance(q) * values.variance(q) for q in (own, f.norm2)
+            )
+            dot = jnp.sum(u**2, axis=-1) + over((twice - once)[..., None])[..., 0]
+            more = std**2 * dot * embedded.variance(f.norm2)
+            more = more - jnp.sum(nngp**2, axis=-1)
+        return own_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, more)
 
     flops = spec.pixels * sum(part.flops for part in parts.values())
     floats = spec.floats() + out.floats() + spec.pixels * 4 * width
