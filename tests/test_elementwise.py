@@ -169,6 +169,17 @@ def test_what_grows_slowly_enough_is_finite(fn):
     assert np.isfinite(build(stax.Elementwise(fn))).all()
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_infinite_kernels_are_nan(method):
+    """exp(x^2 / 2) has a mean square for variances below 1 / 2 only."""
+    x = jnp.sqrt(jnp.array([[0.1, 0.3], [0.3, 0.3], [0.2, 0.2]]) * 2)
+    net = stax.serial(stax.Dense(1), stax.Gaussian(1.0, 0.5), stax.Dense(1))
+    fmap = jns.feature_map(net, num_features=16, get=BOTH, method=method)
+    phi = fmap.apply(fmap.init(jax.random.key(0), x), x)
+    for z in phi:
+        assert np.isnan(z[1]).all() and np.isfinite(z[::2]).all()
+
+
 def test_negative_variances():
     dual = kernels.dual(stax.Elementwise(jnp.tanh))
     cov, good, bad = jnp.zeros((2, 2)), jnp.ones(2), jnp.array([1.0, -0.5])

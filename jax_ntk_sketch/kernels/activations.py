@@ -186,6 +186,7 @@ def _(layer: stax.Gaussian) -> Dual:
         lambda x: a * jnp.exp(b * x * x),
         lambda x: 2 * a * b * x * jnp.exp(b * x * x),
         pair,
+        1 / (4 * b) if b > 0 else math.inf,
     )
 
 

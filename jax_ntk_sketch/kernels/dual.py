@@ -21,6 +21,7 @@ Source: Daniely, Frostig and Singer, Toward deeper understanding of neural netwo
 
 import concurrent.futures
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,9 +60,11 @@ class Dual:
 
     Attributes:
       power: k where sigma(t x) = t^k sigma(x) for t > 0, else None.
+      most: variances have to be below it, for averages of squares to exist.
     """
 
     power: int | None
+    most: float = math.inf
 
     def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
         """sigma at s z, for standard normal z; z (..., m), s (...)."""
@@ -147,8 +150,8 @@ class Smooth(Dual):
 
     power = None
 
-    def __init__(self, fn: Any, df: Any, pair: Any) -> None:
-        self.fn, self.df, self._pair = fn, df, pair
+    def __init__(self, fn: Any, df: Any, pair: Any, most: float = math.inf) -> None:
+        self.fn, self.df, self._pair, self.most = fn, df, pair, most
 
     def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
         return self.fn(s[..., None] * z)

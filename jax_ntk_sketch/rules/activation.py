@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from jax_ntk_sketch.kernels import Dual
 from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.rules.patches import settled
-from jax_ntk_sketch.rules.stage import Context, Spec, Stage, rule
+from jax_ntk_sketch.rules.stage import Context, Features, Spec, Stage, rule
 
 __all__ = ["nonlinear", "reference_coefficients", "takes_patches"]
 
@@ -30,6 +33,8 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
         spec = before[-1].spec
     dual = _dual(layer)
     stage = nonlinear(context.method, dual, spec, context)
+    if dual.most < math.inf:
+        stage = dataclasses.replace(stage, apply=_checked(stage.apply, dual.most))
     out = dataclasses.replace(
         stage.spec,
         low=_low(dual, spec.low),
@@ -43,6 +48,21 @@ def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
         *before,
         dataclasses.replace(stage, spec=out, name=f"{name} ({stage.name})"),
     ]
+
+
+def _checked(apply: Callable[..., Features], most: float) -> Callable[..., Features]:
+    """NaN where variances are so large that the kernel is infinite.
+
+    Features are finite there, and mean nothing.
+    """
+
+    def checked(params: Any, f: Features) -> Features:
+        finite = f.norm2 < most
+        out = apply(params, f)
+        nngp, ntk = (jnp.where(finite[..., None], z, jnp.nan) for z in out[:2])
+        return Features(nngp, ntk, jnp.where(finite, out.norm2, jnp.nan))
+
+    return checked
 
 
 @functools.singledispatch

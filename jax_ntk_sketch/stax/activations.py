@@ -204,8 +204,8 @@ class Gaussian(Activation):
 
     Args:
       a: a factor.
-      b: where it is positive, kernels are finite for variances below 1 / (4 b) only,
-        and NaN or infinite beyond.
+      b: where it is positive, kernels are finite for variances below 1 / (4 b) only;
+        features of examples beyond are NaN.
     """
 
     a: float = 1.0
