@@ -201,11 +201,6 @@ def conv1d(
     return stax.serial(*layers, *head)
 
 
-def _check_count(owner: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}")
-
-
 def wide_resnet(
     block_size: int = 4,
     k: int = 1,
@@ -241,10 +236,7 @@ def wide_resnet(
     16
     """
     for name, value in (("block_size", block_size), ("k", k)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"wide_resnet: {name} must be a positive integer, got {value!r}"
-            )
+        _check_count("wide_resnet", name, value)
 
     def conv(channels: int, stride: int = 1) -> stax.Conv:
         return stax.Conv(channels, (3, 3), (stride,) * 2, "SAME", W_std, b_std)
@@ -261,3 +253,8 @@ def wide_resnet(
         layers += [block(channels, stax.Identity())] * (block_size - 1)
     head = (stax.GlobalAvgPool(), stax.Dense(num_classes, W_std, b_std))
     return stax.serial(*layers, *head)
+
+
+def _check_count(owner: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}")
