@@ -3,6 +3,12 @@
 import contextlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import registry
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 
 @contextlib.contextmanager
@@ -14,3 +20,19 @@ def x64(enabled: bool = True):
         yield
     finally:
         jax.config.update("jax_enable_x64", old)
+
+
+def check_exact(net, x, dtype="float64"):
+    """Exact features have Neural Tangents' kernels between different examples."""
+    kinds, half = ("nngp", "ntk"), len(x) // 2
+    tolerance = 1e-9 if dtype == "float64" else 1e-4
+    with x64(dtype == "float64"):
+        x = jnp.asarray(x, dtype)
+        fmap = jns.feature_map(net, num_features=1, get=kinds, method="exact")
+        phi = registry.jit_once(fmap.apply)(fmap.init(jax.random.key(0), x), x)
+        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
+        wanted = kernel_fn(x[:half], x[half:], kinds)
+        for kind in kinds:
+            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
+            error = np.abs(z[:half] @ z[half:].T - k).max()
+            assert error <= tolerance * np.abs(k).max(), (kind, error)

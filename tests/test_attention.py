@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import check_exact
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -127,17 +127,7 @@ def features(net, x, method="exact", columns=1, **beside):
 )
 def test_exact_is_neural_tangents(dtype, case):
     x, *layers = case
-    net = stax.serial(*layers)
-    with x64(dtype == "float64"):
-        x = jnp.asarray(x, dtype)
-        phi = features(net, x)
-        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
-        wanted = kernel_fn(x[:2], x[2:], BOTH)
-        for kind in BOTH:
-            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
-            error = np.abs(z[:2] @ z[2:].T - k).max()
-            tolerance = 1e-9 if dtype == "float64" else 1e-4
-            assert error <= tolerance * np.abs(k).max(), (kind, error)
+    check_exact(stax.serial(*layers), x, dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """Products with constant arrays: exact on features, for every method."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import check_exact
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -75,18 +74,7 @@ def quick_compilation():
 )
 def test_exact_is_neural_tangents(dtype, name):
     x, *layers = NETS[name]
-    net = stax.serial(*layers)
-    with x64(dtype == "float64"):
-        x = jnp.asarray(x, dtype)
-        fmap = jns.feature_map(net, num_features=1, get=BOTH, method="exact")
-        phi = registry.jit_once(fmap.apply)(fmap.init(jax.random.key(0), x), x)
-        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
-        wanted = kernel_fn(x[:2], x[2:], BOTH)
-        for kind in BOTH:
-            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
-            error = np.abs(z[:2] @ z[2:].T - k).max()
-            tolerance = 1e-9 if dtype == "float64" else 1e-4
-            assert error <= tolerance * np.abs(k).max(), (kind, error)
+    check_exact(stax.serial(*layers), x, dtype)
 
 
 def test_errors_fall():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import check_exact
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -13,7 +13,6 @@ from jax_ntk_sketch.interop import neural_tangents as jnt
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FanIn` layers assume")
 
-BOTH = ("nngp", "ntk")
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 5, 3))
 
 
@@ -31,18 +30,7 @@ def quick_compilation():
     ],
 )
 def test_exact_is_neural_tangents(dtype, arguments):
-    tolerance = 1e-4 if dtype == "float32" else 1e-9
-    net = jns.recipes.wide_resnet(**arguments)
-    with x64(dtype == "float64"):
-        x = jnp.asarray(IMAGES, dtype)
-        fmap = jns.feature_map(net, num_features=1, get=BOTH, method="exact")
-        phi = registry.jit_once(fmap.apply)(fmap.init(jax.random.key(0), x), x)
-        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
-        wanted = kernel_fn(x[:2], x[2:], BOTH)
-        for kind in BOTH:
-            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
-            error = np.abs(z[:2] @ z[2:].T - k).max()
-            assert error <= tolerance * np.abs(k).max(), (kind, error)
+    check_exact(jns.recipes.wide_resnet(**arguments), IMAGES, dtype)
 
 
 def test_shape_of_the_finite_network():
