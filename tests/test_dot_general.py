@@ -10,7 +10,6 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
-BOTH = ("nngp", "ntk")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 3, 4, 2))
 FIRST, FLAT_INPUT = np.moveaxis(IMAGES, -1, 1), IMAGES[:, 0, 0]
