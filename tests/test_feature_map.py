@@ -144,3 +144,14 @@ def test_sketch_parameters_are_small():
     for method in (methods.OnePass(), methods.NTKSketch(), methods.NTKRandomFeatures()):
         plan = jns.feature_map(net, num_features=m, method=method).plan((dim,))
         assert plan.param_bytes < 0.05 * 4 * dim * m
+
+
+def test_compiled_features_are_the_same():
+    """XLA of JAX 0.7 and 0.8 compiled columns behind an appended bias wrongly."""
+    biased = stax.Dense(1, 1.2, 0.3)
+    net = stax.serial(biased, stax.Gelu(), biased, stax.Relu(), biased)
+    fmap = jns.feature_map(net, num_features=200, method="variance_reduced")
+    x = jax.random.normal(jax.random.key(1), (7, 5))
+    params = fmap.init(jax.random.key(0), (5,))
+    compiled = jax.jit(fmap.apply)(params, x)
+    np.testing.assert_allclose(compiled, fmap.apply(params, x), atol=1e-4)
