@@ -119,11 +119,16 @@ def shapes_zeros_and_determinism(case: Case):
 def jit_and_vmap_over_keys_equal_a_loop(case: Case):
     _, run = prepared(case)
     out = sampled(case)
+
+    def seen(leaves):
+        """Factors of a singular kernel amplify rounding: of them the kernel counts."""
+        return [z @ z.T for z in map(np.asarray, leaves)] if case.from_batch else leaves
+
     for i in (0, 1):
         params = init(case.record, KEYS[i])
-        eager = jax.tree.leaves(apply(case.record, params, X))
-        assert_close([z[i] for z in out], eager)
-        assert_close(run(params, X), eager)
+        eager = seen(jax.tree.leaves(apply(case.record, params, X)))
+        assert_close(seen([z[i] for z in out]), eager)
+        assert_close(seen(jax.tree.leaves(run(params, X))), eager)
 
 
 def vmap_over_examples_equals_a_loop(case: Case):
