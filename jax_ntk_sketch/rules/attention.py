@@ -26,6 +26,7 @@ from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.rules.graph import check_mask
 from jax_ntk_sketch.rules.patches import sketch_width
 from jax_ntk_sketch.rules.product import Product
+from jax_ntk_sketch.rules.spatial import check_spatial
 from jax_ntk_sketch.rules.stage import (
     Carried,
     Context,
@@ -54,12 +55,7 @@ _MECHANISMS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @rule.register
 def _(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> list[Stage]:
-    if not spec.shape:
-        raise ValueError(
-            f"{layer!r} needs spatial axes, but there are none: examples must be "
-            "sequences (t, c) or images (h, w, c), and Flatten or a global pooling "
-            "layer removes the axes"
-        )
+    check_spatial(layer, spec)
     if layer.linear_scaling:
         return [_linear(layer, spec, context)]
     if layer.attention_mechanism == "IDENTITY":

@@ -89,7 +89,7 @@ def _columns(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
     """Some of the columns of x (..., c), by slices of those that follow each other.
 
     One gather, of what a `Dense` has appended its bias to, is compiled wrongly by the
-    XLA of JAX 0.7 and 0.8 (tests/test_variance_reduced.py).
+    XLA of JAX 0.7 and 0.8 (tests/test_feature_map.py).
     """
     breaks = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1]
     edges = [0, *breaks, len(columns)] if columns else []

@@ -22,7 +22,7 @@ from jax_ntk_sketch.rules.stage import (
 )
 from jax_ntk_sketch.sketch import Window
 
-__all__: list[str] = []
+__all__ = ["check_spatial"]
 
 
 @rule.register
@@ -104,7 +104,7 @@ def _(
     layer: stax.GlobalAvgPool | stax.GlobalSumPool, spec: Spec, context: Context
 ) -> list[Stage]:
     """With a mask of the nodes of padded graphs, over those that exist."""
-    _check_spatial(layer, spec)
+    check_spatial(layer, spec)
     out = dataclasses.replace(spec, low=min(spec.low, 0.0), shape=(), own_norms=True)
     mean = isinstance(layer, stax.GlobalAvgPool)
     axes = tuple(range(1, 1 + len(spec.shape)))
@@ -173,14 +173,15 @@ def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
 
 
 def _check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
-    _check_spatial(layer, spec)
+    check_spatial(layer, spec)
     try:
         window.output_shape(spec.shape)
     except ValueError as error:
         raise ValueError(f"{layer!r}: {error}") from None
 
 
-def _check_spatial(layer: stax.Layer, spec: Spec) -> None:
+def check_spatial(layer: stax.Layer, spec: Spec) -> None:
+    """Refuses features without spatial axes."""
     if not spec.shape:
         raise ValueError(
             f"{layer!r} needs spatial axes, but there are none: examples must be "

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jax_ntk_sketch.stax.base import Layer, axis_number, set_field
+from jax_ntk_sketch.stax.base import Layer, axis_number, set_axes, set_field
 
 __all__ = ["Aggregate"]
 
@@ -62,13 +62,7 @@ class Aggregate(Layer):
         elif axes is not None:
             axes = axis_number(self, "aggregate_axis", axes)
         set_field(self, "aggregate_axis", axes)
-        if isinstance(self.batch_axis, bool) or self.batch_axis != 0:
-            raise ValueError(
-                "Aggregate: batch_axis must be 0, examples come first everywhere; got "
-                f"{self.batch_axis!r}"
-            )
-        channels = axis_number(self, "channel_axis", self.channel_axis)
-        set_field(self, "channel_axis", channels)
+        set_axes(self)
         if self.to_dense is not None:
             raise ValueError(
                 "Aggregate: to_dense must be None, a function is no data; give apply "
