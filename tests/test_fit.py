@@ -166,16 +166,23 @@ def test_resumes_to_the_same_bits(folds, tmp_path):
     assert weights(again).tobytes() == weights(whole).tobytes()
 
 
+# Each chunk takes 5 ms at least, so that no machine is through before it is killed.
 CHILD = f"""
-import sys, jax, numpy as np
+import sys, time, jax, numpy as np
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm, stax
+from jax_ntk_sketch.linear_model import stream
+
+def slowly(self, chunk, add=stream._Pass.add):
+    time.sleep(0.005)
+    add(self, chunk)
+
+stream._Pass.add = slowly
 fmap = jns.feature_map({NETWORK}, num_features=64)
 params = fmap.init(jax.random.key(0), (6,))
 rng = np.random.default_rng(0)
 x = rng.standard_normal((60_000, 6)).astype(np.float32)
 y = np.sin(x[:, 0])
-print("begin", flush=True)
 fitted = lm.fit(fmap, params, x, y, reg=1e-3, batch_size=64, checkpoint=sys.argv[1],
                 checkpoint_seconds=0.05)
 np.save(sys.argv[2], np.asarray(fitted.model.weights))
@@ -186,8 +193,14 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
     """`kill -9` at random moments, writing of the checkpoint included."""
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
     command = [sys.executable, "-c", CHILD]
+    kept = tmp_path / "killed.npz"
+
+    def written():
+        return kept.stat().st_mtime_ns if kept.exists() else 0
 
     def run(name, stop):
+        """Runs to the end, or until `stop` seconds after its first checkpoint."""
+        before = written()
         child = subprocess.Popen(
             [*command, str(tmp_path / f"{name}.npz"), str(tmp_path / f"{name}.npy")],
             stdout=subprocess.PIPE,
@@ -195,7 +208,8 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
             env=env,
         )
         if stop is not None:
-            child.stdout.readline()
+            while child.poll() is None and written() == before:
+                time.sleep(0.001)
             time.sleep(stop)
             child.send_signal(signal.SIGKILL)
         _, errors = child.communicate()
@@ -203,14 +217,13 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
 
     code, errors = run("whole", None)
     assert code == 0, errors
-    kills, done = 0, []
-    for moment in np.random.default_rng(1).uniform(0.6, 1.6, 10):
+    kills, done = 0, [0]
+    for moment in np.random.default_rng(1).uniform(0, 0.15, 10):
         code, errors = run("killed", moment)
         assert code in (0, -signal.SIGKILL), errors
         kills += code != 0
-        if (tmp_path / "killed.npz").exists():
-            done.append(checkpoint.load(tmp_path / "killed.npz")[1]["chunks"])
-    assert kills and done == sorted(done), (kills, done)
+        done.append(checkpoint.load(kept)[1]["chunks"])
+    assert kills > 5 and done == sorted(done), (kills, done)
     code, errors = run("killed", None)
     assert code == 0, errors
     whole, killed = (np.load(tmp_path / f"{n}.npy") for n in ("whole", "killed"))
