@@ -59,12 +59,21 @@ class Dual:
     """What an activation does to Gaussians.
 
     Attributes:
-      power: k where sigma(t x) = t^k sigma(x) for t > 0, else None.
+      power: k where the kernel of norms s is that of unit norms times s^k, else None.
       most: variances have to be below it, for averages of squares to exist.
     """
 
     power: int | None
     most: float = math.inf
+
+    @property
+    def lengths(self) -> tuple[bool, bool]:
+        """Whether averages of sigma and sigma' take the lengths of normal directions.
+
+        Not if they are homogeneous in z, of degree 0 or 1.
+        """
+        k = self.power
+        return k is None or k > 1, k is None or k > 2
 
     def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
         """sigma at s z, for standard normal z; z (..., m), s (...)."""

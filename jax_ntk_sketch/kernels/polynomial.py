@@ -99,6 +99,10 @@ class ExpNormalizedDual(Dual):
     shift: float
     power: int = 1
 
+    @property
+    def lengths(self) -> tuple[bool, bool]:
+        return True, True  # a wave of z, whatever its power of s
+
     def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
         return self._wave(z) * s[..., None]
 

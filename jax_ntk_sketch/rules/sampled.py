@@ -51,10 +51,9 @@ def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> St
         parts["mix"] = _sketch(spec, product)
     if context.ntk and method.product == "tensor_srht":
         parts["turn"] = SRHT(product, product)
-    # Their lengths matter to functions that are not homogeneous of degree 0 or 1, such
-    # as all that are smoothed behind Dropout.
-    for name, power in (("kappa1", 0), ("kappa0", 1)):
-        lengthy = spec.dropped or dual.power is None or dual.power - power > 1
+    # Behind Dropout all functions are smoothed, and none is homogeneous.
+    for name, lengthy in zip(("kappa1", "kappa0"), dual.lengths, strict=True):
+        lengthy = lengthy or spec.dropped
         if name in parts and lengthy and method.directions != "gaussian":
             parts[name] = NormalLengths(parts[name], _dim(parts[name]))
 
