@@ -78,6 +78,29 @@ def test_error_falls_like_the_inverse_square_root(name, depth):
     assert -0.65 <= slope <= -0.4, (slope, errors)
 
 
+@pytest.mark.parametrize("kind", ["nngp", "ntk"])
+def test_sketches_do_not_compress_exact_columns(kind):
+    """The constant, bias and linear part of Relu, in front of the sketched rest."""
+    net = stax.serial(stax.Dense(1, 1.0, 0.5), stax.Relu(), stax.Dense(1, 1.0, 0.3))
+    norms = np.sqrt(np.mean(X**2, axis=1) + 0.25)
+    inner = X @ X.T / 24 + 0.25
+    wanted = np.outer(norms, norms) / (2 * np.pi) + inner / 4 + 0.09
+
+    def run(num_features):
+        fmap = jns.feature_map(
+            net, num_features=num_features, get=kind, method="ntk_sketch"
+        )
+        phi = fmap.apply(fmap.init(jax.random.key(0), X), X)
+        return np.asarray(phi, np.float64)
+
+    head = run(54)[:, :27]
+    np.testing.assert_allclose(head @ head.T, wanted, rtol=0, atol=1e-5)
+    # Half of fewer columns has room for the constants only.
+    head = run(52)[:, :3]
+    constant = np.outer(norms, norms) / (2 * np.pi) + 0.25 / 4 + 0.09
+    np.testing.assert_allclose(head @ head.T, constant, rtol=0, atol=1e-5)
+
+
 def test_deep_random_features_have_a_bias_that_falls_like_one_over_m():
     """Two hidden layers: kappa1 is not linear, so its noise in layer 1 has a mean."""
     method = METHODS["published random features"]

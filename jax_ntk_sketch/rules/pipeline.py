@@ -15,6 +15,7 @@ from jax_ntk_sketch.rules.stage import (
     Spec,
     Stage,
     rule,
+    take_columns,
 )
 from jax_ntk_sketch.sketch import SRHT
 
@@ -179,10 +180,15 @@ def _output(kind: str, spec: Spec, num_features: int) -> Stage:
             return f._replace(**{kind: z})
 
         return Stage("output", out, pad, floats=columns + num_features)
-    sketch = SRHT(columns, num_features)
+    kept = _kept(kind, spec, num_features)
+    left = tuple(sorted(set(range(columns)) - set(kept)))
+    sketch = SRHT(len(left), num_features - len(kept))
 
     def compress(params, f: Features) -> Features:
-        return f._replace(**{kind: sketch.apply(params, getattr(f, kind))})
+        z = getattr(f, kind)
+        rest = sketch.apply(params, take_columns(z, left))
+        z = jnp.concatenate([take_columns(z, kept), rest], axis=-1)
+        return f._replace(**{kind: z})
 
     return Stage(
         "output (SRHT)",
@@ -190,5 +196,20 @@ def _output(kind: str, spec: Spec, num_features: int) -> Stage:
         compress,
         sketch.init,
         sketch.flops,
-        columns + num_features,
+        2 * columns + num_features,
     )
+
+
+def _kept(kind: str, spec: Spec, num_features: int) -> tuple[int, ...]:
+    """Exact columns that are not compressed: half of `num_features` at most.
+
+    All of them, or if they are too many the constants alone.
+    """
+    c = spec.carried
+    constants, linears = c.constants, c.linears
+    if kind == "ntk":
+        constants, linears = c.ntk_constants, c.ntk_linears
+    for some in (constants + linears, constants):
+        if 2 * len(some) <= num_features:
+            return tuple(sorted(some))
+    return ()

@@ -1,7 +1,6 @@
 """Random projections of patches, and of the means of their channels."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax_ntk_sketch.random_features import (
     OrthogonalDirections,
     sphere_dim,
 )
+from jax_ntk_sketch.rules.stage import take_columns
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
 
 __all__ = ["Patches", "Projection"]
@@ -48,7 +48,7 @@ class Patches:
 
     def means(self, x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
         """Coordinates along the window's mean, of unit length, of some channels."""
-        some = _columns(x, columns)
+        some = take_columns(x, columns)
         if self.window is None:
             return some
         return self.window.sum(some) * self.size**-0.5
@@ -83,19 +83,6 @@ class Patches:
             return Projection(self, SRHT(self.channels, num), 0, False)
         part = PatchSRHT(self.window, self.channels, num, self.bias)
         return Projection(self, part, 0, False)
-
-
-def _columns(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
-    """Some of the columns of x (..., c), by slices of those that follow each other.
-
-    One gather, of what a `Dense` has appended its bias to, is compiled wrongly by the
-    XLA of JAX 0.7 and 0.8 (tests/test_feature_map.py).
-    """
-    breaks = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1]
-    edges = [0, *breaks, len(columns)] if columns else []
-    runs = [columns[i:j] for i, j in itertools.pairwise(edges)]
-    parts = [x[..., run[0] : run[-1] + 1] for run in runs]
-    return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jax_ntk_sketch.kernels.dual import untraced
 from jax_ntk_sketch.methods import NTKSketch
 from jax_ntk_sketch.rules.activation import nonlinear, reference_coefficients
 from jax_ntk_sketch.rules.stage import (
+    Carried,
     Context,
     Features,
     Spec,
@@ -48,8 +49,12 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
     # the output; its powers from 2 on weigh so little that a quarter of the width is
     # enough for them, and what the Hadamard transform would pad with is used too.
     first = context.width // 2 if context.ntk else context.width
-    sizes = np.array(allocate(noise_weights(value.squares)[1:], max(first - 1, 0)))
-    sizes[0] = min(sizes[0], a)
+    weights, total = noise_weights(value.squares)[1:], max(first - 1, 0)
+    sizes = np.array(allocate(weights, total))
+    if sizes[0] > a:  # what it leaves goes to the NTK's product, or to other powers
+        sizes[0] = a
+        if not context.ntk:
+            sizes[1:] = allocate(weights[1:], total - a)
     first = 1 + int(sizes.sum())
     product = max(1, context.width - first) if context.ntk else 0
     inner = np.zeros_like(sizes)
@@ -58,6 +63,16 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
         weights[0] = 0  # the linear part of kappa0 is the features themselves
         padded = next_power_of_two(1 + a + context.width // 4)
         inner = np.array(allocate(weights, padded - 1 - a))
+    # Exact columns are left out of the final compression, which is of flat features.
+    carried = Carried()
+    if not spec.shape:
+        carried = Carried(constants=(0,) if value.squares[0] else ())
+        if sizes[0] == a:  # the first power is the features themselves
+            constants, linears = (
+                tuple(1 + i for i in columns)
+                for columns in (spec.carried.constants, spec.carried.linears)
+            )
+            carried = Carried(carried.constants + constants, linears)
     dims = tuple(int(max(s, i)) for s, i in zip(sizes, inner, strict=True))
     poly = PolySketch(a, degree, dims, inner_width(context.width), method.leaf)
     dotted = 1 + a + int(inner.sum())
@@ -93,7 +108,7 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
 
     return Stage(
         "sketch",
-        Spec(first, product),
+        Spec(first, product, carried=carried),
         apply,
         init,
         flops=spec.pixels

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "own_norms",
     "rule",
     "summed",
+    "take_columns",
     "taken",
 ]
 
@@ -54,7 +56,10 @@ class Features(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """Columns that "variance_reduced" carries exactly, by their numbers.
+    """Columns that are exact, by their numbers.
+
+    "variance_reduced" carries them from layer to layer, and "ntk_sketch" leaves them
+    out of its final compression.
 
     Attributes:
       constants, linears: of the NNGP features: what is the same for all examples but
@@ -111,7 +116,7 @@ class Spec:
       own_norms: `norm2` are the norms of these features (and their `excess`), not
         exact ones.
       raw: no nonlinear layer has been, so that the columns are the input's.
-      carried: the columns that are exact; only "variance_reduced" uses them.
+      carried: the columns that are exact, as far as the method uses them.
       width: channels of the finite network.
     """
 
@@ -300,6 +305,19 @@ def normalised(features: jax.Array, norm2: jax.Array) -> jax.Array:
 def constant(features: jax.Array, value: float) -> jax.Array:
     """One column of `value` for the rows of `features` (..., a)."""
     return jnp.full((*features.shape[:-1], 1), value, features.dtype)
+
+
+def take_columns(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
+    """Some of the columns of x (..., c), by slices of those that follow each other.
+
+    One gather, of what a `Dense` has appended its bias to, is compiled wrongly by the
+    XLA of JAX 0.7 and 0.8 (tests/test_feature_map.py).
+    """
+    breaks = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1]
+    edges = [0, *breaks, len(columns)] if columns else []
+    runs = [columns[i:j] for i, j in itertools.pairwise(edges)]
+    parts = [x[..., run[0] : run[-1] + 1] for run in runs]
+    return jnp.concatenate(parts, axis=-1) if parts else x[..., :0]
 
 
 def allocate(weights: np.ndarray, total: int) -> tuple[int, ...]:
