@@ -44,7 +44,9 @@ class NTKSketch(Method):
         a larger one where most cosines are; measured on MNIST the series is better).
       leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
       oversample: columns before the final compression, as a multiple of
-        `num_features`, >= 1; at 1 nothing is compressed.
+        `num_features`, >= 1; at 1 nothing is compressed. Behind flat layers exact
+        columns never are: constants and, where they are at most half of
+        `num_features`, those that are linear in the input.
 
     Bias: the error of the polynomials, and O(1/num_features) from each further layer.
     Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
