@@ -78,7 +78,10 @@ def stages(
 
     if isinstance(method, Exact):
         return build(0)
-    oversample = method.oversample if isinstance(method, NTKSketch) else 1.0
+    oversample, most = 1.0, 2
+    if isinstance(method, NTKSketch):
+        # Linear parts of few dimensions leave most of a layer's width unused.
+        oversample, most = method.oversample, 16
     budget = math.ceil(num_features * oversample)
     least = _columns(build(1), kind)
     if least > budget and any(
@@ -91,7 +94,7 @@ def stages(
     # Widest that fits, narrowest that need not: without a Dense at the end the NTK is
     # only a part of a nonlinear layer's columns.
     # Nearly always that is the budget itself, which is looked at first.
-    low, high, middle = 1, 2 * budget + 1, budget
+    low, high, middle = 1, most * budget + 1, budget
     while high - low > 1:
         fits = _columns(build(middle), kind) <= budget
         low, high = (middle, high) if fits else (low, middle)

@@ -49,12 +49,8 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
     # the output; its powers from 2 on weigh so little that a quarter of the width is
     # enough for them, and what the Hadamard transform would pad with is used too.
     first = context.width // 2 if context.ntk else context.width
-    weights, total = noise_weights(value.squares)[1:], max(first - 1, 0)
-    sizes = np.array(allocate(weights, total))
-    if sizes[0] > a:  # what it leaves goes to the NTK's product, or to other powers
-        sizes[0] = a
-        if not context.ntk:
-            sizes[1:] = allocate(weights[1:], total - a)
+    sizes = np.array(allocate(noise_weights(value.squares)[1:], max(first - 1, 0)))
+    sizes[0] = min(sizes[0], a)
     first = 1 + int(sizes.sum())
     product = max(1, context.width - first) if context.ntk else 0
     inner = np.zeros_like(sizes)
@@ -74,7 +70,8 @@ def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
             )
             carried = Carried(carried.constants + constants, linears)
     dims = tuple(int(max(s, i)) for s, i in zip(sizes, inner, strict=True))
-    poly = PolySketch(a, degree, dims, inner_width(context.width), method.leaf)
+    columns = context.width if context.ntk else min(first, context.width)
+    poly = PolySketch(a, degree, dims, inner_width(columns), method.leaf)
     dotted = 1 + a + int(inner.sum())
     mix = TensorSRHT((max(1, spec.ntk), dotted), max(1, product))
 
