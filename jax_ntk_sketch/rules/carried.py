@@ -36,7 +36,11 @@ from jax_ntk_sketch.kernels.gegenbauer import (
 )
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import zonal_sum
-from jax_ntk_sketch.rules.activation import nonlinear, takes_patches
+from jax_ntk_sketch.rules.activation import (
+    nonlinear,
+    reference_coefficients,
+    takes_patches,
+)
 from jax_ntk_sketch.rules.projection import Patches
 from jax_ntk_sketch.rules.stage import (
     Carried,
@@ -68,7 +72,10 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     columns = context.width
     first = max(1, columns // 2 if context.ntk else columns)
     c = spec.carried
-    linears = c.linears if 4 * (len(c.linears) + 1) <= first else ()
+    # Even functions have no linear part, unless something constant shifts them.
+    means_known = bool(c.constants) or bool(spec.bias)
+    some = means_known or reference_coefficients(dual, 1)[0][1] > 0
+    linears = c.linears if some and 4 * len(c.linears) <= first else ()
     phi = Patches(spec.window, spec.nngp, spec.bias)
     num1 = max(1, first - 1 - len(linears))
     first = 1 + len(linears) + num1
@@ -78,12 +85,11 @@ def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stag
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
     has_constant = bool(c.ntk_constants) or bool(spec.ntk_bias)
-    means_known = bool(c.constants) or bool(spec.bias)
     tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
     if context.ntk:
         share = max(1, columns - first)
         both = len(c.ntk_linears) + has_constant * len(linears)
-        if 2 * (both + 1) <= share:
+        if 2 * both <= share:
             ntk_linears = c.ntk_linears
         exact = int(has_constant) + len(ntk_linears)
         exact += has_constant * len(linears)
