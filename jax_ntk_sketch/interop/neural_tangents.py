@@ -117,7 +117,7 @@ def to_stax(net: stax.Layer) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
+def dense_to_stax(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
     return load().stax.Dense(
         net.out_dim,
         net.W_std,
@@ -128,66 +128,66 @@ def _(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.Activation) -> tuple[Callable, Callable, Callable]:
+def activation_to_stax(net: stax.Activation) -> tuple[Callable, Callable, Callable]:
     values = [getattr(net, field.name) for field in dataclasses.fields(net)]
     return getattr(load().stax, type(net).__name__)(*values)
 
 
 @to_stax.register
-def _(net: stax.Elementwise) -> tuple[Callable, Callable, Callable]:
+def elementwise_to_stax(net: stax.Elementwise) -> tuple[Callable, Callable, Callable]:
     if net.nngp_fn is None:  # Neural Tangents' Elementwise then has no kernel
         return load().stax.ElementwiseNumerical(net.fn, QUADRATURE_NODES)
     return load().stax.Elementwise(net.fn, net.nngp_fn, net.d_nngp_fn)
 
 
 @to_stax.register
-def _(net: stax.Identity) -> tuple[Callable, Callable, Callable]:
+def identity_to_stax(net: stax.Identity) -> tuple[Callable, Callable, Callable]:
     return load().stax.Identity()
 
 
 @to_stax.register
-def _(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
+def serial_to_stax(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
     # Neural Tangents has no empty `serial`.
     return load().stax.serial(*map(to_stax, net.layers or (stax.Identity(),)))
 
 
 @to_stax.register
-def _(net: stax.Parallel) -> tuple[Callable, Callable, Callable]:
+def parallel_to_stax(net: stax.Parallel) -> tuple[Callable, Callable, Callable]:
     return load().stax.parallel(*map(to_stax, net.layers))
 
 
 @to_stax.register
-def _(net: stax.FanOut) -> tuple[Callable, Callable, Callable]:
+def fan_out_to_stax(net: stax.FanOut) -> tuple[Callable, Callable, Callable]:
     return load().stax.FanOut(net.num)
 
 
 @to_stax.register
-def _(net: stax.FanInSum) -> tuple[Callable, Callable, Callable]:
+def fan_in_sum_to_stax(net: stax.FanInSum) -> tuple[Callable, Callable, Callable]:
     return load().stax.FanInSum()
 
 
 @to_stax.register
-def _(net: stax.FanInProd) -> tuple[Callable, Callable, Callable]:
+def fan_in_prod_to_stax(net: stax.FanInProd) -> tuple[Callable, Callable, Callable]:
     return load().stax.FanInProd()
 
 
 @to_stax.register
-def _(net: stax.FanInConcat) -> tuple[Callable, Callable, Callable]:
+def fan_in_concat_to_stax(net: stax.FanInConcat) -> tuple[Callable, Callable, Callable]:
     return load().stax.FanInConcat(net.axis)
 
 
 @to_stax.register
-def _(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
+def layer_norm_to_stax(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
     return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.channel_axis)
 
 
 @to_stax.register
-def _(net: stax.Dropout) -> tuple[Callable, Callable, Callable]:
+def dropout_to_stax(net: stax.Dropout) -> tuple[Callable, Callable, Callable]:
     return load().stax.Dropout(net.rate, net.mode)
 
 
 @to_stax.register
-def _(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
+def conv_to_stax(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
     if any(step != 1 for step in net.dilation or ()):
         raise ValueError(
             f"to_stax: Neural Tangents has no dilated convolution, got {net!r}; "
@@ -207,7 +207,7 @@ def _(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.AvgPool) -> tuple[Callable, Callable, Callable]:
+def avg_pool_to_stax(net: stax.AvgPool) -> tuple[Callable, Callable, Callable]:
     return load().stax.AvgPool(
         net.window_shape,
         net.strides,
@@ -218,24 +218,28 @@ def _(net: stax.AvgPool) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.SumPool) -> tuple[Callable, Callable, Callable]:
+def sum_pool_to_stax(net: stax.SumPool) -> tuple[Callable, Callable, Callable]:
     return load().stax.SumPool(
         net.window_shape, net.strides, net.padding, channel_axis=net.channel_axis
     )
 
 
 @to_stax.register
-def _(net: stax.GlobalAvgPool) -> tuple[Callable, Callable, Callable]:
+def global_avg_pool_to_stax(
+    net: stax.GlobalAvgPool,
+) -> tuple[Callable, Callable, Callable]:
     return load().stax.GlobalAvgPool(channel_axis=net.channel_axis)
 
 
 @to_stax.register
-def _(net: stax.GlobalSumPool) -> tuple[Callable, Callable, Callable]:
+def global_sum_pool_to_stax(
+    net: stax.GlobalSumPool,
+) -> tuple[Callable, Callable, Callable]:
     return load().stax.GlobalSumPool(channel_axis=net.channel_axis)
 
 
 @to_stax.register
-def _(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
+def aggregate_to_stax(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
     return _in_order(
         load().stax.Aggregate(
             net.aggregate_axis,
@@ -248,7 +252,9 @@ def _(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
 
 @to_stax.register(stax.ConvTranspose)
 @to_stax.register(stax.ConvLocal)
-def _(net: stax.ConvTranspose | stax.ConvLocal) -> tuple[Callable, Callable, Callable]:
+def conv_transpose_to_stax(
+    net: stax.ConvTranspose | stax.ConvLocal,
+) -> tuple[Callable, Callable, Callable]:
     return getattr(load().stax, type(net).__name__)(
         net.out_chan,
         net.filter_shape,
@@ -263,7 +269,7 @@ def _(net: stax.ConvTranspose | stax.ConvLocal) -> tuple[Callable, Callable, Cal
 
 
 @to_stax.register
-def _(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
+def image_resize_to_stax(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
     if net.method not in ("nearest", "linear"):
         raise ValueError(
             "to_stax: Neural Tangents has kernels of nearest and linear interpolation "
@@ -282,7 +288,7 @@ def _(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.DotGeneral) -> tuple[Callable, Callable, Callable]:
+def dot_general_to_stax(net: stax.DotGeneral) -> tuple[Callable, Callable, Callable]:
     if net.lhs is None and net.rhs is None:  # which theirs, as of 0.6.5, fails on
         return load().stax.Identity()
     precision = net.precision and jax.lax.Precision[net.precision.upper()]
@@ -296,18 +302,20 @@ def _(net: stax.DotGeneral) -> tuple[Callable, Callable, Callable]:
 
 
 @to_stax.register
-def _(net: stax.GlobalSelfAttention) -> tuple[Callable, Callable, Callable]:
+def global_self_attention_to_stax(
+    net: stax.GlobalSelfAttention,
+) -> tuple[Callable, Callable, Callable]:
     values = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
     return load().stax.GlobalSelfAttention(**values)
 
 
 @to_stax.register
-def _(net: stax.Index) -> tuple[Callable, Callable, Callable]:
+def index_to_stax(net: stax.Index) -> tuple[Callable, Callable, Callable]:
     return load().stax.Index(net.slices, channel_axis=net.channel_axis)
 
 
 @to_stax.register
-def _(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
+def flatten_to_stax(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
     return load().stax.Flatten()
 
 

@@ -52,57 +52,57 @@ def dual(layer: stax.Activation) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Relu) -> Dual:
+def relu_dual(layer: stax.Relu) -> Dual:
     return Homogeneous(1, 1.0, 0.0)
 
 
 @dual.register
-def _(layer: stax.ABRelu) -> Dual:
+def ab_relu_dual(layer: stax.ABRelu) -> Dual:
     return Homogeneous(1, layer.b, -layer.a)
 
 
 @dual.register
-def _(layer: stax.LeakyRelu) -> Dual:
+def leaky_relu_dual(layer: stax.LeakyRelu) -> Dual:
     return Homogeneous(1, 1.0, -layer.alpha)
 
 
 @dual.register
-def _(layer: stax.Abs) -> Dual:
+def abs_dual(layer: stax.Abs) -> Dual:
     return Homogeneous(1, 1.0, 1.0)
 
 
 @dual.register
-def _(layer: stax.Sign) -> Dual:
+def sign_dual(layer: stax.Sign) -> Dual:
     return Homogeneous(0, 1.0, -1.0)
 
 
 @dual.register
-def _(layer: stax.RectifiedMonomial) -> Dual:
+def rectified_monomial_dual(layer: stax.RectifiedMonomial) -> Dual:
     return Homogeneous(layer.degree, 1.0, 0.0)
 
 
 @dual.register
-def _(layer: stax.Monomial) -> Dual:
+def monomial_dual(layer: stax.Monomial) -> Dual:
     return PolynomialDual((0.0,) * layer.degree + (1.0,))
 
 
 @dual.register
-def _(layer: stax.Polynomial) -> Dual:
+def polynomial_dual(layer: stax.Polynomial) -> Dual:
     return PolynomialDual(layer.coef)
 
 
 @dual.register
-def _(layer: stax.Hermite) -> Dual:
+def hermite_dual(layer: stax.Hermite) -> Dual:
     return HermiteDual(layer.degree)
 
 
 @dual.register
-def _(layer: stax.ExpNormalized) -> Dual:
+def exp_normalized_dual(layer: stax.ExpNormalized) -> Dual:
     return ExpNormalizedDual(layer.gamma, layer.shift)
 
 
 @dual.register
-def _(layer: stax.Erf) -> Dual:
+def erf_dual(layer: stax.Erf) -> Dual:
     a, b, c = layer.a, layer.b, layer.c
 
     def pair(cov, q1, q2):
@@ -119,12 +119,12 @@ def _(layer: stax.Erf) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Sigmoid_like) -> Dual:
+def sigmoid_like_dual(layer: stax.Sigmoid_like) -> Dual:
     return dual(stax.Erf(0.5, 1 / 2.4020563531719796, 0.5))
 
 
 @dual.register
-def _(layer: stax.Gelu) -> Dual:
+def gelu_dual(layer: stax.Gelu) -> Dual:
     def phi(x):
         return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
@@ -146,7 +146,7 @@ def _(layer: stax.Gelu) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Sin) -> Dual:
+def sin_dual(layer: stax.Sin) -> Dual:
     a, b, c = layer.a, layer.b, layer.c
 
     def pair(cov, q1, q2):
@@ -164,17 +164,17 @@ def _(layer: stax.Sin) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Cos) -> Dual:
+def cos_dual(layer: stax.Cos) -> Dual:
     return dual(stax.Sin(layer.a, layer.b, layer.c + math.pi / 2))
 
 
 @dual.register
-def _(layer: stax.Rbf) -> Dual:
+def rbf_dual(layer: stax.Rbf) -> Dual:
     return dual(stax.Sin(math.sqrt(2), math.sqrt(2 * layer.gamma), math.pi / 4))
 
 
 @dual.register
-def _(layer: stax.Gaussian) -> Dual:
+def gaussian_dual(layer: stax.Gaussian) -> Dual:
     a, b = layer.a, layer.b
 
     def pair(cov, q1, q2):
@@ -191,7 +191,7 @@ def _(layer: stax.Gaussian) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Exp) -> Dual:
+def exp_dual(layer: stax.Exp) -> Dual:
     a, b = layer.a, layer.b
 
     def pair(cov, q1, q2):
@@ -202,7 +202,7 @@ def _(layer: stax.Exp) -> Dual:
 
 
 @dual.register
-def _(layer: stax.Gabor) -> Dual:
+def gabor_dual(layer: stax.Gabor) -> Dual:
     def pair(cov, q1, q2):
         # Gaussian integrals of exp(-x^2 - y^2) cos(x -+ y); sin sin is half their
         # difference, the derivative that of it by the covariance.
@@ -229,12 +229,12 @@ def _(layer: stax.Gabor) -> Dual:
 
 
 @dual.register
-def _(layer: stax.ElementwiseNumerical) -> Dual:
+def elementwise_numerical_dual(layer: stax.ElementwiseNumerical) -> Dual:
     return _numerical("ElementwiseNumerical", layer.fn, layer.df, layer.deg)
 
 
 @dual.register
-def _(layer: stax.Elementwise) -> Dual:
+def elementwise_dual(layer: stax.Elementwise) -> Dual:
     fn, nngp_fn = layer.fn, layer.nngp_fn
     if nngp_fn is None:
         assert fn is not None

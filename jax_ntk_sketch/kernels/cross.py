@@ -141,14 +141,14 @@ def _diagonals(layer: stax.Layer, k: Cross) -> tuple[Diagonal, Diagonal | None]:
 
 
 @_cross.register
-def _(layer: stax.Serial, k: Cross) -> Cross:
+def serial_cross(layer: stax.Serial, k: Cross) -> Cross:
     for inner in layer.layers:
         k = _cross(inner, k)
     return k
 
 
 @_diagonal.register
-def _(layer: stax.Serial, k: Diagonal) -> Diagonal:
+def serial_diagonal(layer: stax.Serial, k: Diagonal) -> Diagonal:
     for inner in layer.layers:
         k = _diagonal(inner, k)
     return k
@@ -158,41 +158,41 @@ def _(layer: stax.Serial, k: Diagonal) -> Diagonal:
 @_cross.register(stax.Flatten)
 @_diagonal.register(stax.Identity)
 @_diagonal.register(stax.Flatten)
-def _(layer: stax.Layer, k):
+def identity_kernels(layer: stax.Layer, k):
     return k
 
 
 @_cross.register(stax.FanOut)
 @_diagonal.register(stax.FanOut)
-def _(layer: stax.FanOut, k):
+def fan_out_kernels(layer: stax.FanOut, k):
     return [k] * layer.num
 
 
 @_cross.register
-def _(layer: stax.Parallel, k: list[Cross]):
+def parallel_cross(layer: stax.Parallel, k: list[Cross]):
     return [_cross(*pair) for pair in zip(layer.layers, k, strict=True)]
 
 
 @_diagonal.register
-def _(layer: stax.Parallel, k: list[Diagonal]):
+def parallel_diagonal(layer: stax.Parallel, k: list[Diagonal]):
     return [_diagonal(*pair) for pair in zip(layer.layers, k, strict=True)]
 
 
 @_cross.register(stax.FanInSum)
 @_diagonal.register(stax.FanInSum)
-def _(layer: stax.FanInSum, k):
+def fan_in_sum_kernels(layer: stax.FanInSum, k):
     return jax.tree.map(lambda *parts: sum(parts), *k)
 
 
 @_cross.register(stax.FanInProd)
-def _(layer: stax.FanInProd, k: list[Cross]) -> Cross:
+def fan_in_prod_cross(layer: stax.FanInProd, k: list[Cross]) -> Cross:
     x = _diagonal(layer, [one.x for one in k])
     z = None if k[0].z is None else _diagonal(layer, [one.z for one in k])
     return Cross(*_product(k), x, z)
 
 
 @_diagonal.register(stax.FanInProd)
-def _(layer: stax.FanInProd, k: list[Diagonal]) -> Diagonal:
+def fan_in_prod_diagonal(layer: stax.FanInProd, k: list[Diagonal]) -> Diagonal:
     return Diagonal(*_product(k))
 
 
@@ -204,12 +204,12 @@ def _product(k: list) -> tuple[jax.Array, jax.Array]:
 
 
 @_cross.register
-def _(layer: stax.Dense, k: Cross) -> Cross:
+def dense_cross(layer: stax.Dense, k: Cross) -> Cross:
     return Cross(*_dense(layer, k.nngp, k.ntk), *_diagonals(layer, k))
 
 
 @_diagonal.register
-def _(layer: stax.Dense, k: Diagonal) -> Diagonal:
+def dense_diagonal(layer: stax.Dense, k: Diagonal) -> Diagonal:
     return Diagonal(*_dense(layer, k.nngp, k.ntk))
 
 
@@ -224,20 +224,20 @@ def _dense(
 
 
 @_cross.register
-def _(layer: stax.Activation, k: Cross) -> Cross:
+def activation_cross(layer: stax.Activation, k: Cross) -> Cross:
     z = None if k.z is None else k.z.nngp
     nngp, derivative = dual(layer).kernels(k.nngp, k.x.nngp, z)
     return Cross(nngp, k.ntk * derivative, *_diagonals(layer, k))
 
 
 @_diagonal.register
-def _(layer: stax.Activation, k: Diagonal) -> Diagonal:
+def activation_diagonal(layer: stax.Activation, k: Diagonal) -> Diagonal:
     nngp, derivative = dual(layer).diagonal(k.nngp)
     return Diagonal(nngp, k.ntk * derivative)
 
 
 @_cross.register
-def _(layer: stax.LayerNorm, k: Cross) -> Cross:
+def layer_norm_cross(layer: stax.LayerNorm, k: Cross) -> Cross:
     rows = _inverse_root(layer, k.x)
     columns = rows if k.z is None else _inverse_root(layer, k.z)
     scale = rows[:, None] * columns
@@ -245,7 +245,7 @@ def _(layer: stax.LayerNorm, k: Cross) -> Cross:
 
 
 @_diagonal.register
-def _(layer: stax.LayerNorm, k: Diagonal) -> Diagonal:
+def layer_norm_diagonal(layer: stax.LayerNorm, k: Diagonal) -> Diagonal:
     scale = _inverse_root(layer, k) ** 2
     return Diagonal(k.nngp * scale, k.ntk * scale)
 

@@ -198,7 +198,7 @@ def _arc_cosine(k: int, alpha: jax.Array) -> jax.Array:
 
 
 @_arc_cosine.defjvp
-def _(k: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _arc_cosine_jvp(k: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (alpha,), (tangent,) = primals, tangents
     slope = k * k * _arc_cosine(k - 1, alpha)
     return _arc_cosine(k, alpha), slope * tangent

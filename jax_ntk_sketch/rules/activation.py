@@ -20,7 +20,9 @@ __all__ = ["nonlinear", "reference_coefficients", "takes_patches"]
 
 
 @rule.register
-def _(layer: stax.Activation, spec: Spec, context: Context) -> list[Stage]:
+def activation_steps(
+    layer: stax.Activation, spec: Spec, context: Context
+) -> list[Stage]:
     name = type(layer).__name__
     if not spec.gaussian:
         raise ValueError(

@@ -54,7 +54,9 @@ _MECHANISMS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @rule.register
-def _(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> list[Stage]:
+def global_self_attention_steps(
+    layer: stax.GlobalSelfAttention, spec: Spec, context: Context
+) -> list[Stage]:
     check_spatial(layer, spec)
     if layer.linear_scaling:
         return [_linear(layer, spec, context)]

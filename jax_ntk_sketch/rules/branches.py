@@ -33,7 +33,7 @@ __all__: list[str] = []
 
 
 @rule.register
-def _(layer: stax.FanOut, spec: Spec, context: Context) -> list[Stage]:
+def fan_out_steps(layer: stax.FanOut, spec: Spec, context: Context) -> list[Stage]:
     def apply(params: Any, f: Features) -> list[Features]:
         return [f] * layer.num
 
@@ -42,7 +42,9 @@ def _(layer: stax.FanOut, spec: Spec, context: Context) -> list[Stage]:
 
 
 @rule.register
-def _(layer: stax.Parallel, spec: Branches, context: Context) -> list[Stage]:
+def parallel_steps(
+    layer: stax.Parallel, spec: Branches, context: Context
+) -> list[Stage]:
     if len(layer.layers) != len(spec.specs):
         raise ValueError(
             f"parallel has {len(layer.layers)} branches, but what enters it has "
@@ -117,7 +119,9 @@ def _side_by_side(built: list[list[Stage]], spec: Branches) -> Stage:
 
 
 @rule.register
-def _(layer: stax.FanInSum, spec: Branches, context: Context) -> list[Stage]:
+def fan_in_sum_steps(
+    layer: stax.FanInSum, spec: Branches, context: Context
+) -> list[Stage]:
     before, specs = _settled(spec, context)
     _check_equal(layer, specs, spec)
     if not all(one.gaussian for one in specs) and len(specs) > 1:
@@ -140,7 +144,9 @@ def _(layer: stax.FanInSum, spec: Branches, context: Context) -> list[Stage]:
 
 
 @rule.register
-def _(layer: stax.FanInConcat, spec: Branches, context: Context) -> list[Stage]:
+def fan_in_concat_steps(
+    layer: stax.FanInConcat, spec: Branches, context: Context
+) -> list[Stage]:
     before, specs = _settled(spec, context)
     ndim = 2 + len(specs[0].shape)
     if not -ndim < layer.axis < ndim or layer.axis % ndim == 0:
@@ -228,7 +234,9 @@ def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> S
 
 
 @rule.register
-def _(layer: stax.FanInProd, spec: Branches, context: Context) -> list[Stage]:
+def fan_in_prod_steps(
+    layer: stax.FanInProd, spec: Branches, context: Context
+) -> list[Stage]:
     """NNGP kernels multiply; the NTK is the sum over branches of its NTK times the
     NNGP kernels of the others.
     """

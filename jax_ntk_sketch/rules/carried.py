@@ -63,12 +63,16 @@ _SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(_DEGREE + 1))
 
 
 @takes_patches.register
-def _(method: VarianceReduced, spec: Spec, context: Context) -> bool:
+def variance_reduced_accepts_patches(
+    method: VarianceReduced, spec: Spec, context: Context
+) -> bool:
     return True
 
 
 @nonlinear.register
-def _(method: VarianceReduced, dual: Dual, spec: Spec, context: Context) -> Stage:
+def variance_reduced_step(
+    method: VarianceReduced, dual: Dual, spec: Spec, context: Context
+) -> Stage:
     columns = context.width
     first = max(1, columns // 2 if context.ntk else columns)
     c = spec.carried

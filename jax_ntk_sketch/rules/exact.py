@@ -12,7 +12,7 @@ __all__ = ["factor"]
 
 
 @nonlinear.register
-def _(method: Exact, dual: Dual, spec: Spec, context: Context) -> Stage:
+def exact_step(method: Exact, dual: Dual, spec: Spec, context: Context) -> Stage:
     n = context.batch * spec.pixels  # all positions of all examples are rows
     out = Spec(n, n if context.ntk else 0)
 

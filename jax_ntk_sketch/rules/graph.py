@@ -34,7 +34,7 @@ _MIXING = (
 
 
 @rule.register
-def _(layer: stax.Aggregate, spec: Spec, context: Context) -> list[Stage]:
+def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list[Stage]:
     """NNGP' = P1' NNGP P2 and the NTK likewise: the same sum over edges of features.
 
     The norms, sums over all pairs of neighbours, are then the features' own.

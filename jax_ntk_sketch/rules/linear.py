@@ -32,12 +32,12 @@ _KEEP_PATCHES = (
 
 
 @rule.register
-def _(layer: stax.Identity, spec: Spec, context: Context) -> list[Stage]:
+def identity_steps(layer: stax.Identity, spec: Spec, context: Context) -> list[Stage]:
     return []
 
 
 @rule.register
-def _(layer: stax.Serial, spec: Spec, context: Context) -> list[Stage]:
+def serial_steps(layer: stax.Serial, spec: Spec, context: Context) -> list[Stage]:
     stages: list[Stage] = []
     for inner in layer.layers:
         before = stages[-1].spec if stages else spec
@@ -69,7 +69,7 @@ def _check_branches(layer: stax.Layer, spec: Spec | Branches) -> None:
 
 
 @rule.register
-def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
+def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
     """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns.
 
     In the standard parameterization NTK' = W² NTK + width NNGP + 1, without the 1 if
@@ -114,7 +114,9 @@ def _(layer: stax.Dense, spec: Spec, context: Context) -> list[Stage]:
 
 
 @rule.register
-def _(layer: stax.LayerNorm, spec: Spec, context: Context) -> list[Stage]:
+def layer_norm_steps(
+    layer: stax.LayerNorm, spec: Spec, context: Context
+) -> list[Stage]:
     """Both kernels over the root of their variances; gradients see these as constant.
 
     That is the infinite-width limit that Neural Tangents defines.
@@ -159,7 +161,7 @@ def _normalised_axes(
 
 
 @rule.register
-def _(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
+def dropout_steps(layer: stax.Dropout, spec: Spec, context: Context) -> list[Stage]:
     """Variances over the rate; the kernel between two draws is what it was.
 
     Exact features show what is dropped of an example to itself: a column of its own for

@@ -33,7 +33,9 @@ _CANDIDATES = 4096
 
 
 @pipeline.register
-def _(method: Nystrom, net: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
+def nystrom_network_steps(
+    method: Nystrom, net: stax.Layer, spec: Spec, context: Context
+) -> list[Stage]:
     by_layers = layered(net, spec, context)  # which also finds mistakes in the network
     if not is_fully_connected(net):
         return by_layers

@@ -45,12 +45,12 @@ _SHARE = 0.4
 
 
 @takes_patches.register
-def _(method: Nystrom, spec: Spec, context: Context) -> bool:
+def nystrom_accepts_patches(method: Nystrom, spec: Spec, context: Context) -> bool:
     return True
 
 
 @nonlinear.register
-def _(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
+def nystrom_step(method: Nystrom, dual: Dual, spec: Spec, context: Context) -> Stage:
     width, both = context.width, context.ntk
     first = max(1, round(_SHARE * width)) if both else width
     product = max(1, width - first) if both else 0

@@ -47,7 +47,9 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
 
 
 @pipeline.register
-def _(method: OnePass, net: stax.Layer, spec: Spec, context: Context) -> list[Stage]:
+def one_pass_network_steps(
+    method: OnePass, net: stax.Layer, spec: Spec, context: Context
+) -> list[Stage]:
     kernel = zonal_kernel(net, context.ntk, "one_pass")
     if kernel is None:
         return layered(net, spec, context)

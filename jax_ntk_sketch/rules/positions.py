@@ -27,7 +27,9 @@ __all__: list[str] = []
 
 
 @rule.register
-def _(layer: stax.ConvTranspose, spec: Spec, context: Context) -> list[Stage]:
+def conv_transpose_steps(
+    layer: stax.ConvTranspose, spec: Spec, context: Context
+) -> list[Stage]:
     """A convolution of the image with zeros between its pixels and around it."""
     _check_rank(layer, spec)
     strides = layer.strides or (1,) * len(layer.filter_shape)
@@ -87,7 +89,9 @@ def _border(padding: str, size: int, step: int) -> tuple[int, int]:
 
 
 @rule.register
-def _(layer: stax.ConvLocal, spec: Spec, context: Context) -> list[Stage]:
+def conv_local_steps(
+    layer: stax.ConvLocal, spec: Spec, context: Context
+) -> list[Stage]:
     """The kernels of a convolution between equal positions, zero between others."""
     _check_rank(layer, spec)
     conv = stax.Conv(
@@ -167,7 +171,9 @@ def _apart(spec: Spec, context: Context) -> Stage:
 
 
 @rule.register
-def _(layer: stax.ImageResize, spec: Spec, context: Context) -> list[Stage]:
+def image_resize_steps(
+    layer: stax.ImageResize, spec: Spec, context: Context
+) -> list[Stage]:
     ndim = len(spec.shape) + 2
     if len(layer.shape) != ndim or not spec.shape:
         raise ValueError(
@@ -214,7 +220,9 @@ def _(layer: stax.ImageResize, spec: Spec, context: Context) -> list[Stage]:
 
 
 @rule.register
-def _(layer: stax.DotGeneral, spec: Spec, context: Context) -> list[Stage]:
+def dot_general_steps(
+    layer: stax.DotGeneral, spec: Spec, context: Context
+) -> list[Stage]:
     if layer.lhs is None and layer.rhs is None:
         return []
     is_lhs = layer.rhs is None  # the array is
@@ -280,7 +288,7 @@ def _dot_axes(layer: stax.DotGeneral, ndims: tuple[int, int]) -> list[int | None
 
 
 @rule.register
-def _(layer: stax.Index, spec: Spec, context: Context) -> list[Stage]:
+def index_steps(layer: stax.Index, spec: Spec, context: Context) -> list[Stage]:
     items = _spatial_items(layer, spec)
     try:
         shape = np.broadcast_to(np.zeros(()), spec.shape)[items].shape

@@ -34,14 +34,18 @@ _SMALL_PATCH = 64
 
 
 @takes_patches.register
-def _(method: NTKRandomFeatures, spec: Spec, context: Context) -> bool:
+def ntk_random_features_accepts_patches(
+    method: NTKRandomFeatures, spec: Spec, context: Context
+) -> bool:
     # The dense kinds of directions take patches as they are.
     columns = max(_SMALL_PATCH, _shares(method, context)[0])
     return method.directions == "hadamard" and not is_small(spec, columns)
 
 
 @nonlinear.register
-def _(method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context) -> Stage:
+def ntk_random_features_step(
+    method: NTKRandomFeatures, dual: Dual, spec: Spec, context: Context
+) -> Stage:
     first, product = _shares(method, context)
     num1 = (first + 1) // 2 if method.antithetic else first
     phi = Patches(spec.window, spec.nngp, spec.bias)

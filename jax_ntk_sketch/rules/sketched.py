@@ -38,7 +38,9 @@ def noise_weights(coefficients: np.ndarray) -> np.ndarray:
 
 
 @nonlinear.register
-def _(method: NTKSketch, dual: Dual, spec: Spec, context: Context) -> Stage:
+def ntk_sketch_step(
+    method: NTKSketch, dual: Dual, spec: Spec, context: Context
+) -> Stage:
     a = spec.nngp
     degree = method.kappa1_degree
     if context.ntk:

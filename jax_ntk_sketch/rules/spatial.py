@@ -26,7 +26,7 @@ __all__ = ["check_spatial"]
 
 
 @rule.register
-def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
+def conv_steps(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
     """With A the mean over the pixels of two patches, at equal offsets:
     NNGP' = W² A NNGP + b² and NTK' = W² A NTK + NNGP'. On features the mean is a direct
     sum over offsets, which stays a window over the image.
@@ -70,7 +70,9 @@ def _(layer: stax.Conv, spec: Spec, context: Context) -> list[Stage]:
 
 @rule.register(stax.AvgPool)
 @rule.register(stax.SumPool)
-def _(layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context) -> list[Stage]:
+def pool_steps(
+    layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context
+) -> list[Stage]:
     window = Window(layer.window_shape, layer.strides, layer.padding)
     _check_window(layer, window, spec)
     out = dataclasses.replace(
@@ -100,7 +102,7 @@ def _(layer: stax.AvgPool | stax.SumPool, spec: Spec, context: Context) -> list[
 
 @rule.register(stax.GlobalAvgPool)
 @rule.register(stax.GlobalSumPool)
-def _(
+def global_pool_steps(
     layer: stax.GlobalAvgPool | stax.GlobalSumPool, spec: Spec, context: Context
 ) -> list[Stage]:
     """With a mask of the nodes of padded graphs, over those that exist."""
@@ -132,7 +134,7 @@ def _(
 
 
 @rule.register
-def _(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
+def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Stage]:
     """The mean over positions, of both kernels: a direct sum over all of them.
 
     It is formed where it fits the width, or costs no columns of ours (before the first

@@ -35,7 +35,7 @@ _SERIES = 40
 
 
 @pipeline.register
-def _(
+def variance_reduced_network_steps(
     method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Stage]:
     if not is_zonal(net, context.ntk):
