@@ -27,8 +27,8 @@ import scipy.linalg
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import data, kernels, methods, preprocessing
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.progress import progress
 
 NETWORKS = {
     "cntk": jns.recipes.cntk(3),
@@ -75,7 +75,7 @@ def prepare(
     x: np.ndarray, test: np.ndarray, zca: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each image standardised; then ZCA fitted on training images, if wanted."""
-    x, test = (np.asarray(preprocessing.standardize(z)) for z in (x, test))
+    x, test = (np.asarray(preprocessing.standardize_examples(z)) for z in (x, test))
     if zca is not None:
         params = preprocessing.zca_fit(x, reg=zca)
         x, test = (

@@ -26,7 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import methods, rules
+from jax_ntk_sketch import methods
+from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
 # Root mean square of the centred errors (NNGP, NTK) of the published random features.
@@ -103,7 +105,7 @@ def accuracy(args) -> None:
                     params = fmap.init(jax.random.key(seed), sample)
                     phi = jns.transform(fmap, params, x, batch_size=4)
                     phi = phi.astype(np.float64)
-                    error = jns.validation.centred_relative_error(
+                    error = jns.validation.centered_relative_error(
                         exact[kind], phi @ phi.T
                     )
                     squares.append(error**2)
@@ -171,8 +173,8 @@ def _matmul_flops(size: int = 2048) -> float:
 
 def _stage_table(name: str, fmap, params, x) -> str:
     """Milliseconds per image of each step, compiled by itself and run one by one."""
-    built = rules.stages(NET, fmap.method, "ntk", fmap.num_features, x.shape[1:], 1)
-    f = rules.Features(x, x[..., :0], jnp.zeros(len(x)))
+    built = build_steps(NET, fmap.method, "ntk", fmap.num_features, x.shape[1:], 1)
+    f = Features(x, x[..., :0], jnp.zeros(len(x)))
     rows = []
     for stage, p in zip(built, params["ntk"], strict=True):
 

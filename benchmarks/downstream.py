@@ -14,7 +14,7 @@ Penalty and number of features are chosen on the held-out rows alone: the fewest
 the predictions of exact ridge, is at most --within of its mean squared error; else the
 most. Errors on test rows have no part in it.
 
-"prediction" is `predict_error` on 1000 fitting rows, over the error that is then found
+"prediction" is `expected_error` on 1000 fitting rows, over the error that is then found
 on 1000 test rows (all of the digits' 360).
 """
 
@@ -167,7 +167,7 @@ def prediction(args) -> None:
                     num_features=m,
                     method=candidates.METHODS[method],
                 )
-                predicted = jns.predict_error(fmap, fit, num_examples=len(test))
+                predicted = jns.expected_error(fmap, fit, num_examples=len(test))
                 squares = []
                 for seed in range(args.seeds):
                     params = fmap.init(jax.random.key(seed + 100), fit)

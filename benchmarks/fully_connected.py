@@ -48,9 +48,9 @@ METHODS = {
     "ntk_random_features": methods.NTKRandomFeatures(),
     "variance_reduced": methods.VarianceReduced(),
     "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
-    "ntk_sketch, degrees 2, 1": methods.NTKSketch(kappa1_degree=2, kappa0_degree=1),
+    "ntk_sketch, degrees 2, 1": methods.NTKSketch(degree=2, derivative_degree=1),
     "ntk_sketch, degrees 4, 3": methods.NTKSketch(),
-    "ntk_sketch, degrees 8, 7": methods.NTKSketch(kappa1_degree=8, kappa0_degree=7),
+    "ntk_sketch, degrees 8, 7": methods.NTKSketch(degree=8, derivative_degree=7),
 }
 
 
@@ -82,7 +82,7 @@ def draws(args, name: str, depth: int, m: int, x, kernel) -> np.ndarray:
         phi = np.asarray(run(jax.random.key(seed)), np.float64)
         gram = phi @ phi.T
         relative = jns.validation.relative_error(kernel, gram)
-        centred = jns.validation.centred_relative_error(kernel, gram)
+        centred = jns.validation.centered_relative_error(kernel, gram)
         errors.append((relative, centred))
     return np.array(errors)
 

@@ -234,7 +234,7 @@ def row(name: str, args: Any, refusals: list[str], slopes: dict) -> list[str]:
         out.append(cell(found[-1][:, 0].max(), method))
         if len(sizes) > 1:
             slopes[name, method] = [
-                jns.validation.fitted_slope(sizes, column) if column.all() else None
+                jns.validation.loglog_slope(sizes, column) if column.all() else None
                 for column in np.array(found).reshape(len(sizes), -1).T
             ]
     return out

@@ -73,7 +73,7 @@ def errors(args, name: str, depth: int, m: int, seed: int) -> dict[str, float]:
         seconds = common.seconds(lambda: run(params, x), repeats=args.repeats)[1]
     return {
         "relative": jns.validation.relative_error(k, gram),
-        "centred": jns.validation.centred_relative_error(k, gram),
+        "centred": jns.validation.centered_relative_error(k, gram),
         "seconds": seconds,
     }
 

@@ -43,7 +43,7 @@ def examples(per_example: int, n: int = EXAMPLES) -> scipy.sparse.csr_array:
 
 def feature_map(method: str, **options: Any) -> jns.SparseFeatureMap:
     fmap = jns.feature_map(NET, num_features=FEATURES, method=method)
-    return jns.sparse_inputs(fmap, columns=COLUMNS, **options)
+    return jns.with_sparse_inputs(fmap, sketch_dim=COLUMNS, **options)
 
 
 def slope(nonzeros: Any, values: Any) -> float:
@@ -183,7 +183,9 @@ def error(args: Any) -> None:
                 continue
             for exact_norms in (True, False):
                 base = jns.feature_map(NET, num_features=features, method=method)
-                fmap = jns.sparse_inputs(base, columns=columns, exact_norms=exact_norms)
+                fmap = jns.with_sparse_inputs(
+                    base, sketch_dim=columns, exact_norms=exact_norms
+                )
                 run = jax.jit(fmap.apply)
                 every, others, means = [], [], 0.0
                 for key in jax.random.split(jax.random.key(0), args.seeds):
@@ -199,7 +201,7 @@ def error(args: Any) -> None:
                 mean, se = np.mean(every), np.std(every, ddof=1) / len(every) ** 0.5
                 results.append(
                     dict(
-                        columns=columns,
+                        sketch_dim=columns,
                         method=repr(method),
                         exact_norms=exact_norms,
                         error=mean,

@@ -34,7 +34,7 @@ from sklearn.neural_network import MLPRegressor
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit, fit_ridge
-from jax_ntk_sketch.linear_model.tridiagonal import Tridiagonal
+from jax_ntk_sketch.linear_model._shifted_solver import Tridiagonal
 
 SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
 # Penalties per example, over the kernel's mean diagonal.

@@ -2,7 +2,7 @@
 
 Describe a network once (`stax`), read the description as a cheap feature map
 (`feature_map`), as an exact kernel (`interop.neural_tangents.to_stax`), or as a plan of
-what it costs (`FeatureMap.plan`); learn on the features (`linear_model`) and check them
+what it costs (`NetworkFeatureMap.plan`); learn on the features (`linear_model`) and check them
 against the exact kernel (`validation`).
 """
 
@@ -21,42 +21,50 @@ from jax_ntk_sketch import (
     stax,
     validation,
 )
-from jax_ntk_sketch.compress import CompressedFeatureMap, compress
-from jax_ntk_sketch.feature_map import FeatureMap, KernelFeatures, feature_map
-from jax_ntk_sketch.nystrom import KernelLandmarks, nystrom
-from jax_ntk_sketch.plan import Plan
-from jax_ntk_sketch.prediction import predict_error, suggest_num_features
-from jax_ntk_sketch.sparse_inputs import SparseFeatureMap, sparse_inputs
-from jax_ntk_sketch.sparse_rows import SparseRows
-from jax_ntk_sketch.transform import transform
+from jax_ntk_sketch.batches.sparse_rows import SparseRows
+from jax_ntk_sketch.features._compress import CompressedFeatureMap, compress
+from jax_ntk_sketch.features._feature_map import (
+    KernelFeatures,
+    NetworkFeatureMap,
+    feature_map,
+)
+from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap, landmark_features
+from jax_ntk_sketch.features._sparse_inputs import SparseFeatureMap, with_sparse_inputs
+from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.features.plan import Plan
+from jax_ntk_sketch.validation.error_prediction import (
+    expected_error,
+    suggest_num_features,
+)
 
-__version__ = "0.1.0"
 __all__ = [
     "CompressedFeatureMap",
-    "FeatureMap",
     "KernelFeatures",
-    "KernelLandmarks",
+    "LandmarkFeatureMap",
+    "NetworkFeatureMap",
     "Plan",
     "SparseFeatureMap",
     "SparseRows",
     "compress",
     "data",
+    "expected_error",
     "feature_map",
     "graphs",
     "interop",
     "kernels",
+    "landmark_features",
     "linear_model",
     "methods",
-    "nystrom",
-    "predict_error",
     "preprocessing",
     "random_features",
     "recipes",
     "sharding",
     "sketch",
-    "sparse_inputs",
     "stax",
     "suggest_num_features",
     "transform",
     "validation",
+    "with_sparse_inputs",
 ]
+
+__version__ = "0.1.0"

@@ -6,6 +6,7 @@ its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass", "nystrom
 """
 
 import dataclasses
+from typing import ClassVar
 
 __all__ = [
     "METHODS",
@@ -23,7 +24,22 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Base of the method records."""
+    """Base of the method records.
+
+    Attributes:
+      needs_sample: whether `init` learns from examples, given as `sample=`.
+      batch_dependent: whether the features of an example depend on the batch that it
+        is in; such features are comparable within one call of `apply` only.
+      oversample_width: how many columns a step may have before the final compression,
+        as a multiple of `num_features`; 1 means that nothing is compressed.
+    """
+
+    needs_sample: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool] = False
+
+    @property
+    def oversample_width(self) -> float:
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +53,8 @@ class NTKSketch(Method):
     features become a TensorSRHT of :math:`\psi \otimes \dot\phi`.
 
     Attributes:
-      kappa1_degree: degree of the polynomial for kappa1, >= 1.
-      kappa0_degree: degree of the polynomial for kappa0, >= 1.
+      degree: degree of the polynomial for kappa1, >= 1.
+      derivative_degree: degree of the polynomial for kappa0, >= 1.
       coefficients: "taylor", the truncated power series, or "fit", nonnegative least
         squares on the cosines that the layer can reach (a smaller largest error, but
         a larger one where most cosines are; measured on MNIST the series is better).
@@ -52,15 +68,15 @@ class NTKSketch(Method):
     Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
     """
 
-    kappa1_degree: int = 4
-    kappa0_degree: int = 3
+    degree: int = 4
+    derivative_degree: int = 3
     coefficients: str = "taylor"
     leaf: str = "identity"
     oversample: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_int(self, "kappa1_degree", least=1)
-        _check_int(self, "kappa0_degree", least=1)
+        _check_int(self, "degree", least=1)
+        _check_int(self, "derivative_degree", least=1)
         _check_choice(self, "coefficients", ("fit", "taylor"))
         _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
         if not self.oversample >= 1:
@@ -87,7 +103,7 @@ class NTKRandomFeatures(Method):
         one random projection of :math:`\psi`, which is the same with the first of the
         two transforms left out (random features need no second mixing): less noise
         and less work.
-      kappa1_share: part of the columns that :math:`\phi'` gets, in (0, 1).
+      nngp_fraction: part of the columns that :math:`\phi'` gets, in (0, 1).
 
     Bias: none for one hidden layer ("hadamard" directions: negligible, see
     `jax_ntk_sketch.random_features`); O(1/num_features) from each further layer.
@@ -97,17 +113,17 @@ class NTKRandomFeatures(Method):
     directions: str = "hadamard"
     antithetic: bool = True
     product: str = "direct"
-    kappa1_share: float = 0.5
+    nngp_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         _check_choice(
             self, "directions", ("gaussian", "sphere", "orthogonal", "hadamard")
         )
         _check_choice(self, "product", ("direct", "tensor_srht"))
-        if not 0 < self.kappa1_share < 1:
+        if not 0 < self.nngp_fraction < 1:
             raise ValueError(
-                "NTKRandomFeatures: kappa1_share must be between 0 and 1, got "
-                f"{self.kappa1_share!r}"
+                "NTKRandomFeatures: nngp_fraction must be between 0 and 1, got "
+                f"{self.nngp_fraction!r}"
             )
 
 
@@ -125,7 +141,7 @@ class OnePass(Method):
       coefficients: the polynomial: "fit", nonnegative least squares on [-1, 1], or
         "taylor", the truncated power series.
       leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
-      low: the fit is on cosines in [low, 1]; 0 is right for nonnegative inputs, such
+      min_cosine: the fit is on cosines in [low, 1]; 0 is right for nonnegative inputs, such
         as images that are not centred.
 
     Bias: the error of the polynomial, which the plan reports; otherwise unbiased.
@@ -135,12 +151,14 @@ class OnePass(Method):
     degree: int = 8
     coefficients: str = "fit"
     leaf: str = "identity"
-    low: float = -1.0
+    min_cosine: float = -1.0
 
     def __post_init__(self) -> None:
         _check_int(self, "degree", least=1)
-        if not -1 <= self.low < 1:
-            raise ValueError(f"OnePass: low must be in [-1, 1), got {self.low!r}")
+        if not -1 <= self.min_cosine < 1:
+            raise ValueError(
+                f"OnePass: min_cosine must be in [-1, 1), got {self.min_cosine!r}"
+            )
         _check_choice(self, "coefficients", ("fit", "taylor"))
         _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
 
@@ -161,7 +179,7 @@ class VarianceReduced(Method):
       objective: what the columns are spent on: "regression", so that a linear model on
         the features predicts as the exact kernel machine does; or "kernel", so that
         their inner products are closest to the kernel.
-      low: for objective "kernel", the least cosine of two inputs on which columns are
+      min_cosine: for objective "kernel", the least cosine of two inputs on which columns are
         spent; None for -2 / sqrt(d), below which random directions of d dimensions
         hardly fall. -1 gives centred data of low rank less bias, 0 images less noise.
 
@@ -177,13 +195,13 @@ class VarianceReduced(Method):
     """
 
     objective: str = "regression"
-    low: float | None = None
+    min_cosine: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self, "objective", ("regression", "kernel"))
-        if self.low is not None and not -1 <= self.low < 0.9:
+        if self.min_cosine is not None and not -1 <= self.min_cosine < 0.9:
             raise ValueError(
-                f"VarianceReduced: low must be in [-1, 0.9), got {self.low!r}"
+                f"VarianceReduced: min_cosine must be in [-1, 0.9), got {self.min_cosine!r}"
             )
 
 
@@ -204,7 +222,7 @@ class Nystrom(Method):
         MNIST are 28 to 40% nearer to the exact kernel machine's, and three
         convolutions on images have half the error.
 
-    `FeatureMap.init` takes the sample, an array of examples like those to come; a few
+    `NetworkFeatureMap.init` takes the sample, an array of examples like those to come; a few
     hundred images will do. With fewer examples (patches) than columns the others are
     zero.
 

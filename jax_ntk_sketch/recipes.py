@@ -232,7 +232,7 @@ def wide_resnet(
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", arXiv 1605.07146; without
     normalisation as the example of Neural Tangents, arXiv 1912.02803.
 
-    >>> sum(isinstance(x, stax.Conv) for x in stax.every_layer(wide_resnet(2)))
+    >>> sum(isinstance(x, stax.Conv) for x in stax.walk(wide_resnet(2), into_branches=True))
     16
     """
     for name, value in (("block_size", block_size), ("k", k)):

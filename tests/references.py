@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from jax_ntk_sketch import kernels, methods, stax
-from jax_ntk_sketch.rules.one_pass import polynomial
-from jax_ntk_sketch.rules.zonal import zonal_kernel
+from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
+from jax_ntk_sketch.features.methods.one_pass import polynomial
 
 
 def kappa0(alpha):
@@ -103,11 +103,11 @@ def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
     """What "ntk_sketch" estimates: for one hidden layer its mean is exactly this."""
     kappas = []
     for fit, taylor, degree in (
-        (kernels.fit_kappa0, kernels.kappa0_coefficients, method.kappa0_degree),
-        (kernels.fit_kappa1, kernels.kappa1_coefficients, method.kappa1_degree),
+        (kernels.fit_kappa0, kernels.kappa0_coefficients, method.derivative_degree),
+        (kernels.fit_kappa1, kernels.kappa1_coefficients, method.degree),
     ):
         if method.coefficients == "fit":
-            c = fit(degree, low=-1.0).coefficients
+            c = fit(degree, min_cosine=-1.0).coefficients
         else:
             c = taylor(degree)
         kappas.append(np.polynomial.Polynomial(np.array(c)))

@@ -21,6 +21,7 @@ from references import (
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, random_features, sketch, stax
+from jax_ntk_sketch._numerics import next_power_of_two
 
 DIM = 6
 ROOT2 = 2**0.5
@@ -65,7 +66,7 @@ def shape_of(record: Any) -> tuple[int, ...]:
 
 
 def init(record: Any, key: jax.Array) -> Any:
-    shape = [shape_of(record)] if isinstance(record, jns.FeatureMap) else []
+    shape = [shape_of(record)] if isinstance(record, jns.NetworkFeatureMap) else []
     return record.init(key, *shape)
 
 
@@ -142,7 +143,7 @@ def rows_moments(x, rows):
 
     Rows of one rotation cannot coincide, which makes them negatively correlated.
     """
-    size = sketch.next_power_of_two(x.shape[1])
+    size = next_power_of_two(x.shape[1])
     i, j = np.indices((rows, rows))
     same, one = i == j, i // size == j // size
     factor = same - (one & ~same) / max(size - 1, 1)
@@ -402,9 +403,9 @@ NETS = {
 RF = methods.NTKRandomFeatures
 PUBLISHED_RF = RF(directions="gaussian", antithetic=False, product="tensor_srht")
 TAYLOR_SKETCH = methods.NTKSketch(
-    kappa1_degree=4, kappa0_degree=5, coefficients="taylor", leaf="srht", oversample=1.5
+    degree=4, derivative_degree=5, coefficients="taylor", leaf="srht", oversample=1.5
 )
-FIT_SKETCH = methods.NTKSketch(kappa1_degree=2, kappa0_degree=3)
+FIT_SKETCH = methods.NTKSketch(degree=2, derivative_degree=3)
 FIT_PASS = methods.OnePass(degree=4)
 TAYLOR_PASS = methods.OnePass(degree=5, coefficients="taylor", leaf="osnap")
 BOTH = ("nngp", "ntk")
@@ -451,7 +452,7 @@ _CONVOLUTIONS: dict[str, tuple] = {
 }  # fmt: skip
 
 
-def map_kernels(fmap: jns.FeatureMap, x) -> list[np.ndarray]:
+def map_kernels(fmap: jns.NetworkFeatureMap, x) -> list[np.ndarray]:
     """The exact means of the features' Gram matrices, in the order of the leaves."""
     kinds = [fmap.get] if isinstance(fmap.get, str) else fmap.get
     x = x.reshape(-1, *shape_of(fmap))

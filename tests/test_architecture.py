@@ -28,7 +28,7 @@ ALLOWED = {
     "rules": {"stax", "methods", "kernels", "sketch", "random_features"},
     "sparse_rows": {"sketch"},
     "feature_map": {"stax", "methods", "plan", "rules", "sketch", "sparse_rows"},
-    "sparse_inputs": {"feature_map", "methods", "plan", "sketch", "sparse_rows"},
+    "with_sparse_inputs": {"feature_map", "methods", "plan", "sketch", "sparse_rows"},
     "nystrom": {"kernels", "sketch"},
     "prediction": {"feature_map", "methods", "sketch", "stax"},
     "principal": {"linear_model"},

@@ -195,7 +195,10 @@ def test_text():
         assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))
         assert hash(net) == hash(eval(repr(net)))
     assert stax.repeat(DENSE, 2) == stax.serial(DENSE, DENSE)
-    kinds = [type(layer).__name__ for layer in stax.every_layer(residual(HIDDEN))]
+    kinds = [
+        type(layer).__name__
+        for layer in stax.walk(residual(HIDDEN), into_branches=True)
+    ]
     assert kinds == ["FanOut", "Dense", "Relu", "Identity", "FanInSum"]
 
 

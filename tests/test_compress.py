@@ -10,10 +10,11 @@ import pytest
 from helpers import x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import principal, recipes, stax
+from jax_ntk_sketch import recipes, stax
+from jax_ntk_sketch.features import _principal_directions
 
 # The name of the module is that of the function in the package.
-module = importlib.import_module("jax_ntk_sketch.compress")
+module = importlib.import_module("jax_ntk_sketch.features._compress")
 
 NET = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=96, method="ntk_random_features")
@@ -197,7 +198,9 @@ def test_sums_keep_more_digits_than_float32():
     """10,000 batches of one direction and a small other one."""
     phi = jnp.array([[1.1, 0.001], [1.1, -0.001]])
     tests = jnp.eye(2)
-    add = jax.jit(functools.partial(principal.add_products, tests=tests, phi=phi))
+    add = jax.jit(
+        functools.partial(_principal_directions.add_products, tests=tests, phi=phi)
+    )
 
     def body(_, sums):
         return add(sums)
@@ -214,9 +217,11 @@ def test_light_directions_are_found_in_float32():
     q, _ = np.linalg.qr(RNG.normal(size=(400, 20)))
     v, _ = np.linalg.qr(RNG.normal(size=(64, 20)))
     phi = ((q * 10 ** (-3 * np.arange(20) / 19)) @ v.T).astype(np.float32)
-    tests = principal.whiten(phi[::10].copy())
+    tests = _principal_directions.whiten(phi[::10].copy())
     y = np.asarray(jnp.matmul(tests @ phi.T, phi))
-    u = principal.directions(principal.factor(y.copy(), tests), 20)
+    u = _principal_directions.directions(
+        _principal_directions.factor(y.copy(), tests), 20
+    )
     assert np.abs(v - u @ (u.T @ v)).max() < 0.02
 
 
@@ -231,7 +236,7 @@ def test_samples_are_evenly_spaced():
 def test_subspace_iteration_finds_the_largest():
     factor = RNG.normal(size=(400, 500)) * np.arange(1.0, 501) ** -1.0
     expected = np.linalg.svd(factor, compute_uv=False)
-    u = principal.directions(factor, 30)
+    u = _principal_directions.directions(factor, 30)
     np.testing.assert_allclose(u.T @ u, np.eye(30), atol=1e-10)
     kept = np.sum((factor @ u) ** 2)
     np.testing.assert_allclose(kept, np.sum(expected[:30] ** 2), rtol=1e-4)
@@ -246,7 +251,7 @@ def test_subspace_iteration_finds_the_largest():
         ({"num_samples": 7}, ValueError, "num_samples must be an integer >= 8, got 7"),
         ({"batch_size": 0}, ValueError, "compress: batch_size must be an integer"),
         ({"key": 0}, TypeError, "compress: key must be a JAX PRNG key"),
-        ({"fmap": NET}, TypeError, "compress: fmap must be a FeatureMap"),
+        ({"fmap": NET}, TypeError, "compress: fmap must be a NetworkFeatureMap"),
         ({"data": X[0]}, ValueError, "compress: data must hold n examples"),
         ({"data": X[:0]}, ValueError, "data holds no examples"),
         ({"data": X[:, :4]}, ValueError, "params do not belong to this map"),
@@ -278,7 +283,7 @@ def test_maps_that_cannot():
     for wrong in (jnp.zeros((96, 7)), {"nngp": cparams["project"]}):
         with pytest.raises(ValueError, match=r"must be \(96, 8\) for each kernel"):
             cmap.apply({**cparams, "project": wrong}, X)
-    with pytest.raises(TypeError, match="base must be a FeatureMap"):
+    with pytest.raises(TypeError, match="base must be a NetworkFeatureMap"):
         jns.CompressedFeatureMap(NET, 8)
 
 

@@ -13,7 +13,7 @@ from helpers import x64
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.validation import fitted_slope
+from jax_ntk_sketch.validation import loglog_slope
 
 KEY = jax.random.key(0)
 BOTH = ("nngp", "ntk")
@@ -101,7 +101,7 @@ def test_error_falls_like_the_inverse_square_root(method):
         samples = cross_blocks(fmap, x, 80, seed=m)
         errors.append([np.sqrt(np.mean((samples[k] - exact[k]) ** 2)) for k in BOTH])
     for kind, error in zip(BOTH, np.transpose(errors), strict=True):
-        slope = fitted_slope(sizes, error)
+        slope = loglog_slope(sizes, error)
         assert -0.65 <= slope <= -0.4, (kind, slope, error)
 
 

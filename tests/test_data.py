@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from jax_ntk_sketch import _progress as progress_module
 from jax_ntk_sketch import data
-from jax_ntk_sketch import progress as progress_module
-from jax_ntk_sketch.progress import progress
+from jax_ntk_sketch._progress import progress
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 5, 4), dtype=np.uint8)

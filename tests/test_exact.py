@@ -14,8 +14,8 @@ from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch.features.methods.exact import factor
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.rules.exact import factor
 
 SCALES = list(itertools.product((0.5, 1.0, 2**0.5), (None, 0.1)))
 TOLERANCE = {np.dtype("float32"): 1e-4, np.dtype("float64"): 1e-9}

@@ -7,7 +7,7 @@ import pytest
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, sketch, stax
-from jax_ntk_sketch.rules.stage import allocate
+from jax_ntk_sketch.features.widths import allocate_columns
 
 DENSE = stax.Dense(1, 2**0.5)
 NET = stax.serial(DENSE, stax.Relu(), DENSE, stax.Relu(), DENSE)
@@ -96,16 +96,16 @@ def test_bad_arguments_are_named(arguments, error, match):
 @pytest.mark.parametrize(
     "build, match",
     [
-        (lambda: methods.NTKSketch(kappa1_degree=0), "kappa1_degree must be"),
-        (lambda: methods.NTKSketch(kappa0_degree=1.5), "kappa0_degree must be"),
+        (lambda: methods.NTKSketch(degree=0), "degree must be"),
+        (lambda: methods.NTKSketch(derivative_degree=1.5), "derivative_degree must be"),
         (lambda: methods.NTKSketch(coefficients="best"), "coefficients must be one"),
         (lambda: methods.NTKSketch(oversample=0.5), "oversample must be >= 1"),
         (lambda: methods.NTKRandomFeatures(directions="x"), "directions must be one"),
         (lambda: methods.NTKRandomFeatures(product="x"), "product must be one of"),
-        (lambda: methods.NTKRandomFeatures(kappa1_share=1), "kappa1_share must be"),
+        (lambda: methods.NTKRandomFeatures(nngp_fraction=1), "nngp_fraction must be"),
         (lambda: methods.OnePass(degree=True), "degree must be an integer"),
         (lambda: methods.OnePass(leaf="x"), "leaf must be one of"),
-        (lambda: methods.OnePass(low=1.0), "low must be in"),
+        (lambda: methods.OnePass(min_cosine=1.0), "min_cosine must be in"),
     ],
 )
 def test_bad_hyper_parameters_are_named(build, match):
@@ -142,7 +142,7 @@ def test_bad_keys_are_named():
         fmap.init(jax.random.split(KEY), (6,))
     with pytest.raises(TypeError, match="got an array of float32"):
         fmap.init(jnp.zeros(2), (6,))
-    with pytest.raises(TypeError, match="no legacy PRNG key"):
+    with pytest.raises(TypeError, match="not a legacy PRNG key"):
         fmap.init(jnp.zeros(3, jnp.uint32), (6,))
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -188,7 +188,7 @@ def test_bad_sketches_are_named(build, error, match):
 def test_allocation_uses_every_column():
     for weights in ([1.0, 2.0, 3.0], [0.0, 5.0, 1e-9], [1.0], [0.0, 0.0]):
         for total in (0, 1, 2, 7, 100):
-            sizes = allocate(np.array(weights), total)
+            sizes = allocate_columns(np.array(weights), total)
             positive = np.array(weights) > 0
             assert all((np.array(sizes) > 0) == positive)
             least = int(positive.sum())

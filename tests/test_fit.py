@@ -119,7 +119,7 @@ def test_rows_that_are_not_finite_are_named_or_left_out(place):
 
 def test_predictions_choose_their_batch_once(monkeypatch):
     # The package has a function of the module's name.
-    transform = sys.modules["jax_ntk_sketch.transform"]
+    transform = sys.modules["jax_ntk_sketch.features._transform"]
     calls, choose = [], transform.choose_batch_size
     monkeypatch.setattr(
         transform, "choose_batch_size", lambda *a: calls.append(a) or choose(*a)

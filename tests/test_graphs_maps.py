@@ -76,7 +76,7 @@ def test_nystrom_learns_from_graphs():
         params = fmap.init(KEY, graphs.x, pattern=graphs.pattern)
         z = np.asarray(fmap.apply(params, graphs.x[:4], pattern=graphs.pattern[:4]))
     assert relative(z @ z.T, kernels_of("ntk")) < 0.05
-    with pytest.raises(ValueError, match=r"FeatureMap.init: .* give pattern="):
+    with pytest.raises(ValueError, match=r"NetworkFeatureMap.init: .* give pattern="):
         fmap.init(KEY, graphs.x)
 
 

@@ -14,7 +14,7 @@ from fixtures.nt_networks import fully_connected_grid, inputs, networks
 from helpers import x64
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.interop import _views
+from jax_ntk_sketch.interop import _import_hook
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
 with np.load(pathlib.Path(__file__).parent / "fixtures" / "nt_reference.npz") as file:
@@ -443,7 +443,7 @@ def test_view_gives_a_module_the_names_that_it_lacks_and_no_other(monkeypatch):
     monkeypatch.setitem(sys.modules, "package", package)
     monkeypatch.setitem(sys.modules, "package.module", module)
     missing = {"package.module": {"present": 2, "absent": 3}, "package.gone": {"x": 4}}
-    views = _views.make_views(missing)
+    views = _import_hook.make_views(missing)
     view = views["package"]
     assert (view.module.present, view.module.absent, view.gone.x) == (1, 3, 4)
     assert {"present", "absent"} <= set(dir(view.module))

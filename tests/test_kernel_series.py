@@ -188,7 +188,7 @@ def test_fits_are_nonnegative_and_beat_taylor(degree):
         if degree == 1 and series is not kernels.kappa0_coefficients:
             continue  # the published figures start where Taylor is usable
         found = fit(degree)
-        kernels.check_coefficients(found.coefficients, "coefficients")
+        assert np.isfinite(found.coefficients).all() and min(found.coefficients) >= 0
         assert len(found.coefficients) == degree + 1
         error = np.abs(found(alpha) - exact).max()
         assert found.max_error == pytest.approx(error, rel=1e-3)
@@ -209,7 +209,7 @@ def test_fit_recovers_polynomials_and_keeps_small_coefficients():
 
 def test_fit_on_a_part_of_the_range():
     whole = kernels.fit_ntk(1, 4)
-    part = kernels.fit_ntk(1, 4, low=0.0)
+    part = kernels.fit_ntk(1, 4, min_cosine=0.0)
     alpha = np.linspace(0, 1, 1001)
     exact = numpy_recursion(1, alpha)[1]
     error = np.abs(part(alpha) - exact).max()
@@ -230,9 +230,9 @@ def test_fit_on_a_part_of_the_range():
     [
         ({"degree": -1}, "degree must be an integer >= 0, got -1"),
         ({"min_degree": 5}, "min_degree must not exceed degree, got 5 > 4"),
-        ({"low": 0.5, "high": 0.5}, "-1 <= low < high <= 1"),
-        ({"high": 1.5}, "-1 <= low < high <= 1"),
-        ({"low": math.nan}, "-1 <= low < high <= 1"),
+        ({"min_cosine": 0.5, "max_cosine": 0.5}, "-1 <= min_cosine < max_cosine <= 1"),
+        ({"max_cosine": 1.5}, "-1 <= min_cosine < max_cosine <= 1"),
+        ({"min_cosine": math.nan}, "-1 <= min_cosine < max_cosine <= 1"),
         ({"points": [0.0, 2.0]}, r"points must lie in \[-1\.0, 1\.0\]"),
         ({"points": [0.0, math.nan]}, "points must be a one-dimensional array of fin"),
         ({"weights": [1.0]}, "weights must be 211 numbers >= 0"),
@@ -245,22 +245,3 @@ def test_fit_on_a_part_of_the_range():
 def test_fit_arguments(arguments, match):
     with pytest.raises(ValueError, match=match):
         kernels.fit_nonnegative(**{"target": np.exp, "degree": 4} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("coefficients", "match"),
-    [
-        ([1, -1e-9], r"myname must be finite and >= 0, got -1e-09 at index 1"),
-        ([1, 2, math.nan], "myname must be finite and >= 0, got nan at index 2"),
-        ([math.inf], "myname must be finite and >= 0, got inf at index 0"),
-        ([], r"myname must be one-dimensional and not empty, got shape \(0,\)"),
-        (1.0, r"got shape \(\)"),
-        ([[1.0]], r"got shape \(1, 1\)"),
-        (["a"], "myname must be real numbers"),
-        ([1j], "myname must be real numbers"),
-    ],
-)
-def test_check_coefficients(coefficients, match):
-    assert kernels.check_coefficients((0, 1.5), "myname").tolist() == [0, 1.5]
-    with pytest.raises(ValueError, match=match):
-        kernels.check_coefficients(coefficients, "myname")

@@ -11,10 +11,10 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels import (
-    inverse_root,
-    principal_root,
+    choose_uniform,
+    inverse_sqrt,
+    principal_sqrt,
     rpcholesky,
-    uniform_choice,
 )
 
 KEY = jax.random.key(0)
@@ -53,7 +53,7 @@ def test_pivots_are_nearly_best(block):
     best = np.linalg.eigvalsh(k)[:-num].sum()
     with x64():
         pivots = jax.vmap(lambda key: choose(k, num, key, block=block))
-        chance = jax.vmap(lambda key: uniform_choice(key, len(k), num))
+        chance = jax.vmap(lambda key: choose_uniform(key, len(k), num))
         errors, uniform = [
             np.mean([left(k, index) for index in jax.jit(run)(keys)])
             for run in (pivots, chance)
@@ -85,7 +85,7 @@ def test_equal_examples_are_taken_once():
 
 def test_uniform_choice_is_uniform():
     keys = jax.random.split(KEY, 3000)
-    index = np.asarray(jax.vmap(lambda key: uniform_choice(key, 7, 3))(keys))
+    index = np.asarray(jax.vmap(lambda key: choose_uniform(key, 7, 3))(keys))
     assert all(len(set(row)) == 3 for row in index.tolist())
     counts = np.bincount(index.ravel(), minlength=7)
     p = 3 / 7
@@ -95,7 +95,7 @@ def test_uniform_choice_is_uniform():
 def test_choices_refuse():
     for call in (
         lambda: choose(np.eye(3), 4),
-        lambda: uniform_choice(KEY, 3, 4),
+        lambda: choose_uniform(KEY, 3, 4),
     ):
         with pytest.raises(
             ValueError, match="at most the number of examples, 3, got 4"
@@ -110,14 +110,14 @@ def test_inverse_root(dtype):
     with x64(dtype == "float64"):
         eps = np.finfo(dtype).eps
         k = low_rank(40, 40, 0.9).astype(dtype) + np.eye(40, dtype=dtype) / 10
-        root = np.asarray(jax.jit(inverse_root)(k))
+        root = np.asarray(jax.jit(inverse_sqrt)(k))
         assert root.dtype == dtype
         np.testing.assert_allclose(root.T @ k @ root, np.eye(40), atol=300 * eps)
         # Singular: a projection still, and finite; scales do not matter.
         for k in (low_rank(40, 7), np.ones((40, 40)), np.zeros((40, 40))):
             scale = 10.0 ** np.linspace(-2, 2, 40)
             k = (k * scale * scale[:, None]).astype(dtype)
-            root = np.asarray(inverse_root(jnp.asarray(k)))
+            root = np.asarray(inverse_sqrt(jnp.asarray(k)))
             assert np.isfinite(root).all()
             again = k @ root @ root.T @ k / scale / scale[:, None]
             k = k / scale / scale[:, None]
@@ -126,11 +126,11 @@ def test_inverse_root(dtype):
 
 def test_principal_root():
     k = low_rank(30, 30).astype(np.float32)
-    phi = k @ np.asarray(principal_root(k, k, 6))
+    phi = k @ np.asarray(principal_sqrt(k, k, 6))
     values, vectors = np.linalg.eigh(k.astype(np.float64))
     best = vectors[:, -6:] * values[-6:] @ vectors[:, -6:].T
     np.testing.assert_allclose(phi @ phi.T, best, atol=1e-4)
-    assert not np.any(principal_root(k, k, 33)[:, 30:])
+    assert not np.any(principal_sqrt(k, k, 33)[:, 30:])
 
 
 NET = stax.serial(
@@ -155,7 +155,7 @@ def test_any_kernel_of_neural_tangents(get):
         ):
             x = np.random.default_rng(0).normal(size=(12, *shape))
             z = x[:8]
-            fit = jns.nystrom(kernel_fn, z, get=get)
+            fit = jns.landmark_features(kernel_fn, z, get=get)
             phi = fit.apply(x)
             k = np.asarray(kernel_fn(x, x, get))
             expected = k[:, :8] @ np.linalg.inv(k[:8, :8]) @ k[:8]
@@ -167,15 +167,15 @@ def test_any_kernel_of_neural_tangents(get):
 
 def test_kernels_choose_landmarks():
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    fit = jns.nystrom(polynomial, x, num_features=5, key=KEY)
+    fit = jns.landmark_features(polynomial, x, num_features=5, key=KEY)
     assert fit.landmarks.shape == (5, 4) and fit.apply(x).shape == (20, 5)
     assert all((x == row).all(1).any() for row in np.asarray(fit.landmarks))
     phi = jax.jit(
-        lambda x: jns.nystrom(polynomial, x, num_features=5, key=KEY).apply(x)
+        lambda x: jns.landmark_features(polynomial, x, num_features=5, key=KEY).apply(x)
     )
     np.testing.assert_allclose(phi(x), fit.apply(x), rtol=1e-3, atol=1e-3)
     # All are landmarks: the kernel itself, of rank 15.
-    phi = jns.nystrom(polynomial, x).apply(x)
+    phi = jns.landmark_features(polynomial, x).apply(x)
     np.testing.assert_allclose(
         phi @ phi.T, polynomial(x, x, "ntk"), rtol=1e-4, atol=1e-4
     )
@@ -198,7 +198,7 @@ def test_kernel_that_is_none():
         (lambda a, b, get: gram(a, b) / 0, "not finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            jns.nystrom(kernel_fn, x)
+            jns.landmark_features(kernel_fn, x)
     for options, error, message in (
         ({"get": "both"}, ValueError, 'get must be "ntk" or "nngp"'),
         ({"num_features": 3}, TypeError, "needs a key"),
@@ -206,10 +206,10 @@ def test_kernel_that_is_none():
         ({"num_features": 2, "key": 1}, TypeError, "must be a JAX PRNG key"),
     ):
         with pytest.raises(error, match=message):
-            jns.nystrom(polynomial, x, **options)
+            jns.landmark_features(polynomial, x, **options)
     with pytest.raises(TypeError, match="must be a function"):
-        jns.nystrom("ntk", x)
+        jns.landmark_features("ntk", x)
     with pytest.raises(ValueError, match=r"at least one, got shape \(4,\)"):
-        jns.nystrom(polynomial, x[0])
+        jns.landmark_features(polynomial, x[0])
     with pytest.raises(ValueError, match=r"shape \(n, \*\(4,\)\)"):
-        jns.nystrom(polynomial, x).apply(x[:, :3])
+        jns.landmark_features(polynomial, x).apply(x[:, :3])

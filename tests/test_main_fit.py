@@ -95,7 +95,7 @@ def test_predictions_are_those_of_the_library(digits, tmp_path):
         x, x_test, y_test = file["x_train"], file["x_test"], file["y_test"]
     mean, deviation = x.mean(axis=0, dtype=float), x.std(axis=0, dtype=float)
     deviation[deviation == 0] = 1
-    notes, arrays = lm.load_notes(model)
+    notes, arrays = lm.load_metadata(model)
     fmap = jns.feature_map(
         jns.stax.from_json(json.dumps(notes["network"])),
         num_features=64,
@@ -154,7 +154,7 @@ def test_pixels_and_images(digits, tmp_path, network):
         x = x[..., None] // 2 + noise
     np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:99], y_test=y[:99])
     model, report = fitted(tmp_path, "--data", tmp_path / "d.npz", *extra)
-    notes, arrays = lm.load_notes(model)
+    notes, arrays = lm.load_metadata(model)
     assert notes["inputs"]["pixels"] and ("zca.mean" in arrays) == (network == "colour")
     assert notes["inputs"]["shape"] == ([64] if network == "fc" else report_shape(x))
     out = tmp_path / "p.npy"
@@ -176,7 +176,7 @@ def test_whitening_is_that_of_the_library():
     x = np.random.default_rng(0).normal(size=(70, 4, 4, 3)).astype(np.float32)
     steps = inputs.Inputs((4, 4, 3), False, each=True)
     steps = steps.learned(x, columns=False, zca_reg=0.2, skip=False, show=False)
-    ready = jns.preprocessing.standardize(x)
+    ready = jns.preprocessing.standardize_examples(x)
     params = jns.preprocessing.zca_fit(ready, reg=0.2)
     wanted = jns.preprocessing.zca_apply(params, ready)
     np.testing.assert_allclose(steps(x), wanted, atol=1e-4)

@@ -9,11 +9,14 @@ from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.features.methods._zonal_kernel import is_zonal
+from jax_ntk_sketch.features.methods.variance_reduced import (
+    layers as variance_reduced_layers,
+)
+from jax_ntk_sketch.features.state import Features, Spec, dropout_variance
+from jax_ntk_sketch.features.step import Context, layer_rule
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.kernels.dual import hermite_nodes
-from jax_ntk_sketch.rules import carried
-from jax_ntk_sketch.rules.stage import Context, Features, Spec, excess, rule
-from jax_ntk_sketch.rules.zonal import is_zonal
+from jax_ntk_sketch.kernels.duals.base import hermite_nodes
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 5))
@@ -293,7 +296,7 @@ def test_variances_behind_pools(name):
         spec = Spec(2, 0, shape=(4, 4))
         # Sketched, local convolutions have norms of their own.
         width = 16 if name == "local" else 4096
-        for stage in rule(net, spec, Context(method, False, width, 2)):
+        for stage in layer_rule(net, spec, Context(method, False, width, 2)):
             f = stage.run(stage.init(jax.random.key(0)), f, **beside)
         assert stage.spec.dropped == bool(layers and method != methods.Exact())
         return f
@@ -305,15 +308,17 @@ def test_variances_behind_pools(name):
         added = exact.norm2 - features(methods.Exact()).norm2
         assert added.mean() > 0.1 * exact.norm2.mean()
         if name == "local":
-            np.testing.assert_allclose(excess(f), added, rtol=1e-9)
+            np.testing.assert_allclose(dropout_variance(f), added, rtol=1e-9)
         else:
             np.testing.assert_allclose(f.norm2, exact.norm2, rtol=1e-9)
 
 
 def test_cosines_behind_dropout():
-    spec = Spec(3, 0, low=0.5, raw=False)
-    (stage,) = rule(stax.Dropout(0.6), spec, Context(methods.NTKSketch(), True, 8))
-    assert stage.spec.low == 0.3
+    spec = Spec(3, 0, min_cosine=0.5, raw=False)
+    (stage,) = layer_rule(
+        stax.Dropout(0.6), spec, Context(methods.NTKSketch(), True, 8)
+    )
+    assert stage.spec.min_cosine == 0.3
 
 
 @pytest.mark.parametrize("name", MUCH)
@@ -409,7 +414,9 @@ def test_series_of_the_cosines_behind_dropout():
         wanted = dual.pair(*map(jnp.asarray, (cov, q, q)))
         for order in (0, 1):
             inputs = (jnp.asarray(z, jnp.float32) for z in (q, a2, rho))
-            g = carried._weights(dual, order, *inputs, dim, False, jnp.asarray(ratio))
+            g = variance_reduced_layers._weights(
+                dual, order, *inputs, dim, False, jnp.asarray(ratio)
+            )
             total = np.square(np.stack(g, -1)) @ p
             np.testing.assert_allclose(total, wanted[1 - order], rtol=3e-3)
 

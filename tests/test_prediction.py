@@ -41,7 +41,7 @@ def test_plan_says_the_error_on_other_data(depth, net, method):
 @pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "nystrom"])
 def test_trials_predict_the_error_on_other_data(method):
     fmap = jns.feature_map(NET, num_features=256, method=method)
-    predicted = jns.predict_error(fmap, DIGITS[:600], num_examples=300)
+    predicted = jns.expected_error(fmap, DIGITS[:600], num_examples=300)
     sample = DIGITS[:568] if method == "nystrom" else None
     error = measured(fmap, DIGITS[600:900], 1, sample)
     assert 1 / 1.5 < predicted / error < 1.5
@@ -51,16 +51,16 @@ def test_formulas_weigh_the_diagonal_by_the_number_of_examples():
     """Duplicates, where the low degrees are wrong, count for less among many."""
     fmap = jns.feature_map(NET, num_features=2048)
     few, many = (
-        jns.predict_error(fmap, DIGITS[:200], num_examples=n) for n in (200, 100_000)
+        jns.expected_error(fmap, DIGITS[:200], num_examples=n) for n in (200, 100_000)
     )
-    assert jns.predict_error(fmap, DIGITS[:200]) == few > 1.1 * many
+    assert jns.expected_error(fmap, DIGITS[:200]) == few > 1.1 * many
 
 
 def test_trials_of_images():
     net = jns.recipes.cntk(1)
     fmap = jns.feature_map(net, num_features=128, method="variance_reduced")
     assert fmap.plan(IMAGES[:20]).relative_error is None
-    assert 0 < jns.predict_error(fmap, IMAGES[:20], num_pairs=10) < 0.2
+    assert 0 < jns.expected_error(fmap, IMAGES[:20], num_pairs=10) < 0.2
 
 
 @pytest.mark.parametrize("wanted", [0.08, 0.03])
@@ -95,13 +95,13 @@ def test_auto_takes_landmarks_where_a_sample_allows_it():
 
 def test_bad_arguments_are_named():
     fmap = jns.feature_map(NET, num_features=64, method="one_pass")
-    with pytest.raises(TypeError, match="fmap must be a FeatureMap"):
-        jns.predict_error(NET, DIGITS)
+    with pytest.raises(TypeError, match="fmap must be a NetworkFeatureMap"):
+        jns.expected_error(NET, DIGITS)
     with pytest.raises(ValueError, match="at least 4 examples"):
-        jns.predict_error(fmap, DIGITS[:3])
+        jns.expected_error(fmap, DIGITS[:3])
     both = jns.feature_map(NET, num_features=64, get=("nngp", "ntk"))
     with pytest.raises(ValueError, match="get must be"):
-        jns.predict_error(both, DIGITS)
+        jns.expected_error(both, DIGITS)
     with pytest.raises(ValueError, match="between 0 and 1"):
         jns.suggest_num_features(NET, (64,), relative_error=2)
     with pytest.raises(ValueError, match="give an array of examples"):

@@ -11,13 +11,13 @@ from helpers import x64
 from sklearn import datasets
 
 from jax_ntk_sketch.preprocessing import (
-    channel_apply,
-    channel_fit,
-    channel_from_covariance,
     covariance_init,
     covariance_merge,
     covariance_update,
     standardize,
+    standardize_columns_apply,
+    standardize_columns_fit,
+    standardize_columns_from_covariance,
     zca_apply,
     zca_fit,
     zca_from_covariance,
@@ -238,16 +238,16 @@ def test_channels_against_numpy():
     axes = (0, 1, 2)
     mean, std = IMAGES.mean(axes), IMAGES.std(axes)
     with x64():
-        params = channel_fit(IMAGES, batch_size=13)
+        params = standardize_columns_fit(IMAGES, batch_size=13)
         np.testing.assert_allclose(params.mean, mean, rtol=1e-12)
         np.testing.assert_allclose(params.std, std, rtol=1e-12)
-        y = channel_apply(params, IMAGES)
+        y = standardize_columns_apply(params, IMAGES)
         np.testing.assert_allclose(y, (IMAGES - mean) / std, rtol=0, atol=1e-12)
         for state in (
             *stream(X.reshape(-1, 3), []),
             *stream(X.reshape(-1, 3), [], diagonal=True),
         ):
-            streamed = channel_from_covariance(state)
+            streamed = standardize_columns_from_covariance(state)
             np.testing.assert_allclose(streamed.std, std, rtol=1e-12)
 
 
@@ -255,9 +255,9 @@ def test_channels_against_numpy():
 def test_constant_entries_have_no_variance(value):
     """Exactly: rounding would be divided by itself."""
     x = np.concatenate([X[:, :2], np.full((300, 1), value)], axis=1)
-    params = channel_fit(x, batch_size=7)
+    params = standardize_columns_fit(x, batch_size=7)
     assert params.std[2] == 0
-    np.testing.assert_array_equal(channel_apply(params, x)[:, 2], 0)
+    np.testing.assert_array_equal(standardize_columns_apply(params, x)[:, 2], 0)
     state = functools.reduce(covariance_merge, stream(x, [11, 200]))
     np.testing.assert_array_equal(state.scatter[2], 0)
 
@@ -267,7 +267,9 @@ def test_constant_entries_have_no_variance(value):
 APPLY = {
     "zca": lambda x: zca_apply(zca_fit(IMAGES.astype(np.float32)), x),
     "standardize": standardize,
-    "channels": lambda x: channel_apply(channel_fit(IMAGES.astype(np.float32)), x),
+    "channels": lambda x: standardize_columns_apply(
+        standardize_columns_fit(IMAGES.astype(np.float32)), x
+    ),
 }
 
 
@@ -285,7 +287,7 @@ def test_shapes_and_dtypes_are_kept(name, dtype):
     assert APPLY[name](x[:0]).shape == (0, 2, 2, 3)
 
 
-@pytest.mark.parametrize("fit", [zca_fit, channel_fit])
+@pytest.mark.parametrize("fit", [zca_fit, standardize_columns_fit])
 def test_fit_of_integers_and_of_coarse_floats(fit):
     integers = RNG.integers(0, 256, size=(100, 2, 2, 3)).astype(np.uint8)
     for x in (integers, jnp.asarray(integers), jnp.asarray(integers, jnp.bfloat16)):
@@ -310,8 +312,10 @@ def test_any_trailing_shape(shape):
 @pytest.mark.parametrize("name", ["zca", "standardize", "channels"])
 def test_transformations_of_jax(name):
     x = jnp.asarray(IMAGES, jnp.float32)
-    params = {"zca": zca_fit, "channels": channel_fit}.get(name, lambda x: ())(x)
-    function = {"zca": zca_apply, "channels": channel_apply}.get(
+    params = {"zca": zca_fit, "channels": standardize_columns_fit}.get(
+        name, lambda x: ()
+    )(x)
+    function = {"zca": zca_apply, "channels": standardize_columns_apply}.get(
         name, lambda _, x: standardize(x)
     )
     eager = function(params, x)
@@ -330,7 +334,7 @@ def test_transformations_of_jax(name):
 
 
 def test_what_is_fitted_is_frozen():
-    for params in (zca_fit(X), channel_fit(X), covariance_init(3)):
+    for params in (zca_fit(X), standardize_columns_fit(X), covariance_init(3)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             params.mean = 0
 
@@ -343,7 +347,7 @@ def test_what_is_fitted_is_frozen():
 def test_bad_examples_are_named(bad, batch_size):
     x = IMAGES.copy()
     x[217, 1, 0, 2] = bad
-    for fit in (zca_fit, channel_fit):
+    for fit in (zca_fit, standardize_columns_fit):
         with pytest.raises(ValueError, match="example 217 of x has NaN or inf"):
             fit(x, batch_size=batch_size)
     with pytest.raises(ValueError, match="covariance_update: example 217"):
@@ -357,7 +361,11 @@ def test_bad_examples_are_named(bad, batch_size):
     ("call", "error", "match"),
     [
         (lambda: zca_fit(X[:1]), ValueError, "2 examples or more, got 1"),
-        (lambda: channel_fit(X[:1]), ValueError, "2 examples or more, got 1"),
+        (
+            lambda: standardize_columns_fit(X[:1]),
+            ValueError,
+            "2 examples or more, got 1",
+        ),
         (lambda: zca_fit(X, reg=-0.1), ValueError, "reg must be .* got -0.1"),
         (lambda: zca_fit(X, reg=np.nan), ValueError, "reg must be .* got nan"),
         (lambda: zca_fit(X, reg=True), ValueError, "reg must be .* got True"),
@@ -383,7 +391,11 @@ def test_bad_examples_are_named(bad, batch_size):
         ),
         (lambda: zca_apply(zca_fit(X), X[0]), ValueError, r"one example as x\[None\]"),
         (lambda: zca_apply(zca_fit(X), X + 0j), TypeError, "got dtype complex128"),
-        (lambda: channel_apply(channel_fit(X), X[:, :5]), ValueError, "12 channels"),
+        (
+            lambda: standardize_columns_apply(standardize_columns_fit(X), X[:, :5]),
+            ValueError,
+            "12 channels",
+        ),
         (lambda: standardize(X[0]), ValueError, r"x\[None\]"),
         (lambda: standardize(X, eps=-1), ValueError, "eps must be .* got -1"),
         (lambda: standardize(X, axis=0), ValueError, "axis must name .* got 0"),
@@ -427,12 +439,14 @@ def test_bad_examples_are_named(bad, batch_size):
             "dtype must be float32 or float64, got bfloat16",
         ),
         (
-            lambda: channel_from_covariance(stream(IMAGES, [])[0]),
+            lambda: standardize_columns_from_covariance(stream(IMAGES, [])[0]),
             ValueError,
             r"x.reshape\(-1, c\)",
         ),
         (
-            lambda: channel_from_covariance(covariance_init(3, diagonal=True)),
+            lambda: standardize_columns_from_covariance(
+                covariance_init(3, diagonal=True)
+            ),
             ValueError,
             "2 rows or more, got 0",
         ),

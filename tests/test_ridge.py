@@ -8,7 +8,7 @@ from helpers import x64
 from ridge_problems import data, difference, direct, stream, sums, with_condition
 
 from jax_ntk_sketch import linear_model as lm
-from jax_ntk_sketch.linear_model.gram import add_gram
+from jax_ntk_sketch.linear_model._double_float import add_gram
 
 # --- the sums -------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ def test_rows_that_are_not_finite_are_named_before_fitting(bad, monkeypatch):
     def never(*_):
         raise AssertionError("fitted")
 
-    monkeypatch.setattr("jax_ntk_sketch.linear_model.arrays._update", never)
+    monkeypatch.setattr("jax_ntk_sketch.linear_model._fit_ridge._update", never)
     phi, y = data()
     worse = phi.copy()
     worse[[17, 205], 3] = bad

@@ -8,7 +8,7 @@ import pytest
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.linear_model import saving
+from jax_ntk_sketch.linear_model import io
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
 RNG = np.random.default_rng(0)
@@ -51,13 +51,13 @@ def test_notes_are_kept_beside_the_model(tmp_path):
     fitted = lm.fit(fmap, fmap.init(jax.random.key(0), (6,)), X, X[:, 0], reg=1e-3)
     arrays = {"weights": np.arange(3.0), "names": np.array(["a", "bc"])}
     lm.save_model(path, fitted, notes={"scale": [1, 2.5]}, arrays=arrays)
-    notes, found = lm.load_notes(path)
+    notes, found = lm.load_metadata(path)
     assert notes == {"scale": [1, 2.5]}
     np.testing.assert_equal(found, arrays)
     again = lm.load_model(path, fmap)
     assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
     lm.save_model(path, fitted)
-    assert lm.load_notes(path) == ({}, {}) and saving.is_model(path)
+    assert lm.load_metadata(path) == ({}, {}) and io.is_model(path)
 
 
 def test_what_is_no_model_is_told(tmp_path):
@@ -68,9 +68,9 @@ def test_what_is_no_model_is_told(tmp_path):
     np.save(plain, X)
     text.write_text("text")
     for path in (sums, plain, text, tmp_path):
-        assert not saving.is_model(path)
+        assert not io.is_model(path)
         with pytest.raises(ValueError, match="is no model of this library"):
-            lm.load_notes(path)
+            lm.load_metadata(path)
 
 
 def test_other_files_and_maps_are_refused(tmp_path):

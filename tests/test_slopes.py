@@ -8,7 +8,7 @@ import pytest
 from test_coverage import layers
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.validation import fitted_slope
+from jax_ntk_sketch.validation import loglog_slope
 
 KEYS = 64
 # Names of one thing twice, and of what the other networks consist of.
@@ -44,4 +44,4 @@ def test_random_features_have_the_rate_of_monte_carlo(name, monkeypatch):
         if not kernel.any():  # the NTK behind Sign
             assert not error.any()
             continue
-        assert -0.65 <= fitted_slope(sizes, error) <= -0.4, error
+        assert -0.65 <= loglog_slope(sizes, error) <= -0.4, error

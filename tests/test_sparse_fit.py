@@ -9,13 +9,13 @@ import scipy.sparse
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import SparseRows, stax
 from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch.batches.reader import Source
 from jax_ntk_sketch.linear_model import checkpoint
-from jax_ntk_sketch.linear_model.source import Source
 
 NET = stax.serial(stax.Dense(8, 1.4), stax.Relu(), stax.Dense(1))
 DIM, N = 500, 70
 BASE = jns.feature_map(NET, num_features=20, method="one_pass")
-FMAP = jns.sparse_inputs(BASE, columns=32)
+FMAP = jns.with_sparse_inputs(BASE, sketch_dim=32)
 PARAMS = FMAP.init(jax.random.key(0), (DIM,))
 RNG = np.random.default_rng(0)
 X = scipy.sparse.random_array((N, DIM), density=0.04, rng=RNG, dtype=np.float32)
@@ -183,15 +183,15 @@ def test_checkpoints(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["variance_reduced", "nystrom"])
 def test_saving(method, tmp_path):
     base = jns.feature_map(NET, num_features=20, method=method)
-    fmap = jns.sparse_inputs(base, columns=32)
+    fmap = jns.with_sparse_inputs(base, sketch_dim=32)
     params = fmap.init(jax.random.key(0), X)
     fitted = lm.fit(fmap, params, X, LABELS, **OPTIONS)
     path = tmp_path / "model.npz"
     lm.save_model(path, fitted)
     again = lm.load_model(path, fmap)
     assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
-    with pytest.raises(ValueError, match=r"feature map was .*columns=32"):
-        lm.load_model(path, jns.sparse_inputs(base, columns=33))
+    with pytest.raises(ValueError, match=r"feature map was .*sketch_dim=32"):
+        lm.load_model(path, jns.with_sparse_inputs(base, sketch_dim=33))
 
 
 def test_compress_either_way():
@@ -207,7 +207,7 @@ def test_compress_either_way():
     a, b = few.apply(fparams, X), dense.apply(dparams, DENSE)
     np.testing.assert_allclose(a @ a.T, b @ b.T, rtol=1e-3, atol=1e-4)
     inner = jns.CompressedFeatureMap(BASE, 6)
-    fmap = jns.sparse_inputs(inner, columns=32)
+    fmap = jns.with_sparse_inputs(inner, sketch_dim=32)
     params = fmap.init(jax.random.key(1), X)
     assert jns.transform(fmap, params, X).shape == (N, 6)
 

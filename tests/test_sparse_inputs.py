@@ -35,7 +35,7 @@ X = sparse()
 
 def mapped(method="variance_reduced", net=NET, num_features=24, get="ntk", **options):
     fmap = jns.feature_map(net, num_features=num_features, get=get, method=method)
-    return jns.sparse_inputs(fmap, columns=COLUMNS, **options)
+    return jns.with_sparse_inputs(fmap, sketch_dim=COLUMNS, **options)
 
 
 FMAP = mapped()
@@ -113,7 +113,7 @@ def test_kernel_approaches_the_exact_one():
     kernel = np.asarray(phi @ phi.T)
     errors = []
     for columns in (64, 1024):
-        fmap = jns.sparse_inputs(exact.base, columns=columns)
+        fmap = jns.with_sparse_inputs(exact.base, sketch_dim=columns)
         grams = []
         run = jit_once(fmap.apply)
         for key in jax.random.split(KEY, 5):
@@ -321,8 +321,8 @@ def test_bad_use_of_the_map():
         FMAP.apply(PARAMS, np.ones(DIM))
     with pytest.raises(ValueError, match=r"example must be \(d,\)"):
         FMAP.init(KEY, (3, 4))
-    with pytest.raises(ValueError, match=r"columns=65"):
-        jns.sparse_inputs(FMAP.base, columns=65).apply(PARAMS, X)
+    with pytest.raises(ValueError, match=r"sketch_dim=65"):
+        jns.with_sparse_inputs(FMAP.base, sketch_dim=65).apply(PARAMS, X)
     plain = FMAP.base
     for run in (
         lambda: plain.init(KEY, X),
@@ -331,15 +331,19 @@ def test_bad_use_of_the_map():
         lambda: plain.apply(PARAMS["base"], SparseRows.from_scipy(X)),
         lambda: jns.transform(plain, PARAMS["base"], X),
     ):
-        with pytest.raises(TypeError, match=r"wrap it, jax_ntk_sketch.sparse_inputs"):
+        with pytest.raises(
+            TypeError, match=r"wrap it, jax_ntk_sketch.with_sparse_inputs"
+        ):
             run()
     image = jns.feature_map(jns.recipes.cntk(2), num_features=32)
-    with pytest.raises(ValueError, match=r"sparse_inputs: fmap must take flat .*Conv"):
-        jns.sparse_inputs(image)
+    with pytest.raises(
+        ValueError, match=r"with_sparse_inputs: fmap must take flat .*Conv"
+    ):
+        jns.with_sparse_inputs(image)
     with pytest.raises(TypeError, match="already"):
-        jns.sparse_inputs(FMAP)
+        jns.with_sparse_inputs(FMAP)
     with pytest.raises(TypeError, match="made by feature_map"):
-        jns.sparse_inputs(NET)
+        jns.with_sparse_inputs(NET)
     with pytest.raises(ValueError, match="sparsity 65 must not exceed columns 64"):
         mapped(sparsity=65)
     with pytest.raises(TypeError, match="exact_norms must be a bool"):
@@ -351,7 +355,7 @@ def test_bad_use_of_the_map():
 def test_record_and_plan():
     assert mapped() == FMAP and hash(mapped()) == hash(FMAP)
     namespace = {"SparseFeatureMap": jns.SparseFeatureMap, "stax": stax}
-    namespace |= {"FeatureMap": jns.FeatureMap, **vars(jns.methods)}
+    namespace |= {"NetworkFeatureMap": jns.NetworkFeatureMap, **vars(jns.methods)}
     assert eval(repr(FMAP), namespace) == FMAP
     plan = FMAP.plan(SparseRows.from_scipy(X))
     assert plan.num_features == 24 and plan.num_examples == 12

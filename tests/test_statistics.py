@@ -13,7 +13,7 @@ import registry
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
-from jax_ntk_sketch.validation import fitted_slope
+from jax_ntk_sketch.validation import loglog_slope
 
 DENSE = stax.Dense(1, 2**0.5)
 SEEDS = 300
@@ -56,7 +56,7 @@ METHODS = {
         directions="gaussian", antithetic=False, product="tensor_srht"
     ),
     "leverage variant": methods.NTKRandomFeatures(directions="sphere"),
-    "ntk_sketch": methods.NTKSketch(kappa1_degree=2, kappa0_degree=1),
+    "ntk_sketch": methods.NTKSketch(degree=2, derivative_degree=1),
 }
 
 
@@ -74,7 +74,7 @@ def test_error_falls_like_the_inverse_square_root(name, depth):
         g = grams(depth, METHODS[name], m)
         centre = exact(depth) if "features" in name or "lever" in name else g.mean(0)
         errors.append(np.sqrt(np.mean((g - centre) ** 2)))
-    slope = fitted_slope(sizes, errors)
+    slope = loglog_slope(sizes, errors)
     assert -0.65 <= slope <= -0.4, (slope, errors)
 
 

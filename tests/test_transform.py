@@ -12,7 +12,7 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import recipes, stax
 
 # The name of the module is that of the function in the package.
-module = importlib.import_module("jax_ntk_sketch.transform")
+module = importlib.import_module("jax_ntk_sketch.features._transform")
 transform = module.transform
 
 NET = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
@@ -120,7 +120,7 @@ def test_integers_and_other_floats():
 def test_compiles_once():
     calls = []
 
-    class Counting(jns.FeatureMap):
+    class Counting(jns.NetworkFeatureMap):
         def apply(self, params, x, **options):
             calls.append(x.shape)
             return super().apply(params, x, **options)
@@ -191,7 +191,7 @@ def test_mistakes(x, options, error, match):
 
 
 def test_maps_that_cannot():
-    with pytest.raises(TypeError, match="fmap must be a FeatureMap"):
+    with pytest.raises(TypeError, match="fmap must be a NetworkFeatureMap"):
         transform(NET, PARAMS, X)
     exact = jns.feature_map(NET, num_features=16, method="exact")
     with pytest.raises(ValueError, match=r"in one batch; use fmap\.apply"):

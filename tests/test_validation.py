@@ -61,17 +61,17 @@ def test_measures_are_their_formulas():
     assert validation.relative_error(K, K_hat) == pytest.approx(
         norm(K - K_hat) / norm(K), rel=1e-14
     )
-    assert validation.centred_relative_error(K, K_hat) == pytest.approx(
+    assert validation.centered_relative_error(K, K_hat) == pytest.approx(
         norm(H @ (K - K_hat) @ H) / norm(H @ K @ H), rel=1e-12
     )
-    assert validation.max_entry_error(K, K_hat) == pytest.approx(
+    assert validation.max_abs_error(K, K_hat) == pytest.approx(
         np.abs(K - K_hat).max() / np.abs(K).max(), rel=1e-14
     )
 
 
 def test_the_centred_error_is_blind_to_a_constant():
     K = psd()
-    assert validation.centred_relative_error(K, K + 7) < 1e-14
+    assert validation.centered_relative_error(K, K + 7) < 1e-14
     assert validation.relative_error(K, K + 7) > 0.1
 
 
@@ -111,7 +111,7 @@ def test_an_indefinite_kernel_is_told():
 @pytest.mark.parametrize("slope", [-0.5, -1.0, 0.3])
 def test_fitted_slope_of_a_power(slope):
     m = np.array([64, 128, 1024, 8192])
-    assert validation.fitted_slope(m, 3 * m**slope) == pytest.approx(slope, abs=1e-12)
+    assert validation.loglog_slope(m, 3 * m**slope) == pytest.approx(slope, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_fitted_slope_of_a_power(slope):
         ),
         (lambda: validation.relative_error(np.ones(3), np.ones(3)), r"\(3,\) and \(3,"),
         (lambda: validation.relative_error(np.eye(2), np.eye(2) * np.nan), "K_hat has"),
-        (lambda: validation.max_entry_error(np.zeros((2, 2)), np.eye(2)), "K is zero"),
+        (lambda: validation.max_abs_error(np.zeros((2, 2)), np.eye(2)), "K is zero"),
         (lambda: validation.spectral_error(np.eye(2), np.eye(2), -1), "reg must be"),
-        (lambda: validation.fitted_slope([1, 1], [1, 2]), "two different num_features"),
-        (lambda: validation.fitted_slope([1, 2], [1, 0]), "must be positive"),
-        (lambda: validation.fitted_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
+        (lambda: validation.loglog_slope([1, 1], [1, 2]), "two different num_features"),
+        (lambda: validation.loglog_slope([1, 2], [1, 0]), "must be positive"),
+        (lambda: validation.loglog_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
     ],
 )
 def test_mistakes_in_measures_are_told(call, match):
@@ -141,7 +141,7 @@ def test_mistakes_in_measures_are_told(call, match):
 def test_exact_features_have_no_error():
     report = validation.compare(identity(), linear_kernel, X, key=KEY, num_seeds=2)
     errors = report.ntk
-    for estimate in (errors.relative, errors.centred, errors.max_entry):
+    for estimate in (errors.relative, errors.centered, errors.max_abs):
         assert estimate.mean < 1e-14 and estimate.standard_error < 1e-14
     assert errors.spectral.mean < 1e-12
     assert report.nngp is None and report.kinds == ("ntk",)
@@ -169,8 +169,8 @@ def test_values_are_those_of_one_split_of_the_key():
         phi = np.asarray(fmap.apply(fmap.init(key, X), jnp.asarray(X)), np.float64)
         for name, measure in (
             ("relative", validation.relative_error),
-            ("centred", validation.centred_relative_error),
-            ("max_entry", validation.max_entry_error),
+            ("centred", validation.centered_relative_error),
+            ("max_entry", validation.max_abs_error),
             ("spectral", lambda K, K_hat: validation.spectral_error(K, K_hat, 0.1)),
         ):
             value = getattr(report.ntk, name).values[i]
@@ -186,7 +186,7 @@ def test_errors_fall_like_the_square_root():
     ]
     for name in ("relative", "centred", "max_entry", "spectral"):
         errors = [getattr(r.ntk, name).mean for r in reports]
-        assert -0.65 < validation.fitted_slope(sizes, errors) < -0.4, name
+        assert -0.65 < validation.loglog_slope(sizes, errors) < -0.4, name
 
 
 def test_both_kernels_and_either_of_them():

@@ -11,9 +11,9 @@ import scipy.special
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.features.methods.variance_reduced.layers import _DEGREE, _weights
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.rules.carried import _DEGREE, _weights
-from jax_ntk_sketch.validation import centred_relative_error, fitted_slope
+from jax_ntk_sketch.validation import centered_relative_error, loglog_slope
 
 ROOT2 = 2**0.5
 DENSE = stax.Dense(1, W_std=ROOT2)
@@ -85,7 +85,7 @@ def test_error_falls_like_the_inverse_square_root(depth):
         )
         g = grams(fmap, X[:, :8], 60)
         errors.append(g.std(axis=0, ddof=1).mean())
-    slope = fitted_slope(sizes, errors)
+    slope = loglog_slope(sizes, errors)
     assert -0.8 <= slope <= -0.4, (slope, errors)
 
 
@@ -98,7 +98,7 @@ def test_kernel_error_is_below_that_of_random_features(depth, get):
         fmap = jns.feature_map(network(depth), num_features=256, get=get, method=method)
         truth = exact(network(depth), x, get)
         errors[method] = np.mean(
-            [centred_relative_error(truth, g) for g in grams(fmap, x, 6)]
+            [centered_relative_error(truth, g) for g in grams(fmap, x, 6)]
         )
     ours, theirs = errors.values()
     assert ours < 0.85 * theirs
@@ -167,7 +167,7 @@ def test_images_are_better_than_random_features():
     errors = []
     for method in (KERNEL, "ntk_random_features"):
         fmap = jns.feature_map(net, num_features=200, method=method)
-        draws = [centred_relative_error(truth, g) for g in grams(fmap, IMAGES, 24)]
+        draws = [centered_relative_error(truth, g) for g in grams(fmap, IMAGES, 24)]
         errors.append(np.mean(draws))
     assert errors[0] < 0.95 * errors[1], errors  # .194 and .229, each +- .008
 
@@ -235,7 +235,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="objective"):
         methods.VarianceReduced(objective="speed")
     with pytest.raises(ValueError, match="low"):
-        methods.VarianceReduced(low=1.0)
+        methods.VarianceReduced(min_cosine=1.0)
 
 
 @functools.lru_cache

@@ -47,7 +47,7 @@ def test_shape_of_the_finite_network():
     assert shapes == [(2, 7)]
     kernels = [w.shape for w in jax.tree.leaves(params) if len(w.shape) == 4]
     assert len(kernels) == 1 + 3 * (2 * 2 + 1) and max(w[3] for w in kernels) == 192
-    layers = list(stax.every_layer(net))
+    layers = list(stax.walk(net, into_branches=True))
     strides = [x.strides for x in layers if isinstance(x, stax.Conv)]
     assert strides.count((2, 2)) == 4  # two groups, on both paths
     assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))

@@ -12,7 +12,12 @@ import scipy.special
 from contract import assert_mean
 
 from jax_ntk_sketch import kernels
-from jax_ntk_sketch.kernels import ZonalFit, fit_zonal, truncate_zonal, zonal_fit
+from jax_ntk_sketch.kernels import (
+    ZonalFit,
+    zonal_fit,
+    zonal_fit_low_degree,
+    zonal_fit_min_error,
+)
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
     gegenbauer_quadrature,
@@ -169,7 +174,7 @@ def ntk(depth):
 def test_fit_beats_the_series_it_begins_with(depth, columns):
     """In its own objective: squared bias and variance, averaged over cosines."""
     c = np.array(kernels.ntk_coefficients(depth, 40))
-    fit = fit_zonal(ntk(depth), c, 30, 30, columns)
+    fit = zonal_fit_min_error(ntk(depth), c, 30, 30, columns)
     used = 1 + fit.linear_columns + fit.num
     assert used == columns
     alpha = np.linspace(-1, 0.9, 96)
@@ -180,14 +185,14 @@ def test_fit_beats_the_series_it_begins_with(depth, columns):
 
     series = zonal_fit._from_series(c[:13], 30, 30, fit.linear_columns, columns)
     assert cost(fit) < cost(series)
-    assert cost(fit) < cost(truncate_zonal(c, 30, 30, columns))
+    assert cost(fit) < cost(zonal_fit_low_degree(c, 30, 30, columns))
 
 
 def test_truncation_keeps_the_degrees_that_columns_can_tell_apart():
     c = np.array(kernels.ntk_coefficients(2, 40))
     degrees = []
     for dim, columns in [(784, 1024), (784, 8192), (64, 512), (64, 2048), (8, 2048)]:
-        fit = truncate_zonal(c, dim, dim, columns)
+        fit = zonal_fit_low_degree(c, dim, dim, columns)
         assert 1 + fit.linear_columns + fit.num == columns
         degrees.append(len(fit.weights) - 1)
         # Unbiased for the series up to there.

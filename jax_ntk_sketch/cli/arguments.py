@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jax_ntk_sketch import data
-from jax_ntk_sketch.progress import progress
+from jax_ntk_sketch._progress import progress
 
 __all__ = [
     "HelpFormatter",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.cli.ridge import Targets, fit_kernel
-from jax_ntk_sketch.progress import progress
 
 __all__ = [
     "RELATIVE_REGS",

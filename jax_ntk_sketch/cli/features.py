@@ -10,9 +10,9 @@ import numpy as np
 
 from jax_ntk_sketch import feature_map, methods, stax, validation
 from jax_ntk_sketch.cli.arguments import UsageError
-from jax_ntk_sketch.feature_map import FeatureMap
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch.features._transform import choose_batch_size, transform
 from jax_ntk_sketch.methods import METHODS
-from jax_ntk_sketch.transform import choose_batch_size, transform
 
 __all__ = [
     "APPROXIMATIONS",
@@ -43,7 +43,7 @@ def check_methods(names: Sequence[str]) -> list[str]:
 
 def planned(
     net: stax.Layer, shape: tuple[int, ...], method: str | methods.Method, size: int
-) -> FeatureMap:
+) -> NetworkFeatureMap:
     """A feature map; raises ValueError if it does not fit the data."""
     fmap = feature_map(net, num_features=size, method=method)
     fmap.plan(shape)
@@ -61,7 +61,7 @@ class CompiledFeatures:
         method's coefficients is in it.
     """
 
-    fmap: FeatureMap
+    fmap: NetworkFeatureMap
     sample: np.ndarray
     batch_size: int
     seconds: float
@@ -82,7 +82,7 @@ class CompiledFeatures:
 
 
 def compile_features(
-    fmap: FeatureMap, x: np.ndarray, *, max_bytes: int = 2**28
+    fmap: NetworkFeatureMap, x: np.ndarray, *, max_bytes: int = 2**28
 ) -> CompiledFeatures:
     """Compiles a feature map for examples like those of x (n, ...).
 

@@ -29,7 +29,7 @@ from jax_ntk_sketch.cli.memory import gigabytes, peak_resident
 from jax_ntk_sketch.cli.report import chosen_options, write_folder
 from jax_ntk_sketch.cli.scoring import Scoring, scores
 from jax_ntk_sketch.cli.sources import training_data
-from jax_ntk_sketch.feature_map import FeatureMap
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _fit(
-    fmap: FeatureMap,
+    fmap: NetworkFeatureMap,
     params: Any,
     view: View,
     scoring: Scoring,

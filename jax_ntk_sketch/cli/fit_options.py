@@ -9,7 +9,7 @@ from jax_ntk_sketch.cli.fit_setup import CANDIDATES
 from jax_ntk_sketch.cli.report import check_file
 from jax_ntk_sketch.cli.sources import add_source_arguments
 from jax_ntk_sketch.data.dataset import TASKS
-from jax_ntk_sketch.linear_model.saving import is_model
+from jax_ntk_sketch.linear_model.io import is_model
 
 __all__ = ["add_arguments", "check_outputs"]
 

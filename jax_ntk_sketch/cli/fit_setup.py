@@ -15,8 +15,8 @@ from jax_ntk_sketch.cli.fit_cost import Cost
 from jax_ntk_sketch.cli.inputs import Inputs, View
 from jax_ntk_sketch.cli.scoring import Scoring
 from jax_ntk_sketch.cli.sources import Training
-from jax_ntk_sketch.feature_map import FeatureMap
-from jax_ntk_sketch.transform import transform
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch.features._transform import transform
 
 __all__ = [
     "CANDIDATES",
@@ -72,7 +72,7 @@ def network_and_inputs(
 
 def feature_map(
     net: stax.Layer, shape: tuple[int, ...], args: argparse.Namespace
-) -> FeatureMap:
+) -> NetworkFeatureMap:
     """The map that the options name; raises ValueError if it does not fit the data."""
     if args.method == "exact":
         raise ValueError(
@@ -100,7 +100,7 @@ def chosen_method(name: str, objective: str | None) -> str | methods.Method:
 
 
 def cost(
-    fmap: FeatureMap,
+    fmap: NetworkFeatureMap,
     shape: tuple[int, ...],
     training: Training,
     scoring: Scoring,
@@ -128,7 +128,7 @@ def cost(
 
 
 def model_bytes(
-    fmap: FeatureMap, inputs: Inputs, zca_reg: float | None, cost: Cost
+    fmap: NetworkFeatureMap, inputs: Inputs, zca_reg: float | None, cost: Cost
 ) -> int:
     """Bytes of the saved model: parameters, weights, preprocessing."""
     d = int(np.prod(inputs.shape))
@@ -137,15 +137,15 @@ def model_bytes(
     return fmap.plan(inputs.shape).param_bytes + weights + learned
 
 
-def _learns(fmap: FeatureMap) -> bool:
+def _learns(fmap: NetworkFeatureMap) -> bool:
     return str(fmap.method).startswith(("Nystrom", "Auto"))
 
 
-def _sample_size(fmap: FeatureMap, n: int) -> int:
+def _sample_size(fmap: NetworkFeatureMap, n: int) -> int:
     return min(n, max(CANDIDATES, 2 * fmap.num_features))
 
 
-def sample(fmap: FeatureMap, view: View) -> Any:
+def sample(fmap: NetworkFeatureMap, view: View) -> Any:
     """What `init` is given: a shape, or evenly spaced examples to learn from."""
     if not _learns(fmap):
         return tuple(view[:1].shape[1:])
@@ -161,7 +161,7 @@ def _spaced(view: View, count: int) -> np.ndarray:
 
 
 def default_regs(
-    fmap: FeatureMap, params: Any, view: View, args: argparse.Namespace
+    fmap: NetworkFeatureMap, params: Any, view: View, args: argparse.Namespace
 ) -> list[float]:
     """Two a decade, relative to the mean squared norm of some examples' features."""
     rows = _spaced(view, _SAMPLE)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli import arguments
 from jax_ntk_sketch.cli.blas import one_thread_if_small
 from jax_ntk_sketch.cli.exact import (
@@ -34,7 +35,6 @@ from jax_ntk_sketch.cli.outcome import Outcome, Row
 from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_data
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.progress import progress
 from jax_ntk_sketch.validation import Estimate
 
 __all__ = ["SUMMARY", "add_arguments", "run"]

@@ -32,9 +32,9 @@ from jax_ntk_sketch.cli.pixels import add_preprocessing_arguments, preprocess
 from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_data
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.data import Dataset
-from jax_ntk_sketch.feature_map import FeatureMap
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch.features._transform import choose_batch_size
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.transform import choose_batch_size
 
 __all__ = ["NETWORKS", "SUMMARY", "add_arguments", "run"]
 
@@ -179,7 +179,7 @@ def _max_bytes(args: argparse.Namespace) -> int:
 
 def _feature_maps(
     net: stax.Layer, shape: tuple[int, ...], args: argparse.Namespace
-) -> list[tuple[str, FeatureMap]]:
+) -> list[tuple[str, NetworkFeatureMap]]:
     """One map per method and size, each known to fit images and memory."""
     with arguments.usage_errors():
         maps = [
@@ -223,7 +223,7 @@ def _exact_kernel(
 
 
 def _evaluate(
-    fmap: FeatureMap,
+    fmap: NetworkFeatureMap,
     method: str,
     targets: Targets,
     compared: np.ndarray,

@@ -126,7 +126,7 @@ class ImagesOutcome(Report):
             errors = row.comparison.ntk if row.comparison else None
             lines.append(
                 [row.method, row.num_features]
-                + ([errors.relative, errors.centred] if errors else ["", ""])
+                + ([errors.relative, errors.centered] if errors else ["", ""])
                 + [f"{row.accuracy:.4f}", f"{row.images_per_second:.0f}"]
                 + [row.batch_size]
                 + [mebibytes(count) for count in row.memory]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import preprocessing
-from jax_ntk_sketch.progress import progress
+from jax_ntk_sketch._progress import progress
 
 __all__ = ["Inputs", "View", "not_finite"]
 
@@ -179,5 +179,5 @@ def not_finite(start: int, finite: np.ndarray) -> str:
     )
 
 
-_standardize = jax.jit(preprocessing.standardize)
+_standardize = jax.jit(preprocessing.standardize_examples)
 _whiten = jax.jit(preprocessing.zca_apply)

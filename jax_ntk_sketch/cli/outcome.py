@@ -84,7 +84,7 @@ class Outcome(Report):
             errors = row.errors
             lines.append(
                 [row.method, row.num_features]
-                + [errors.relative, errors.centred, errors.spectral, row.score]
+                + [errors.relative, errors.centered, errors.spectral, row.score]
                 + [
                     f"{row.seconds[name]:.2f}"
                     for name in ("compile", "features", "fit")

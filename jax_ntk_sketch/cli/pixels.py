@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jax_ntk_sketch import preprocessing
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli.arguments import number, usage_errors
 from jax_ntk_sketch.data import Dataset
-from jax_ntk_sketch.progress import progress
 
 __all__ = ["add_preprocessing_arguments", "chosen_steps", "preprocess"]
 
@@ -86,7 +86,7 @@ def preprocess(data: Dataset, args: argparse.Namespace) -> tuple[Dataset, str]:
     show = False if args.no_progress else None
     x_train, x_test, notes = data.x_train, data.x_test, list(data.notes)
     if standardize:
-        step = jax.jit(preprocessing.standardize)
+        step = jax.jit(preprocessing.standardize_examples)
         x_train = _in_batches(step, x_train, "standardising", show)
         x_test = _in_batches(step, x_test, "standardising", show)
         notes.append("each image standardised to mean 0, deviation 1")

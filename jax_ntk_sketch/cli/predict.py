@@ -120,7 +120,7 @@ def _load(
 ) -> tuple[linear_model.FittedModel, Inputs, dict[str, Any], np.ndarray | None]:
     """A model with its inputs, notes and classes."""
     try:
-        notes, arrays = linear_model.load_notes(path)
+        notes, arrays = linear_model.load_metadata(path)
     except FileNotFoundError:
         raise ValueError(f"--model: no such file: {path}") from None
     if "inputs" not in notes:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli.inputs import View, not_finite
 from jax_ntk_sketch.linear_model import FittedModel
-from jax_ntk_sketch.progress import progress
 
 __all__ = ["Scoring", "judge", "scores"]
 

@@ -10,16 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_ntk_sketch import data
+from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli.arguments import at_least
-from jax_ntk_sketch.data.dataset import (
-    PIXEL_NOTE,
-    draw_rows,
-    existing_file,
-    to_targets,
-)
+from jax_ntk_sketch.data.dataset import PIXEL_NOTE, draw_rows, existing_file, to_targets
 from jax_ntk_sketch.data.jpeg import is_jpeg_archive
 from jax_ntk_sketch.data.npz import read_arrays
-from jax_ntk_sketch.progress import progress
 
 __all__ = [
     "Part",

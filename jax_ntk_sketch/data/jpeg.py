@@ -20,7 +20,7 @@ from jax_ntk_sketch.data.npz import get_array, read_arrays
 __all__ = ["load_jpeg_npz"]
 
 _EXPECTED = "jpeg_train, offsets_train, y_train, jpeg_test, offsets_test, y_test"
-# As `jax_ntk_sketch.progress.progress`.
+# As `jax_ntk_sketch._progress.progress`.
 Progress = Callable[[Iterable, str], Iterable]
 
 
@@ -45,7 +45,7 @@ def load_jpeg_npz(
         has. None for all.
       num_test: likewise.
       seed: of the draw.
-      progress: `jax_ntk_sketch.progress.progress`, or what else wraps the loop over
+      progress: `jax_ntk_sketch._progress.progress`, or what else wraps the loop over
         the images of a part, given a few words for it.
 
     Returns:

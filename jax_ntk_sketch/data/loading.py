@@ -43,7 +43,7 @@ def load(
         for all.
       num_test: likewise.
       seed: of these draws.
-      progress: `jax_ntk_sketch.progress.progress`, or None: what shows how far the
+      progress: `jax_ntk_sketch._progress.progress`, or None: what shows how far the
         decoding of JPEG files got.
 
     Returns:

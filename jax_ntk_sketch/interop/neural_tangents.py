@@ -21,8 +21,8 @@ import numpy as np
 import scipy.linalg
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.interop import _views
-from jax_ntk_sketch.kernels.activations import QUADRATURE_NODES
+from jax_ntk_sketch.interop import _import_hook
+from jax_ntk_sketch.kernels.duals.activations import QUADRATURE_NODES
 
 __all__ = ["load", "to_stax"]
 
@@ -339,11 +339,11 @@ def _in_order(layer: tuple[Callable, Callable, Callable]) -> Any:
 @contextmanager
 def _finder() -> Iterator[None]:
     """While it lasts, modules of Neural Tangents are imported with views."""
-    views = _views.make_views(_moved_names())
+    views = _import_hook.make_views(_moved_names())
     # Read by `predict.max_learning_rate`.
     views["scipy.linalg"].eigvalsh = _eigvalsh  # type: ignore[attr-defined]
     reason = "jax_ntk_sketch leaves this module, which needs TensorFlow, out."
-    finder = _views.Finder(_PACKAGE, views, {f"{_PACKAGE}.experimental": reason})
+    finder = _import_hook.Finder(_PACKAGE, views, {f"{_PACKAGE}.experimental": reason})
     sys.meta_path.insert(0, finder)
     try:
         yield

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-__all__ = ["cosine", "kappa0", "kappa1", "relu_covariance", "safe_root"]
+from jax_ntk_sketch._numerics import safe_sqrt
 
 # sin(t) - t cos(t) = t^3 sum_k c_k t^(2k), to 1e-18 relative for 0 <= t <= 1.
 _SERIES = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(10)]
@@ -127,25 +127,16 @@ def _covariance_jvp(primals, tangents):
 
 def _sine(alpha: jax.Array) -> jax.Array:
     # Factored, because 1 - alpha^2 cancels near 1 and -1.
-    return safe_root((1 - alpha) * (1 + alpha))
+    return safe_sqrt((1 - alpha) * (1 + alpha))
 
 
 def cosine(cov: jax.Array, q1: jax.Array, q2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The root of the product of two variances, and the cosine, 0 where that is 0."""
     # The root of each factor: their product could overflow. Equal variances are their
     # own root, so that the cosine of an input and itself is 1.
-    norms = jnp.where(q1 == q2, (q1 + q2) / 2, safe_root(q1) * safe_root(q2))
+    norms = jnp.where(q1 == q2, (q1 + q2) / 2, safe_sqrt(q1) * safe_sqrt(q2))
     zero = norms == 0
     return norms, jnp.where(zero, 0, cov / jnp.where(zero, 1, norms))
-
-
-def safe_root(x: jax.Array) -> jax.Array:
-    """The square root with derivative 0 at 0; 0 for rounding below 0."""
-    zero = x <= 0
-    # Nearly 0 in the root too: a compiler may compute x twice, rounded differently, and
-    # then find it positive in one place alone.
-    small = jnp.finfo(x.dtype).eps ** 2
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, small, x)))
 
 
 def _as_float(name: str, alpha: ArrayLike) -> tuple[jax.Array, jnp.dtype]:

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jax_ntk_sketch.kernels.checks import check_count
-from jax_ntk_sketch.kernels.homogeneous import relu_kernels
+from jax_ntk_sketch._checks import check_size
+from jax_ntk_sketch.kernels.duals.homogeneous import relu_kernels
 
 __all__ = ["fully_connected_diag", "fully_connected_kernel"]
 
@@ -181,7 +181,7 @@ def _scales(
     where: str, depth: int, W_std: Scale, b_std: Scale
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The squares of the standard deviations of every dense layer."""
-    layers = check_count(depth, f"{where}: depth") + 1
+    layers = check_size(where, "depth", depth, 0) + 1
     return (
         _squares(where, "W_std", W_std, layers),
         _squares(where, "b_std", 0.0 if b_std is None else b_std, layers),

@@ -14,7 +14,7 @@ polynomials; derived in the text of each function.
 
 import numpy as np
 
-from jax_ntk_sketch.kernels.checks import check_count
+from jax_ntk_sketch._checks import check_size
 
 __all__ = [
     "gegenbauer_coefficients",
@@ -39,8 +39,8 @@ def gegenbauer_recurrence(degree: int, dim: int) -> np.ndarray:
     >>> gegenbauer_recurrence(2, 3).round(4).tolist()
     [0.5774, 0.5164]
     """
-    i = np.arange(1, check_count(degree, "degree") + 1, dtype=float)
-    if check_count(dim, "dim") < 2:
+    i = np.arange(1, check_size("gegenbauer", "degree", degree, 0) + 1, dtype=float)
+    if check_size("gegenbauer", "dim", dim, 0) < 2:
         raise ValueError(f"dim must be at least 2, got {dim!r}")
     # At i = 1 the general formula is 0/0 for d = 2.
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.kernels.checks import check_count
+from jax_ntk_sketch._checks import check_size
 
 __all__ = [
     "ReluBlockSeries",
@@ -88,7 +88,7 @@ def kappa0_coefficients(degree: int) -> np.ndarray:
     >>> kappa0_coefficients(3).round(4)
     array([0.5   , 0.3183, 0.    , 0.0531])
     """
-    return _kappas(_variable(check_count(degree, "degree")))[0]
+    return _kappas(_variable(check_size("power series", "degree", degree, 0)))[0]
 
 
 def kappa1_coefficients(degree: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def kappa1_coefficients(degree: int) -> np.ndarray:
     >>> kappa1_coefficients(4).round(4)
     array([0.3183, 0.5   , 0.1592, 0.    , 0.0133])
     """
-    return _kappas(_variable(check_count(degree, "degree")))[1]
+    return _kappas(_variable(check_size("power series", "degree", degree, 0)))[1]
 
 
 def nngp_coefficients(depth: int, degree: int) -> np.ndarray:
@@ -123,7 +123,10 @@ def nngp_coefficients(depth: int, degree: int) -> np.ndarray:
     >>> nngp_coefficients(2, 2).round(4)
     array([0.4937, 0.3016, 0.138 ])
     """
-    return _network(check_count(depth, "depth"), check_count(degree, "degree"))[0]
+    return _network(
+        check_size("power series", "depth", depth, 0),
+        check_size("power series", "degree", degree, 0),
+    )[0]
 
 
 def ntk_coefficients(depth: int, degree: int) -> np.ndarray:
@@ -144,7 +147,10 @@ def ntk_coefficients(depth: int, degree: int) -> np.ndarray:
     >>> ntk_coefficients(1, 4).round(4)
     array([0.3183, 1.    , 0.4775, 0.    , 0.0663])
     """
-    return _network(check_count(depth, "depth"), check_count(degree, "degree"))[1]
+    return _network(
+        check_size("power series", "depth", depth, 0),
+        check_size("power series", "degree", degree, 0),
+    )[1]
 
 
 def relu_block_series(layers: Iterable[stax.Layer], degree: int) -> ReluBlockSeries:
@@ -168,7 +174,7 @@ def relu_block_series(layers: Iterable[stax.Layer], degree: int) -> ReluBlockSer
     array([0.4937, 0.3016, 0.138 ])
     """
     layers = tuple(layers)
-    variable = _variable(check_count(degree, "degree"))
+    variable = _variable(check_size("power series", "degree", degree, 0))
     one = np.zeros_like(variable)
     one[0] = 1.0
     nngp, additive, multiplicative = _block(

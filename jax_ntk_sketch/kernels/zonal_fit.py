@@ -30,7 +30,7 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     orthonormal_values,
 )
 
-__all__ = ["ZonalFit", "fit_zonal", "truncate_zonal"]
+__all__ = ["ZonalFit", "zonal_fit_low_degree", "zonal_fit_min_error"]
 
 # Degrees above lower the error by less than 1 % (MNIST at 1024 to 16,384 columns). In
 # few dimensions there are more: as many degrees as there are not yet so many times more
@@ -93,8 +93,8 @@ class _Variance:
         basis = orthonormal_values(t, 2 * degree, dim)
         self.alpha, self.num = alpha, num
         self.p = gegenbauer_values(alpha, 2 * degree, dim)
-        self.low = slice(0, degree + 1)
-        self.h = basis[:, self.low]
+        self.min_cosine = slice(0, degree + 1)
+        self.h = basis[:, self.min_cosine]
         self.project = (basis * w[:, None]).T  # values at the nodes to coefficients
         self.h1, self.h2 = basis[:, 1], basis[:, 2]
         # What a full rotation sums to a constant: h_2(u), h_2(v), h_1(u) h_1(v) - a.
@@ -117,10 +117,10 @@ class _Variance:
         """V / m, and the gradient of its sum with `weight` over the cosines."""
         values, p = self.h @ f, self.p
         q = self.project @ (values * values)
-        mean = p[..., self.low] @ (f * f)
+        mean = p[..., self.min_cosine] @ (f * f)
         s1, s2 = self.project @ (values * self.h1), self.project @ (values * self.h2)
-        s2 = s2[self.low]
-        one = p[..., self.low] @ (s2 * f)
+        s2 = s2[self.min_cosine]
+        one = p[..., self.min_cosine] @ (s2 * f)
         y = np.stack([one, one, p @ (s1 * s1) - self.alpha * mean], axis=-1)
         z = np.einsum("...kl,...l->...k", self.inverse, y)
         variance = p @ (q * q) - mean**2 - self.exact * (y * z).sum(-1)
@@ -131,12 +131,12 @@ class _Variance:
         g_values = 2 * values * (self.project.T @ (2 * q * (weight @ p)))
         g_mean = -2 * weight * mean
         g_y = -2 * self.exact * weight[:, None] * z
-        g_one = (g_y[:, 0] + g_y[:, 1]) @ p[:, self.low]
+        g_one = (g_y[:, 0] + g_y[:, 1]) @ p[:, self.min_cosine]
         g_s1 = 2 * s1 * (g_y[:, 2] @ p)
         g_mean = g_mean - self.alpha * g_y[:, 2]
-        g_values += self.h2 * (self.project[self.low].T @ (g_one * f))
+        g_values += self.h2 * (self.project[self.min_cosine].T @ (g_one * f))
         g_values += self.h1 * (self.project.T @ g_s1)
-        direct = g_one * s2 + 2 * f * (g_mean @ p[:, self.low])
+        direct = g_one * s2 + 2 * f * (g_mean @ p[:, self.min_cosine])
         return variance, self.h.T @ g_values + direct
 
 
@@ -148,7 +148,7 @@ def _sketch_variance(alpha: np.ndarray, fit: ZonalFit) -> np.ndarray:
     return (1 + alpha**2) * (1 / fit.linear_columns - 1 / padded)
 
 
-def truncate_zonal(
+def zonal_fit_low_degree(
     coefficients: np.ndarray, input_dim: int, sphere_dim: int, columns: int
 ) -> ZonalFit:
     r"""Columns for regression: low degrees only, as many as the columns can tell apart.
@@ -195,7 +195,7 @@ def _from_series(
     )
 
 
-def fit_zonal(
+def zonal_fit_min_error(
     function: Callable[[np.ndarray], np.ndarray],
     coefficients: np.ndarray,
     input_dim: int,
@@ -212,7 +212,7 @@ def fit_zonal(
     Args:
       function: the kernel of the cosine, on arrays in [-1, 1].
       coefficients: of its power series, where the search begins.
-      input_dim, sphere_dim, columns: as for `truncate_zonal`.
+      input_dim, sphere_dim, columns: as for `zonal_fit_low_degree`.
       low: in [-1, .9), the least cosine that matters.
 
     Returns:

@@ -1,20 +1,22 @@
 """What a user does with features: linear models on arrays."""
 
-from jax_ntk_sketch.linear_model.arrays import fit_ridge
-from jax_ntk_sketch.linear_model.cg import CGHistory, fit_cg
+from jax_ntk_sketch.linear_model._fit import FittedModel, fit
+from jax_ntk_sketch.linear_model._fit_cg import CGHistory, fit_cg
+from jax_ntk_sketch.linear_model._fit_gradient import fit_gradient
+from jax_ntk_sketch.linear_model._fit_ridge import fit_ridge
+from jax_ntk_sketch.linear_model._multihost import ridge_psum
 from jax_ntk_sketch.linear_model.cross_validation import (
     CrossValidation,
     ridge_cross_validate,
 )
-from jax_ntk_sketch.linear_model.gradient import fit_gradient
-from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
-from jax_ntk_sketch.linear_model.predict import (
+from jax_ntk_sketch.linear_model.gradient_flow import (
+    EnsemblePrediction,
     Gaussian,
-    Gaussians,
     gradient_descent_mse,
     gradient_descent_mse_ensemble,
 )
-from jax_ntk_sketch.linear_model.reduction import ridge_psum
+from jax_ntk_sketch.linear_model.io import load_metadata, load_model, save_model
+from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
     ridge_init,
@@ -23,15 +25,13 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_solve,
     ridge_update,
 )
-from jax_ntk_sketch.linear_model.saving import load_model, load_notes, save_model
-from jax_ntk_sketch.linear_model.stream import FittedModel, fit
 
 __all__ = [
     "CGHistory",
     "CrossValidation",
+    "EnsemblePrediction",
     "FittedModel",
     "Gaussian",
-    "Gaussians",
     "RidgeInfo",
     "RidgeModel",
     "RidgeState",
@@ -41,8 +41,8 @@ __all__ = [
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
+    "load_metadata",
     "load_model",
-    "load_notes",
     "ridge_cross_validate",
     "ridge_init",
     "ridge_merge",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ntk_sketch.sparse_rows import is_sparse
+from jax_ntk_sketch.batches.sparse_rows import is_sparse
 
 __all__ = ["describe", "digest", "load", "save"]
 

@@ -27,9 +27,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from jax_ntk_sketch.linear_model import gram
+from jax_ntk_sketch._numerics import two_sum
+from jax_ntk_sketch.linear_model._double_float import add_gram
+from jax_ntk_sketch.linear_model._shifted_solver import Tridiagonal
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
-from jax_ntk_sketch.linear_model.tridiagonal import Tridiagonal
 
 __all__ = [
     "RidgeState",
@@ -137,7 +138,7 @@ def ridge_update(
     """The state after more examples; any number of batches of any length.
 
     The order and the split into batches change the sums by rounding only, see
-    `jax_ntk_sketch.linear_model.gram`. NaN or infinite entries are not looked for, so
+    `jax_ntk_sketch.linear_model._double_float`. NaN or infinite entries are not looked for, so
     that the function can be traced: `ridge_solve` refuses what they leave, and
     `fit_ridge` finds them before.
 
@@ -191,7 +192,7 @@ def _add_rows(
     rows = jnp.concatenate([part.astype(total.dtype) for part in parts], axis=1)
     if weight is not None:
         rows = rows * jnp.sqrt(weight.astype(total.dtype))[:, None]
-    return gram.add_gram(total, carry, rows)
+    return add_gram(total, carry, rows)
 
 
 def ridge_merge(a: RidgeState, b: RidgeState) -> RidgeState:
@@ -207,8 +208,8 @@ def ridge_merge(a: RidgeState, b: RidgeState) -> RidgeState:
     ):
         if this != that:
             raise ValueError(f"ridge_merge: {name} differs: {this} and {that}")
-    total, error = gram.two_sum(a.total, b.total)
-    total, carry = gram.two_sum(total, error + (a.carry + b.carry))
+    total, error = two_sum(a.total, b.total)
+    total, carry = two_sum(total, error + (a.carry + b.carry))
     return dataclasses.replace(a, total=total, carry=carry)
 
 

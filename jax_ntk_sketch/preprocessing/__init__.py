@@ -10,16 +10,16 @@ For convolutional kernels on natural images the usual pipeline is
 >>> import jax, jax.numpy as jnp
 >>> images = jax.random.uniform(jax.random.key(0), (200, 4, 4, 3))
 >>> train, test = images[:150], images[150:]
->>> params = zca_fit(standardize(train), reg=0.1)
->>> zca_apply(params, standardize(test)).shape
+>>> params = zca_fit(standardize_examples(train), reg=0.1)
+>>> zca_apply(params, standardize_examples(test)).shape
 (50, 4, 4, 3)
 """
 
-from jax_ntk_sketch.preprocessing.channels import (
-    ChannelParams,
-    channel_apply,
-    channel_fit,
-    channel_from_covariance,
+from jax_ntk_sketch.preprocessing.columns import (
+    ColumnStandardization,
+    standardize_columns_apply,
+    standardize_columns_fit,
+    standardize_columns_from_covariance,
 )
 from jax_ntk_sketch.preprocessing.covariance import (
     CovarianceState,
@@ -27,7 +27,7 @@ from jax_ntk_sketch.preprocessing.covariance import (
     covariance_merge,
     covariance_update,
 )
-from jax_ntk_sketch.preprocessing.per_example import standardize
+from jax_ntk_sketch.preprocessing.examples import standardize_examples
 from jax_ntk_sketch.preprocessing.zca import (
     ZCAParams,
     zca_apply,
@@ -36,16 +36,16 @@ from jax_ntk_sketch.preprocessing.zca import (
 )
 
 __all__ = [
-    "ChannelParams",
+    "ColumnStandardization",
     "CovarianceState",
     "ZCAParams",
-    "channel_apply",
-    "channel_fit",
-    "channel_from_covariance",
     "covariance_init",
     "covariance_merge",
     "covariance_update",
-    "standardize",
+    "standardize_columns_apply",
+    "standardize_columns_fit",
+    "standardize_columns_from_covariance",
+    "standardize_examples",
     "zca_apply",
     "zca_fit",
     "zca_from_covariance",

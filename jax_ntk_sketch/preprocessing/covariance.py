@@ -86,7 +86,7 @@ def covariance_init(
     Args:
       dim: the number of entries of an example, d >= 1, or its shape, (32, 32, 3).
       diagonal: keep the variances only, d numbers in place of d^2. That is enough
-        for `channel_from_covariance`, not for `zca_from_covariance`.
+        for `standardize_columns_from_covariance`, not for `zca_from_covariance`.
 
     Returns:
       `CovarianceState`, 8 d^2 bytes: 75 MB for images of 32x32x3.
@@ -140,7 +140,7 @@ def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
 def covariance_of(
     owner: str, examples: Any, batch_size: int | None, *, channels: bool = False
 ) -> CovarianceState:
-    """The state of all examples, for `zca_fit` and `channel_fit`.
+    """The state of all examples, for `zca_fit` and `standardize_columns_fit`.
 
     Args:
       owner: the function to name in errors.

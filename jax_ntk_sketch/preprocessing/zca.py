@@ -17,7 +17,7 @@ lose: the NTK of three layers, trained on 3500 standardised CIFAR-10 images, had
 right without ZCA, 31 % with reg = 0.1, 37 % with reg = 1. Compare on held-out
 training images.
 
-Pipeline: `zca_fit(standardize(train))`, then `zca_apply` on both sets.
+Pipeline: `zca_fit(standardize_examples(train))`, then `zca_apply` on both sets.
 
 Choice of `reg`. Relative to the mean eigenvalue, 0.01 to 1 is a range to search for
 images of 32x32x3. Shankar et al. add 1e-4 to eigenvalues of images of unit norm,

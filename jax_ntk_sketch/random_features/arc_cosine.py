@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._checks import check_key, set_sizes
 from jax_ntk_sketch.random_features.directions import DIRECTIONS, Directions
-from jax_ntk_sketch.sketch.base import check_key, set_sizes
 
 __all__ = ["ReluFeatures", "StepFeatures"]
 

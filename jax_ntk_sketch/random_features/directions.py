@@ -23,14 +23,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._checks import check_input, set_sizes
+from jax_ntk_sketch._numerics import next_power_of_two
 from jax_ntk_sketch.sketch import PatchSRHT, Window
-from jax_ntk_sketch.sketch.base import check_input, random_signs, set_sizes
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
-    next_power_of_two,
     pad_to,
 )
+from jax_ntk_sketch.sketch.signs import random_signs
 
 __all__ = [
     "DIRECTIONS",

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_recurrence
 from jax_ntk_sketch.random_features.directions import (
     HadamardDirections,
     OrthogonalDirections,
 )
-from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
 
 __all__ = ["ZonalFeatures", "sphere_dim", "zonal_sum"]
 

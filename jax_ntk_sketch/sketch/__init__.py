@@ -7,7 +7,7 @@ also slides a `Window` over the axes before it.
 """
 
 from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
-from jax_ntk_sketch.sketch.hadamard import hadamard_transform, next_power_of_two
+from jax_ntk_sketch.sketch.hadamard import hadamard_transform
 from jax_ntk_sketch.sketch.hashed_osnap import HashedOSNAP
 from jax_ntk_sketch.sketch.patch_srht import PatchSRHT
 from jax_ntk_sketch.sketch.poly_sketch import PolySketch
@@ -27,5 +27,4 @@ __all__ = [
     "TensorSketch",
     "Window",
     "hadamard_transform",
-    "next_power_of_two",
 ]

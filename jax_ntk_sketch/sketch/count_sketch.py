@@ -6,12 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import (
-    check_input,
-    check_key,
-    random_signs,
-    set_sizes,
-)
+from jax_ntk_sketch._checks import check_input, check_key, set_sizes
+from jax_ntk_sketch.sketch.signs import random_signs
 
 __all__ = ["OSNAP", "CountSketch"]
 

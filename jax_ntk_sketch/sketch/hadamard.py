@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-__all__ = ["hadamard_flops", "hadamard_transform", "next_power_of_two"]
+from jax_ntk_sketch._numerics import next_power_of_two
+
+__all__ = ["hadamard_flops", "hadamard_transform"]
 
 # The last factor is one matrix product, the rest are butterflies of radix 8 (or less),
 # which a compiler fuses into one pass over the data each. Measured on a CPU core: 3 ns
@@ -17,15 +19,6 @@ def _base(size: int) -> int:
     """The size of the matrix factor: 64 where radix 8 divides the rest, or 32."""
     bits = size.bit_length() - 1
     return min(size, 64 if bits % 3 == 0 else 32)
-
-
-def next_power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n` (and at least 1).
-
-    >>> [next_power_of_two(n) for n in (1, 5, 8)]
-    [1, 8, 8]
-    """
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def hadamard_flops(size: int) -> int:

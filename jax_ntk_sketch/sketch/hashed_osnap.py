@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch.sketch.base import check_input, check_key
+from jax_ntk_sketch._checks import check_input, check_key
 from jax_ntk_sketch.sketch.count_sketch import OSNAP
 
 __all__ = ["HashedOSNAP"]

@@ -8,18 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import (
-    check_input,
-    check_key,
-    random_signs,
-    set_sizes,
-)
+from jax_ntk_sketch._checks import check_input, check_key, set_sizes
+from jax_ntk_sketch._numerics import next_power_of_two
 from jax_ntk_sketch.sketch.hadamard import (
     hadamard_flops,
     hadamard_transform,
-    next_power_of_two,
     pad_to,
 )
+from jax_ntk_sketch.sketch.signs import random_signs
 from jax_ntk_sketch.sketch.srht import SRHT
 from jax_ntk_sketch.sketch.window import Window
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size, set_sizes
+from jax_ntk_sketch._checks import check_input, check_key, check_size, set_sizes
 from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
 from jax_ntk_sketch.sketch.srht import SRHT, SignedHadamardRows
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, set_sizes
+from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch.sketch.count_sketch import CountSketch
 from jax_ntk_sketch.sketch.hadamard import pad_to
 

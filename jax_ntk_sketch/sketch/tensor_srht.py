@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch.sketch.base import check_input, check_key, check_size, set_sizes
+from jax_ntk_sketch._checks import check_input, check_key, check_size, set_sizes
 from jax_ntk_sketch.sketch.srht import SignedHadamardRows
 
 __all__ = ["TensorSRHT"]

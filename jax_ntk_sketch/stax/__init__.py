@@ -48,27 +48,21 @@ from jax_ntk_sketch.stax.combinators import (
     FanInSum,
     FanOut,
     Parallel,
-    every_layer,
     parallel,
     repeat,
 )
-from jax_ntk_sketch.stax.dense import Dense, Dropout, Identity, LayerNorm
+from jax_ntk_sketch.stax.conv import Conv, ConvLocal, ConvTranspose
+from jax_ntk_sketch.stax.dense import Dense
 from jax_ntk_sketch.stax.graph import Aggregate
-from jax_ntk_sketch.stax.positions import (
-    ConvLocal,
-    ConvTranspose,
+from jax_ntk_sketch.stax.normalization import Dropout, LayerNorm
+from jax_ntk_sketch.stax.pool import AvgPool, GlobalAvgPool, GlobalSumPool, SumPool
+from jax_ntk_sketch.stax.shape import (
     DotGeneral,
+    Flatten,
+    Identity,
     ImageResize,
     Index,
     Slice,
-)
-from jax_ntk_sketch.stax.spatial import (
-    AvgPool,
-    Conv,
-    Flatten,
-    GlobalAvgPool,
-    GlobalSumPool,
-    SumPool,
 )
 from jax_ntk_sketch.stax.unsupported import REASONS as _REASONS
 
@@ -121,7 +115,6 @@ __all__ = [
     "Sin",
     "Slice",
     "SumPool",
-    "every_layer",
     "from_json",
     "parallel",
     "repeat",

@@ -38,7 +38,7 @@ __all__ = [
 class Activation(Layer):
     """Base of the nonlinearities that act on each number alone.
 
-    What one does to a Gaussian is its `jax_ntk_sketch.kernels.dual`.
+    What one does to a Gaussian is its `jax_ntk_sketch.kernels.duals.base`.
     """
 
     def __post_init__(self) -> None:

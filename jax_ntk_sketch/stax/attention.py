@@ -4,13 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax_ntk_sketch.stax.base import (
-    Layer,
-    positive_int,
-    scale,
-    set_axes,
-    set_field,
-)
+from jax_ntk_sketch.stax.base import Layer, positive_int, scale, set_axes, set_field
 
 __all__ = ["GlobalSelfAttention"]
 

@@ -78,14 +78,22 @@ def serial(*layers: Layer) -> Serial:
     return Serial(layers)
 
 
-def walk(net: Layer) -> Iterator[Layer]:
-    """Yields the records of `net` in order of application, `serial` opened up.
+def walk(net: Layer, *, into_branches: bool = False) -> Iterator[Layer]:
+    """Yield the records of `net` in order of application, with `serial` opened.
 
-    `parallel` is one record; `every_layer` opens it too.
+    Args:
+      net: the network.
+      into_branches: whether to open `parallel` as well, branch by branch; otherwise a
+        `Parallel` is one record.
+
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(9), stax.serial(stax.Relu(), stax.Dense(1)))
+    >>> [type(layer).__name__ for layer in stax.walk(net)]
+    ['Dense', 'Relu', 'Dense']
     """
-    if isinstance(net, Serial):
+    if hasattr(net, "layers") and (into_branches or isinstance(net, Serial)):
         for layer in net.layers:
-            yield from walk(layer)
+            yield from walk(layer, into_branches=into_branches)
     else:
         yield net
 
@@ -243,3 +251,33 @@ def sizes(record: Layer, name: str, value: Any) -> tuple[int, ...]:
     if not numbers:
         raise ValueError(f"{where} must name at least one spatial axis, got {value!r}")
     return numbers
+
+
+_PADDINGS = ("VALID", "SAME", "CIRCULAR")
+
+
+def _set_axis(record: Any) -> None:
+    value = axis_number(record, "channel_axis", record.channel_axis)
+    set_field(record, "channel_axis", value)
+
+
+def _set_window(record: Any, shape: str, *others: str) -> None:
+    """Checks the window's fields, each with a size for every spatial axis."""
+    owner = type(record).__name__
+    set_field(record, shape, sizes(record, shape, getattr(record, shape)))
+    rank = len(getattr(record, shape))
+    for name in others:
+        value = getattr(record, name)
+        if value is None:
+            continue
+        set_field(record, name, sizes(record, name, value))
+        if len(getattr(record, name)) != rank:
+            raise ValueError(
+                f"{owner}: {name} must have {rank} entries as {shape} has, got "
+                f"{value!r}"
+            )
+    if record.padding not in _PADDINGS:
+        raise ValueError(
+            f"{owner}: padding must be one of {', '.join(map(repr, _PADDINGS))}, got "
+            f"{record.padding!r}"
+        )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator
 
 from jax_ntk_sketch.stax.base import (
     Layer,
@@ -10,7 +9,6 @@ from jax_ntk_sketch.stax.base import (
     check_layers,
     positive_int,
     set_field,
-    walk,
 )
 
 __all__ = [
@@ -20,7 +18,6 @@ __all__ = [
     "FanInSum",
     "FanOut",
     "Parallel",
-    "every_layer",
     "parallel",
     "repeat",
 ]
@@ -120,13 +117,3 @@ class FanInConcat(FanIn):
         set_field(self, "axis", operator.index(self.axis))
         if self.axis == 0:
             raise ValueError("FanInConcat: axis must not be 0, the batch axis")
-
-
-def every_layer(net: Layer) -> Iterator[Layer]:
-    """Yields all records of `net`, those inside of `serial` and `parallel` included."""
-    for layer in walk(net):
-        if isinstance(layer, Parallel):
-            for branch in layer.layers:
-                yield from every_layer(branch)
-        else:
-            yield layer

@@ -2,9 +2,9 @@
 
 from jax_ntk_sketch.validation.comparison import compare
 from jax_ntk_sketch.validation.measures import (
-    centred_relative_error,
-    fitted_slope,
-    max_entry_error,
+    centered_relative_error,
+    loglog_slope,
+    max_abs_error,
     relative_error,
     spectral_error,
 )
@@ -20,11 +20,11 @@ __all__ = [
     "Comparison",
     "Estimate",
     "KernelErrors",
-    "centred_relative_error",
+    "centered_relative_error",
     "compare",
-    "fitted_slope",
+    "loglog_slope",
     "markdown_table",
-    "max_entry_error",
+    "max_abs_error",
     "plot_comparisons",
     "relative_error",
     "spectral_error",

@@ -127,8 +127,8 @@ def compare(
             errors[kind].append(
                 (
                     measures.relative_error(K, K_hat),
-                    measures.centred_relative_error(K, K_hat),
-                    measures.max_entry_error(K, K_hat),
+                    measures.centered_relative_error(K, K_hat),
+                    measures.max_abs_error(K, K_hat),
                     measures.spectral_error(K, K_hat, reg),
                 )
             )

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from jax_ntk_sketch.linear_model import ridge_penalty
 
 __all__ = [
-    "centred_relative_error",
-    "fitted_slope",
-    "max_entry_error",
+    "centered_relative_error",
+    "loglog_slope",
+    "max_abs_error",
     "relative_error",
     "spectral_error",
 ]
@@ -38,7 +38,7 @@ def relative_error(K: ArrayLike, K_hat: ArrayLike) -> float:
     return _ratio(*_matrices(K, K_hat))
 
 
-def centred_relative_error(K: ArrayLike, K_hat: ArrayLike) -> float:
+def centered_relative_error(K: ArrayLike, K_hat: ArrayLike) -> float:
     r"""The relative Frobenius error of :math:`H K H`, :math:`H = I - 11^\top/n`.
 
     What a regressor with intercept sees: it is blind to a constant feature.
@@ -49,13 +49,13 @@ def centred_relative_error(K: ArrayLike, K_hat: ArrayLike) -> float:
     Raises:
       ValueError: as for `relative_error`; or K is constant.
 
-    >>> centred_relative_error(np.eye(4), np.eye(4) + 3.0)
+    >>> centered_relative_error(np.eye(4), np.eye(4) + 3.0)
     0.0
     """
     return _ratio(*(_centre(matrix) for matrix in _matrices(K, K_hat)))
 
 
-def max_entry_error(K: ArrayLike, K_hat: ArrayLike) -> float:
+def max_abs_error(K: ArrayLike, K_hat: ArrayLike) -> float:
     r"""The largest error of an entry, relative to the largest entry of K.
 
     :math:`\max_{ij} |K_{ij} - \hat K_{ij}| \,/\, \max_{ij} |K_{ij}|`.
@@ -66,7 +66,7 @@ def max_entry_error(K: ArrayLike, K_hat: ArrayLike) -> float:
     Raises:
       ValueError: as for `relative_error`.
 
-    >>> max_entry_error([[2.0, 0.0], [0.0, 4.0]], [[2.0, 1.0], [1.0, 4.0]])
+    >>> max_abs_error([[2.0, 0.0], [0.0, 4.0]], [[2.0, 1.0], [1.0, 4.0]])
     0.25
     """
     K, K_hat = _matrices(K, K_hat)
@@ -122,7 +122,7 @@ def spectral_error(K: ArrayLike, K_hat: ArrayLike, reg: float) -> float:
     return float(max(-values[0], values[-1], 0.0))
 
 
-def fitted_slope(num_features: ArrayLike, errors: ArrayLike) -> float:
+def loglog_slope(num_features: ArrayLike, errors: ArrayLike) -> float:
     r"""The exponent s of the least-squares fit :math:`\log e = s \log m + c`.
 
     Errors of independent random features fall with s = -1/2.
@@ -134,17 +134,17 @@ def fitted_slope(num_features: ArrayLike, errors: ArrayLike) -> float:
     Raises:
       ValueError: shapes or values that do not fit.
 
-    >>> round(fitted_slope([100, 400, 1600], [0.4, 0.2, 0.1]), 6)
+    >>> round(loglog_slope([100, 400, 1600], [0.4, 0.2, 0.1]), 6)
     -0.5
     """
     m, e = np.asarray(num_features, np.float64), np.asarray(errors, np.float64)
     if m.ndim != 1 or m.shape != e.shape or len(np.unique(m)) < 2:
         raise ValueError(
-            "fitted_slope: num_features and errors must have one shape (k,), with two "
+            "loglog_slope: num_features and errors must have one shape (k,), with two "
             f"different num_features at least; got {m.shape} and {e.shape}"
         )
     if not ((m > 0).all() and (e > 0).all() and np.isfinite(m * e).all()):
-        raise ValueError("fitted_slope: num_features and errors must be positive")
+        raise ValueError("loglog_slope: num_features and errors must be positive")
     return float(np.polyfit(np.log(m), np.log(e), 1)[0])
 
 
@@ -166,7 +166,9 @@ def _ratio(K: Matrix, K_hat: Matrix) -> float:
 
 def _divide(error: Any, size: Any) -> float:
     if size == 0:
-        raise ValueError("K is zero (or constant, if centred): no error relative to it")
+        raise ValueError(
+            "K is zero (or constant, if centered): no error relative to it"
+        )
     return float(error / size)
 
 

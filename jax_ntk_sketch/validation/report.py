@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ntk_sketch.validation.measures import fitted_slope
+from jax_ntk_sketch.validation.measures import loglog_slope
 
 __all__ = [
     "Comparison",
@@ -23,8 +23,8 @@ __all__ = [
 
 _TITLES = {
     "relative": "relative",
-    "centred": "centred",
-    "max_entry": "largest entry",
+    "centered": "centered",
+    "max_abs": "largest entry",
     "spectral": "spectral",
 }
 
@@ -78,14 +78,14 @@ class KernelErrors:
 
     Attributes:
       relative: relative Frobenius error.
-      centred: the same of the doubly centred kernels.
-      max_entry: largest entry error over the largest entry.
+      centered: the same of the doubly centred kernels.
+      max_abs: largest entry error over the largest entry.
       spectral: the least ε with (1-ε)(K+λI) ⪯ K_hat+λI ⪯ (1+ε)(K+λI), λ = reg n.
     """
 
     relative: Estimate
-    centred: Estimate
-    max_entry: Estimate
+    centered: Estimate
+    max_abs: Estimate
     spectral: Estimate
 
 
@@ -224,13 +224,13 @@ def plot_comparisons(
 ) -> Any:
     """Draws an error against num_features, log-log, a line per label.
 
-    The legend gives each line's fitted slope (see `fitted_slope`).
+    The legend gives each line's fitted slope (see `loglog_slope`).
 
     Args:
       comparisons: at several `num_features`, told apart by `label`.
       target: a path to write, matplotlib axes, or None for new axes.
       kind: "ntk" or "nngp".
-      measure: "relative", "centred", "max_entry" or "spectral".
+      measure: "relative", "centered", "max_abs" or "spectral".
 
     Returns:
       The matplotlib axes.
@@ -257,7 +257,7 @@ def plot_comparisons(
             means = [estimate.mean for estimate in estimates]
             name = label or kind
             if len(set(sizes)) > 1 and min(means) > 0:
-                name += f" (slope {fitted_slope(sizes, means):.2f})"
+                name += f" (slope {loglog_slope(sizes, means):.2f})"
             _error_bars(ax, sizes, estimates, fmt=".-", label=name)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")

@@ -1,0 +1,161 @@
+"""Checks of arguments: one for each kind of value, with one wording each.
+
+`owner` is the function or record to name in the message, `name` the argument.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeGuard, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_ntk_sketch._typing import Array, ArrayLike, Key, Shape
+
+__all__ = [
+    "check_choice",
+    "check_input",
+    "check_key",
+    "check_number",
+    "check_size",
+    "is_shape",
+    "set_sizes",
+]
+
+T = TypeVar("T")
+
+
+def check_size(owner: str, name: str, value: object, least: int = 1) -> int:
+    """Return `value` as an `int` of at least `least`.
+
+    Raises:
+      TypeError: `value` is not an integer.
+      ValueError: `value` is a bool or is below `least`.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(
+            f"{owner}: {name} must be an integer >= {least}, got {value!r}"
+        )
+    return number
+
+
+def set_sizes(record: object, *names: str) -> None:
+    """Check integer fields of a frozen record and store them as plain `int`.
+
+    NumPy integers compare equal to Python's but lack some of their methods.
+    """
+    for name in names:
+        size = check_size(type(record).__name__, name, getattr(record, name))
+        object.__setattr__(record, name, size)
+
+
+def check_number(
+    owner: str,
+    name: str,
+    value: object,
+    *,
+    least: float = -float("inf"),
+    most: float = float("inf"),
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return `value` as a finite `float` in [least, most] and in (above, below).
+
+    Raises:
+      TypeError: `value` is not a real number.
+      ValueError: `value` is not finite, or is outside the interval.
+    """
+    bounds = [f">= {least:g}"] if np.isfinite(least) else []
+    bounds += [f"<= {most:g}"] if np.isfinite(most) else []
+    bounds += [f"> {above:g}"] if above is not None else []
+    bounds += [f"< {below:g}"] if below is not None else []
+    rule = " and ".join(["finite", *bounds])
+    try:
+        if isinstance(value, str | bool):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}") from None
+    inside = np.isfinite(number) and least <= number <= most
+    inside = inside and (above is None or number > above)
+    if not (inside and (below is None or number < below)):
+        raise ValueError(f"{owner}: {name} must be {rule}, got {value!r}")
+    return number
+
+
+def check_choice(owner: str, name: str, value: T, choices: Sequence[T]) -> T:
+    """Return `value`, which must be one of `choices`.
+
+    Raises:
+      ValueError: `value` is not one of them.
+    """
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}")
+    return value
+
+
+def check_key(owner: str, key: Any) -> Key:
+    """Return a single typed PRNG key; a legacy `uint32` key is wrapped.
+
+    Raises:
+      TypeError: `key` is not a PRNG key, for example because it is an integer seed.
+      ValueError: `key` is an array of keys.
+    """
+    if isinstance(key, int) or not hasattr(key, "dtype"):
+        raise TypeError(
+            f"{owner}: key must be a JAX PRNG key, got {key!r}; "
+            "make one with jax.random.key(seed)"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.dtype != jnp.uint32:
+            raise TypeError(
+                f"{owner}: key must be a JAX PRNG key (jax.random.key(seed)), "
+                f"got an array of {key.dtype}"
+            )
+        try:
+            key = jax.random.wrap_key_data(key)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{owner}: key is a uint32 array of shape {key.shape}, which is not a "
+                "legacy PRNG key; make a key with jax.random.key(seed)"
+            ) from error
+    if key.shape != ():
+        raise ValueError(
+            f"{owner}: key must be one key, got an array of keys of shape "
+            f"{key.shape}; use jax.vmap for a batch of keys"
+        )
+    return key
+
+
+def check_input(owner: str, name: str, x: ArrayLike, dim: int) -> Array:
+    """Return `x` as a floating-point array `(..., dim)`.
+
+    Raises:
+      TypeError: `x` is complex.
+      ValueError: the last axis of `x` does not have size `dim`.
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{owner}: {name} must be real, got {x.dtype}")
+    if x.ndim < 1 or x.shape[-1] != dim:
+        raise ValueError(
+            f"{owner}: the last axis of {name} must have size {dim}, "
+            f"got shape {x.shape}"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(jnp.result_type(float))
+    return x
+
+
+def is_shape(example: object) -> TypeGuard[Shape]:
+    """Return whether `example` is a shape: a tuple or list that holds integers only."""
+    return isinstance(example, tuple | list) and all(
+        isinstance(size, int | np.integer) and not isinstance(size, bool)
+        for size in example
+    )

@@ -1,0 +1,74 @@
+"""Numerics that all parts of the package share."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch._typing import Array
+
+__all__ = [
+    "at_least_float32",
+    "matmul",
+    "next_power_of_two",
+    "normalize_rows",
+    "safe_reciprocal",
+    "safe_sqrt",
+    "two_sum",
+]
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product in full precision: TF32 and bfloat16 are ruled out."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Return the square root, with derivative 0 at 0, and 0 for rounding below 0."""
+    zero = x <= 0
+    # The argument of the root is nearly 0 as well: a compiler may compute x twice,
+    # rounded differently, and find it positive in one place only.
+    small = jnp.finfo(x.dtype).eps ** 2
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, small, x)))
+
+
+def safe_reciprocal(x: Array) -> Array:
+    """Return 1 / x, and 0 where x <= 0."""
+    zero = x <= 0
+    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
+
+
+def normalize_rows(x: Array, norm2: Array) -> Array:
+    """Return `x` (..., a) over the square root of `norm2` (...); 0 where that is 0."""
+    zero = norm2 <= 0
+    scale = jnp.where(zero, 0, jax.lax.rsqrt(jnp.where(zero, 1, norm2)))
+    return x * scale[..., None]
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded sum of two arrays and its rounding error: `a + b = s + e`.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch._numerics import two_sum
+    >>> s, e = two_sum(jnp.float32(1e8), jnp.float32(1.0))
+    >>> float(s), float(e)
+    (100000000.0, 1.0)
+
+    Source: Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B.
+    """
+    s = a + b
+    b_part = s - a
+    return s, (a - (s - b_part)) + (b - b_part)
+
+
+def at_least_float32(x: Array) -> Array:
+    """Return `x` in float32 where its dtype is narrower: half precision is storage."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def next_power_of_two(n: int) -> int:
+    """Return the smallest power of two that is at least `n` >= 1.
+
+    >>> from jax_ntk_sketch._numerics import next_power_of_two
+    >>> [next_power_of_two(n) for n in (1, 2, 3, 64, 65)]
+    [1, 2, 4, 64, 128]
+    """
+    return 1 << (n - 1).bit_length()

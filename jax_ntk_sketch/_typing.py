@@ -1,0 +1,37 @@
+"""The vocabulary of annotations: what arrays, keys, shapes and parameters are called."""
+
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.typing
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Dtype",
+    "Examples",
+    "Get",
+    "Key",
+    "Kind",
+    "PyTree",
+    "Shape",
+]
+
+Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.typing.ArrayLike
+
+# A typed PRNG key, made by `jax.random.key`; legacy `uint32` keys are accepted too.
+Key: TypeAlias = jax.Array
+
+Shape: TypeAlias = tuple[int, ...]
+Dtype: TypeAlias = Any  # what `numpy.dtype` accepts
+
+# Nested tuples, lists, dictionaries and records of arrays, such as parameters.
+PyTree: TypeAlias = Any
+
+# Many examples: an array, a memory map, sparse rows, or anything that NumPy can slice.
+Examples: TypeAlias = Any
+
+# The kernels of a network, and what a user asks for: one of them or both.
+Kind: TypeAlias = Literal["nngp", "ntk"]
+Get: TypeAlias = Kind | tuple[Kind, ...]

@@ -1,0 +1,25 @@
+"""How features pass through each layer; files are named as in `jax_ntk_sketch.stax`."""
+
+from jax_ntk_sketch.features.layers import (
+    activations,
+    attention,
+    combinators,
+    conv,
+    dense,
+    graph,
+    normalization,
+    pool,
+    shape,
+)
+
+__all__ = [
+    "activations",
+    "attention",
+    "combinators",
+    "conv",
+    "dense",
+    "graph",
+    "normalization",
+    "pool",
+    "shape",
+]

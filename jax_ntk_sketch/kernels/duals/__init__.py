@@ -1,0 +1,1 @@
+"""Dual kernels of activations."""
