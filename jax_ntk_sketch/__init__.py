@@ -21,17 +21,17 @@ from jax_ntk_sketch import (
     stax,
     validation,
 )
+from jax_ntk_sketch._plan import Plan
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
 from jax_ntk_sketch.batches.sparse_rows import SparseRows
 from jax_ntk_sketch.features._compress import CompressedFeatureMap, compress
 from jax_ntk_sketch.features._feature_map import (
-    KernelFeatures,
     NetworkFeatureMap,
     feature_map,
 )
 from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap, landmark_features
 from jax_ntk_sketch.features._sparse_inputs import SparseFeatureMap, with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
-from jax_ntk_sketch.features.plan import Plan
 from jax_ntk_sketch.validation.error_prediction import (
     expected_error,
     suggest_num_features,
@@ -39,6 +39,7 @@ from jax_ntk_sketch.validation.error_prediction import (
 
 __all__ = [
     "CompressedFeatureMap",
+    "FeatureMap",
     "KernelFeatures",
     "LandmarkFeatureMap",
     "NetworkFeatureMap",

@@ -1,4 +1,4 @@
-"""The vocabulary of annotations: what arrays, keys, shapes and parameters are called."""
+"""The vocabulary of annotations: arrays, keys, shapes, parameters and kernels."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -6,6 +6,7 @@ import jax
 import jax.typing
 
 __all__ = [
+    "KINDS",
     "Array",
     "ArrayLike",
     "Dtype",
@@ -34,4 +35,5 @@ Examples: TypeAlias = Any
 
 # The kernels of a network, and what a user asks for: one of them or both.
 Kind: TypeAlias = Literal["nngp", "ntk"]
+KINDS: tuple[Kind, ...] = ("nngp", "ntk")
 Get: TypeAlias = Kind | tuple[Kind, ...]

@@ -238,6 +238,8 @@ class Nystrom(Method):
     Source: Williams and Seeger (2000); arXiv 2207.06503.
     """
 
+    needs_sample: ClassVar[bool] = True
+
     landmarks: str = "rpcholesky"
     oversample: float = 3.0
 
@@ -267,6 +269,8 @@ class Exact(Method):
     Features depend on the whole batch: only features computed together have the
     right inner products. `num_features` is ignored; cost is cubic in the batch.
     """
+
+    batch_dependent: ClassVar[bool] = True
 
 
 METHODS: dict[str, type[Method]] = {

@@ -344,7 +344,7 @@ def test_bad_use_of_the_map():
         jns.with_sparse_inputs(FMAP)
     with pytest.raises(TypeError, match="made by feature_map"):
         jns.with_sparse_inputs(NET)
-    with pytest.raises(ValueError, match="sparsity 65 must not exceed columns 64"):
+    with pytest.raises(ValueError, match="sparsity 65 must not exceed sketch_dim 64"):
         mapped(sparsity=65)
     with pytest.raises(TypeError, match="exact_norms must be a bool"):
         mapped(exact_norms=1)

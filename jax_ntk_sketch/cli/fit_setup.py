@@ -122,7 +122,7 @@ def cost(
         scoring.num_targets,
         args.folds,
         len(args.reg or _POWERS),
-        batch + plan.param_bytes + 4 * plan.batch_floats * min(size, 128),
+        batch + plan.param_bytes + 4 * plan.live_elements * min(size, 128),
         learn,
     )
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_key, check_size
+from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._progress import progress as with_progress
+from jax_ntk_sketch._typing import Get, Kind
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, readable
 from jax_ntk_sketch.features import _principal_directions
 from jax_ntk_sketch.features._feature_map import (
@@ -25,13 +27,12 @@ from jax_ntk_sketch.features._transform import (
     source_batch,
     transform,
 )
-from jax_ntk_sketch.features.plan import Plan, PlanRow
 
 __all__ = ["CompressedFeatureMap", "compress"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CompressedFeatureMap(FeatureMap):
+class CompressedFeatureMap:
     """Features of another map in the directions that data use: :math:`U^\\top\\Psi(x)`.
 
     Made by `compress`, or from a sample by its own `init`. Static and hashable.
@@ -59,7 +60,7 @@ class CompressedFeatureMap(FeatureMap):
                 "CompressedFeatureMap: base must be a NetworkFeatureMap (made by "
                 f"feature_map), got {type(self.base).__name__}"
             )
-        if isinstance(self.base.method, methods.Exact):
+        if self.base.method.batch_dependent:
             raise ValueError(
                 'CompressedFeatureMap: features of method "exact" are of their own '
                 "batch and have no directions in common; use another method"
@@ -73,12 +74,17 @@ class CompressedFeatureMap(FeatureMap):
         object.__setattr__(self, "num_features", size)
 
     @property
-    def get(self) -> str | tuple[str, ...]:  # type: ignore[override]
+    def get(self) -> Get:
         """The kernel or kernels of `base`."""
         return self.base.get
 
     @property
-    def method(self) -> methods.Method:  # type: ignore[override]
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kernels of `base`, as a tuple."""
+        return self.base.kinds
+
+    @property
+    def method(self) -> methods.Method:
         """The method of `base`."""
         return self.base.method
 
@@ -152,7 +158,7 @@ class CompressedFeatureMap(FeatureMap):
         """
         plan = self.base.plan(example, batch_size=batch_size)
         wide, m = self.base.num_features, self.num_features
-        kinds = (self.get,) if isinstance(self.get, str) else self.get
+        kinds = self.kinds
         rows = tuple(
             PlanRow(
                 f"{kind} principal directions",

@@ -1,12 +1,11 @@
 """`feature_map`: reads a network as features whose inner products are its kernel."""
 
-import abc
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,11 @@ import numpy as np
 
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch._checks import check_input, check_key, check_size
+from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._protocol import FeatureMap as FeatureMap
+from jax_ntk_sketch._protocol import KernelFeatures as KernelFeatures
+from jax_ntk_sketch._protocol import as_kinds
+from jax_ntk_sketch._typing import KINDS, Get, Kind
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features.build import (
     build_steps,
@@ -23,11 +27,8 @@ from jax_ntk_sketch.features.build import (
 )
 from jax_ntk_sketch.features.layers.graph import check_inputs
 from jax_ntk_sketch.features.methods.nystrom.network import is_fully_connected
-from jax_ntk_sketch.features.plan import Plan, PlanRow
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.features.step import Step, extra_inputs
-
-_KINDS = ("nngp", "ntk")
 
 # Examples whose cosines are looked at to say an error.
 _PREDICTED = 256
@@ -36,41 +37,8 @@ _PREDICTED = 256
 _SAMPLED = "sampled"
 
 
-class KernelFeatures(NamedTuple):
-    """Features of both kernels, each `(n, num_features)`."""
-
-    nngp: jax.Array
-    ntk: jax.Array
-
-
-class FeatureMap(abc.ABC):
-    """What every feature map is: a frozen, hashable record with three pure functions.
-
-    Attributes:
-      num_features: columns of the features of each kernel.
-      get: "ntk", "nngp" or a tuple of both.
-      method: a record of `jax_ntk_sketch.methods`.
-    """
-
-    num_features: int
-    get: str | tuple[str, ...]
-    method: methods.Method
-
-    @abc.abstractmethod
-    def init(self, key: jax.Array, example: Any) -> Any:
-        """Parameters from a key and a shape, or an array of examples."""
-
-    @abc.abstractmethod
-    def apply(self, params: Any, x: Any, *, batch_size: int | None = None) -> Any:
-        """Features `(n, num_features)` of examples; `KernelFeatures` of two such."""
-
-    @abc.abstractmethod
-    def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
-        """Sizes, operations and bytes, before anything is allocated."""
-
-
 @dataclasses.dataclass(frozen=True)
-class NetworkFeatureMap(FeatureMap):
+class NetworkFeatureMap:
     """A feature map: static and hashable, made by `feature_map`.
 
     Attributes:
@@ -82,12 +50,13 @@ class NetworkFeatureMap(FeatureMap):
 
     net: stax.Layer
     num_features: int
-    get: str | tuple[str, ...]
+    get: Get
     method: methods.Method
 
     @property
-    def _kinds(self) -> tuple[str, ...]:
-        return (self.get,) if isinstance(self.get, str) else self.get
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kernels that `get` asks for, as a tuple."""
+        return as_kinds(self.get)
 
     def init(
         self, key: jax.Array, example: Any, *, pattern: Any = None, mask: Any = None
@@ -118,7 +87,7 @@ class NetworkFeatureMap(FeatureMap):
                 params[_SAMPLED] = jnp.zeros((0,), jnp.float32)
             return params
         if _is_shape(example):
-            for kind in self._kinds:
+            for kind in self.kinds:
                 if any(stage.fit for stage in _stages(self, kind, shape, 1)):
                     raise ValueError(
                         f"NetworkFeatureMap.init: {self.method} learns from data: give an "
@@ -127,9 +96,7 @@ class NetworkFeatureMap(FeatureMap):
                     )
             return self._draw(key, shape, None)
         sample = check_input("NetworkFeatureMap.init", "example", example, shape[-1])
-        if not any(
-            s.fit for kind in self._kinds for s in _stages(self, kind, shape, 1)
-        ):
+        if not any(s.fit for kind in self.kinds for s in _stages(self, kind, shape, 1)):
             return self._draw(key, shape, None)
         inputs = self._check_inputs("NetworkFeatureMap.init", sample, pattern, mask)
         return self._draw(key, shape, sample, inputs)
@@ -159,7 +126,7 @@ class NetworkFeatureMap(FeatureMap):
         # the sizes are kept in the shape of an array without entries.
         sizes = jnp.zeros((0, *shape, self.num_features), jnp.float32)
         params: dict[str, Any] = {"sizes": sizes}
-        for kind in self._kinds:
+        for kind in self.kinds:
             built = _stages(self, kind, shape, 1)
             keys = jax.random.split(key, len(built))
             if sample is not None and any(stage.fit for stage in built):
@@ -237,7 +204,7 @@ class NetworkFeatureMap(FeatureMap):
         self, owner: str, x: jax.Array, pattern: Any, mask: Any
     ) -> dict[str, Any]:
         """The arrays beside x that are given, checked, by name."""
-        built = [_stages(self, kind, x.shape[1:], len(x)) for kind in self._kinds]
+        built = [_stages(self, kind, x.shape[1:], len(x)) for kind in self.kinds]
         takes = extra_inputs(itertools.chain(*built))
         given = {"pattern": pattern, "mask": mask}
         return check_inputs(owner, self.net, takes, x, given)
@@ -246,7 +213,7 @@ class NetworkFeatureMap(FeatureMap):
         self, params: dict[str, Any], x: jax.Array, inputs: dict[str, Any]
     ) -> Any:
         out = {}
-        for kind in self._kinds:
+        for kind in self.kinds:
             f = _inputs(x)
             built = _stages(self, kind, x.shape[1:], len(x))
             for stage, p in zip(built, params[kind], strict=True):
@@ -279,7 +246,7 @@ class NetworkFeatureMap(FeatureMap):
         if batch_size is not None:
             batch = check_size("NetworkFeatureMap.plan", "batch_size", batch_size)
         rows, width, fit_bytes = [], 0, 0
-        for kind in self._kinds:
+        for kind in self.kinds:
             built = _stages(self, kind, shape, batch)
             for i, stage in enumerate(built):
                 shapes = jax.eval_shape(stage.init, jax.random.key(0))
@@ -302,7 +269,7 @@ class NetworkFeatureMap(FeatureMap):
             width += getattr(built[-1].spec, kind)
             fit_bytes = max(fit_bytes, fit_peak_bytes(built, count))
         count = max(count, batch)
-        errors = [self._expected_error(kind, shape, example) for kind in self._kinds]
+        errors = [self._expected_error(kind, shape, example) for kind in self.kinds]
         known = tuple(error for error in errors if error is not None)
         return Plan(
             tuple(rows),
@@ -413,7 +380,7 @@ def feature_map(
     check_size("feature_map", "num_features", num_features)
     if not isinstance(get, str):
         get = tuple(get) if isinstance(get, Sequence) else (get,)
-    if get not in (*_KINDS, _KINDS, _KINDS[::-1]):
+    if get not in (*KINDS, KINDS, KINDS[::-1]):
         raise ValueError(
             f'feature_map: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
         )

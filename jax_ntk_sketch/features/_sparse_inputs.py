@@ -10,6 +10,8 @@ import numpy as np
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
+from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._typing import Get, Kind
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
     check_rows,
@@ -17,14 +19,13 @@ from jax_ntk_sketch.batches.sparse_rows import (
     num_examples,
 )
 from jax_ntk_sketch.features._feature_map import FeatureMap, NetworkFeatureMap
-from jax_ntk_sketch.features.plan import Plan, PlanRow
 from jax_ntk_sketch.sketch import HashedOSNAP
 
 __all__ = ["SparseFeatureMap", "with_sparse_inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseFeatureMap(FeatureMap):
+class SparseFeatureMap:
     r"""Features of another map of sketched examples, :math:`\Psi(S x)`.
 
     Made by `with_sparse_inputs`. Static and hashable.
@@ -68,17 +69,22 @@ class SparseFeatureMap(FeatureMap):
             ) from error
 
     @property
-    def num_features(self) -> int:  # type: ignore[override]
+    def num_features(self) -> int:
         """Those of `base`."""
         return self.base.num_features
 
     @property
-    def get(self) -> str | tuple[str, ...]:  # type: ignore[override]
+    def get(self) -> Get:
         """The kernel or kernels of `base`."""
         return self.base.get
 
     @property
-    def method(self) -> methods.Method:  # type: ignore[override]
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kernels of `base`, as a tuple."""
+        return self.base.kinds
+
+    @property
+    def method(self) -> methods.Method:
         """The method of `base`."""
         return self.base.method
 
@@ -208,7 +214,7 @@ class SparseFeatureMap(FeatureMap):
           batch_size: examples of which `base` works on at a time.
 
         Returns:
-          A `Plan`; its `input_floats` are indices, rows and values of the nonzeros,
+          A `Plan`; its `input_elements` are indices, rows and values of the nonzeros,
           their squares and the sketched example.
         """
         d = _dim("SparseFeatureMap.plan", example)
@@ -234,7 +240,7 @@ class SparseFeatureMap(FeatureMap):
             rows=(row, *plan.rows),
             input_shape=(d,),
             num_examples=max(count, plan.batch_size),
-            input_floats=inputs + m,
+            input_elements=inputs + m,
             relative_error=None,  # the sketch has an error too
         )
 

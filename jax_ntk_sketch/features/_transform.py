@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import methods, sharding
+from jax_ntk_sketch import sharding
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch.batches.sparse_rows import (
@@ -212,7 +212,7 @@ def in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
     size, examples = shape[0], shape[1:]
     if jax.default_backend() != "cpu":
         return size
-    floats = fmap.plan(examples, batch_size=1).batch_floats
+    floats = fmap.plan(examples, batch_size=1).live_elements
     most = max(1, _CACHED_BYTES // (4 * floats))
     return min(size, 1 << (most.bit_length() - 1))
 
@@ -274,7 +274,7 @@ def source_batch(
             f"{owner}: fmap must be a NetworkFeatureMap (made by feature_map), got "
             f"{type(fmap).__name__}"
         )
-    if isinstance(fmap.method, methods.Exact):
+    if fmap.method.batch_dependent:
         raise ValueError(
             f'{owner}: method "exact" needs all examples in one batch; use '
             "fmap.apply(params, x)"

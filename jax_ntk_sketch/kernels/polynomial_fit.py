@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import nnls
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_size
@@ -120,6 +119,9 @@ def fit_nonnegative(
         )
 
     powers = scale[:, None] * at[:, None] ** np.arange(min_degree, degree + 1)
+    # SciPy's optimizers take half as long to import as JAX.
+    from scipy.optimize import nnls
+
     solution, _ = nnls(
         powers, scale * _evaluate(target, at), maxiter=100 * (degree + 1)
     )

@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.optimize
 
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
@@ -281,6 +280,9 @@ def _optimised(
         [[start.constant**0.5, start.linear**0.5], np.array(start.weights)[2:]]
     )
     scale = max(objective(z0)[0], 1e-300)
+    # SciPy's optimizers take half as long to import as JAX.
+    import scipy.optimize
+
     found = scipy.optimize.minimize(
         lambda z: tuple(part / scale for part in objective(z)),
         z0,

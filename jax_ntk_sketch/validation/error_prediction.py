@@ -75,7 +75,7 @@ def expected_error(
     n = check_size("expected_error", "num_examples", num_examples or len(sample))
     check_size("expected_error", "num_seeds", num_seeds)
     fmap = fmap._chosen(fmap._enough(sample))
-    known = fmap._expected_error(fmap._kinds[0], sample.shape[1:], sample, n)
+    known = fmap._expected_error(fmap.kinds[0], sample.shape[1:], sample, n)
     if known is not None:
         return known
     key = check_key("expected_error", jax.random.key(0) if key is None else key)

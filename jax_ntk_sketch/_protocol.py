@@ -1,0 +1,111 @@
+"""`FeatureMap`: what all feature maps have in common."""
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from jax_ntk_sketch._plan import Plan
+from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch.methods import Method
+
+__all__ = ["FeatureMap", "KernelFeatures", "Origin", "as_kinds"]
+
+
+class KernelFeatures(NamedTuple):
+    """The features of both kernels, each `(n, num_features)`."""
+
+    nngp: Array
+    ntk: Array
+
+
+@runtime_checkable
+class FeatureMap(Protocol):
+    """A frozen, hashable record with three functions: `init`, `apply` and `plan`.
+
+    The maps of a network (`jax_ntk_sketch.feature_map`), of a kernel
+    (`landmark_features`), of sparse examples (`with_sparse_inputs`) and compressed maps
+    (`compress`) are feature maps. Each can be given to `transform`, to `compress`, to
+    the fits of `linear_model` and to `validation.compare`. So can any other record that
+    has these attributes.
+
+    Attributes:
+      num_features: the number of columns of the features of each kernel.
+      get: "ntk", "nngp" or a tuple of both.
+      kinds: the kernels that `get` asks for, as a tuple.
+      method: the record of `jax_ntk_sketch.methods` that states what the map needs.
+    """
+
+    @property
+    def num_features(self) -> int: ...
+
+    @property
+    def get(self) -> Get: ...
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]: ...
+
+    @property
+    def method(self) -> Method: ...
+
+    def init(self, key: Key, example: Shape | Examples) -> PyTree:
+        """Return parameters, drawn at random or learned from examples.
+
+        Args:
+          key: a PRNG key.
+          example: the shape of one example; or examples, for maps that learn from data.
+        """
+        ...
+
+    def apply(
+        self, params: PyTree, x: Examples, *, batch_size: int | None = None
+    ) -> Array | KernelFeatures:
+        """Return the features of examples.
+
+        Args:
+          params: the parameters that `init` returned.
+          x: n examples.
+          batch_size: examples that are worked on at a time; by default all.
+
+        Returns:
+          `(n, num_features)`; `KernelFeatures` of two such arrays if `get` is a tuple.
+        """
+        ...
+
+    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+        """Return sizes, operations and bytes, before anything is allocated.
+
+        Args:
+          example: the shape of one example, or examples.
+          batch_size: examples that `apply` works on at a time; by default all.
+        """
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What parameters were made for: a node of their pytree that holds no arrays.
+
+    Parameters of different sizes can have equal shapes, because sketches pad. `apply`
+    compares this record with the map and with the examples.
+
+    Attributes:
+      input_shape: the shape of one example.
+      output_dim: the columns that the parameters were made for.
+      learned: whether the method was chosen for a sample, which "auto" does.
+    """
+
+    input_shape: Shape = dataclasses.field(metadata={"static": True})
+    output_dim: int = dataclasses.field(metadata={"static": True})
+    learned: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+def as_kinds(get: Get) -> tuple[Kind, ...]:
+    """Return the kernels that `get` asks for, as a tuple.
+
+    >>> from jax_ntk_sketch._protocol import as_kinds
+    >>> as_kinds("ntk"), as_kinds(("nngp", "ntk"))
+    (('ntk',), ('nngp', 'ntk'))
+    """
+    return get if isinstance(get, tuple) else (get,)
