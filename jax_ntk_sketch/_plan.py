@@ -119,7 +119,7 @@ class Plan:
         ]
         lines.insert(1, "-" * len(lines[0]))
         learning = (
-            f"; peak {format_bytes(self.fit_bytes)} while parameters are learned"
+            f"; to learn them, peak {format_bytes(self.fit_bytes)}"
             if self.fit_bytes
             else ""
         )

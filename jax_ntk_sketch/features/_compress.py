@@ -176,6 +176,7 @@ class CompressedFeatureMap:
             method=f"compressed {plan.method}",
             num_features=m * len(kinds),
             relative_error=None,  # it depends on the data
+            bias=None,
         )
         n = None if isinstance(example, tuple | list) else num_examples(example)
         size = min(_principal_directions.sample_size(m), wide)

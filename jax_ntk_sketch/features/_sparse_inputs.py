@@ -242,6 +242,7 @@ class SparseFeatureMap:
             num_examples=max(count, plan.batch_size),
             input_elements=inputs + m,
             relative_error=None,  # the sketch has an error too
+            bias=None,
         )
 
 
