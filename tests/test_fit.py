@@ -14,6 +14,7 @@ import pytest
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch.linear_model import checkpoint
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
@@ -118,11 +119,9 @@ def test_rows_that_are_not_finite_are_named_or_left_out(place):
 
 
 def test_predictions_choose_their_batch_once(monkeypatch):
-    # The package has a function of the module's name.
-    transform = sys.modules["jax_ntk_sketch.features._transform"]
-    calls, choose = [], transform.choose_batch_size
+    calls, choose = [], Plan.choose_batch_size
     monkeypatch.setattr(
-        transform, "choose_batch_size", lambda *a: calls.append(a) or choose(*a)
+        Plan, "choose_batch_size", lambda *a: calls.append(a) or choose(*a)
     )
     fitted = lm.fit(FMAP, PARAMS, X, Y, **OPTIONS)
     x = np.concatenate([X] * 12)
@@ -171,13 +170,13 @@ CHILD = f"""
 import sys, time, jax, numpy as np
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm, stax
-from jax_ntk_sketch.linear_model import stream
+from jax_ntk_sketch.linear_model import _fit
 
-def slowly(self, chunk, add=stream._Pass.add):
+def slowly(self, chunk, add=_fit._Pass.add):
     time.sleep(0.005)
     add(self, chunk)
 
-stream._Pass.add = slowly
+_fit._Pass.add = slowly
 fmap = jns.feature_map({NETWORK}, num_features=64)
 params = fmap.init(jax.random.key(0), (6,))
 rng = np.random.default_rng(0)

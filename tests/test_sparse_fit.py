@@ -59,7 +59,7 @@ def test_transform_equals_apply():
     assert jns.transform(FMAP, PARAMS, X[:0]).shape == (0, 20)
     close(jns.transform(FMAP, PARAMS, (X > 0)), FMAP.apply(PARAMS, DENSE > 0))
     close(jns.transform(FMAP, PARAMS, X.astype(np.float64)), phi)
-    with pytest.raises(ValueError, match="one example takes"):
+    with pytest.raises(ValueError, match="what one example takes"):
         jns.transform(FMAP, PARAMS, X, max_bytes=10)
 
 

@@ -1,5 +1,6 @@
 """`transform`: the rows of `apply`, batch by batch, on the host."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -45,16 +46,19 @@ def test_images_and_the_chosen_batch():
     x = np.random.default_rng(1).normal(size=(6, 4, 4, 2)).astype(np.float32)
     params = fmap.init(jax.random.key(0), x)
     close(transform(fmap, params, x), fmap.apply(params, x))
+    plan = fmap.plan((4, 4, 2))
     for size in (1, 2, 4):
         most = fmap.plan((4, 4, 2), batch_size=size).peak_bytes
-        assert module.choose_batch_size(fmap, (4, 4, 2), 100, most) == size
-        assert module.choose_batch_size(fmap, (4, 4, 2), 100, most + 1) == size
-    assert module.choose_batch_size(fmap, (4, 4, 2), 5, 2**40) == 8
+        assert plan.choose_batch_size(100, most) == size
+        assert plan.choose_batch_size(100, most + 1) == size
+    assert plan.choose_batch_size(5, 2**40) == 8
     largest = 128 if jax.default_backend() == "cpu" else 1024
-    assert module.choose_batch_size(fmap, (4, 4, 2), 10**6, 2**60) == largest
-    one = fmap.plan((4, 4, 2), batch_size=1).peak_bytes
-    with pytest.raises(ValueError, match=f"{one - 1}, but one example takes {one} b"):
+    assert plan.choose_batch_size(10**6, 2**60) == largest
+    one = plan.peak_bytes
+    with pytest.raises(ValueError, match=f"at least {one}, .* got {one - 1}"):
         transform(fmap, params, x, max_bytes=one - 1)
+    # One example may take more than the default limit: then it is one at a time.
+    assert dataclasses.replace(plan, input_elements=2**30).choose_batch_size(9) == 1
 
 
 def test_both_kernels():

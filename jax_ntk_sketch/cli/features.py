@@ -11,7 +11,7 @@ import numpy as np
 from jax_ntk_sketch import feature_map, methods, stax, validation
 from jax_ntk_sketch.cli.arguments import UsageError
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
-from jax_ntk_sketch.features._transform import choose_batch_size, transform
+from jax_ntk_sketch.features._transform import transform
 from jax_ntk_sketch.methods import METHODS
 
 __all__ = [
@@ -89,7 +89,7 @@ def compile_features(
     Methods that learn from data see the first rows of x. `max_bytes` as in
     `transform`.
     """
-    size = choose_batch_size(fmap, x.shape[1:], len(x), max_bytes)
+    size = fmap.plan(x.shape[1:]).choose_batch_size(len(x), max_bytes)
     compiled = CompiledFeatures(fmap, x[:_SAMPLE], size, 0.0)
     _, seconds = compiled(jax.random.key(0), x[:1])
     return dataclasses.replace(compiled, seconds=seconds)

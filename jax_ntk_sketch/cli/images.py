@@ -33,7 +33,6 @@ from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_dat
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
-from jax_ntk_sketch.features._transform import choose_batch_size
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
 __all__ = ["NETWORKS", "SUMMARY", "add_arguments", "run"]
@@ -116,7 +115,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{describe_data(data)}\n{why}\nNetwork: {net!r}")
     for method, fmap in maps:
         if fmap.num_features == max(args.num_features):
-            size = choose_batch_size(fmap, shape, len(data.x_train), _max_bytes(args))
+            plan = fmap.plan(shape)
+            size = plan.choose_batch_size(len(data.x_train), _max_bytes(args))
             print(f"\n{method}:\n{fmap.plan(shape, batch_size=size)}")
     print(f"\nExact kernel: {exact}.\n", flush=True)
     targets = Targets.of(data, args.seed)
@@ -188,7 +188,7 @@ def _feature_maps(
             for size in sorted(set(args.num_features))
         ]
         for _, fmap in maps:
-            choose_batch_size(fmap, shape, 1, _max_bytes(args))
+            fmap.plan(shape).choose_batch_size(1, _max_bytes(args))
     return maps
 
 

@@ -1,6 +1,5 @@
 """Features of many examples on the host, in bounded memory."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -26,24 +25,12 @@ from jax_ntk_sketch.features._feature_map import (
 )
 
 __all__ = [
-    "choose_batch_size",
     "in_caches",
     "read_rows",
     "refuse_mesh",
     "source_batch",
     "transform",
 ]
-
-# Largest batch that is chosen: beyond, a CPU's caches no longer hold what is alive.
-_LARGEST = {"cpu": 128}
-_LARGEST_ELSEWHERE = 1024
-
-# On a CPU, what may be alive at a time: measured on convolutional features, 1 to 2
-# images of 9 MB each are 2 to 5 times faster than 64.
-_CACHED_BYTES = 2**24
-
-# What a batch may take by default.
-_BATCH_BYTES = 2**28
 
 
 def transform(
@@ -208,51 +195,8 @@ def _rows_of(beside: dict[str, Any], start: int, size: int) -> dict[str, Any]:
 
 
 def in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
-    """Examples of a batch to work on at a time: on a CPU what its caches hold."""
-    size, examples = shape[0], shape[1:]
-    if jax.default_backend() != "cpu":
-        return size
-    floats = fmap.plan(examples, batch_size=1).live_elements
-    most = max(1, _CACHED_BYTES // (4 * floats))
-    return min(size, 1 << (most.bit_length() - 1))
-
-
-def choose_batch_size(
-    fmap: FeatureMap,
-    example: Any,
-    n: int,
-    max_bytes: int | None,
-    owner: str = "transform",
-) -> int:
-    """The batch size that `transform` chooses for n examples.
-
-    Args:
-      fmap: the map.
-      example: the shape of one, or all of them where they are sparse.
-      n: how many there are.
-      max_bytes: see `transform`.
-      owner: who calls.
-
-    Raises:
-      ValueError: one example takes more than `max_bytes`.
-    """
-    largest = _LARGEST.get(jax.default_backend(), _LARGEST_ELSEWHERE)
-    plan, size = fmap.plan(example, batch_size=1), 1
-    plan = dataclasses.replace(plan, num_examples=1)
-    needed = plan.peak_bytes
-    if max_bytes is None:
-        max_bytes = plan.param_bytes + _BATCH_BYTES
-    if needed > max_bytes:
-        raise ValueError(
-            f"{owner}: max_bytes = {max_bytes}, but one example takes {needed} bytes "
-            "by the plan; raise max_bytes or lower num_features"
-        )
-    while size < min(largest, n):
-        larger = dataclasses.replace(plan, batch_size=2 * size, num_examples=2 * size)
-        if larger.peak_bytes > max_bytes:
-            break
-        size *= 2
-    return size
+    """Return how many examples of a batch to work on at a time."""
+    return fmap.plan(shape[1:], batch_size=shape[0]).rows_in_cache()
 
 
 def source_batch(
@@ -290,9 +234,8 @@ def source_batch(
     if first.dtype != bool and not jnp.issubdtype(first.dtype, jnp.number):
         raise TypeError(f"{owner}: {name} must hold numbers, got dtype {first.dtype}")
     if batch_size is None:
-        if max_bytes is not None:
-            check_size(owner, "max_bytes", max_bytes)
-        batch_size = choose_batch_size(fmap, first.shape[1:], len(x), max_bytes, owner)
+        plan = fmap.plan(first.shape[1:], batch_size=1)
+        batch_size = plan.choose_batch_size(len(x), max_bytes)
     else:
         batch_size = check_size(owner, "batch_size", batch_size)
     return jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
@@ -304,9 +247,8 @@ def _sparse_batch(
     """Of compressed rows: all batches have room for the entries of the largest."""
     n = num_examples(x)
     if size is None:
-        if max_bytes is not None:
-            check_size(owner, "max_bytes", max_bytes)
-        size = choose_batch_size(fmap, x, n, max_bytes, owner)
+        plan = fmap.plan(x, batch_size=1)
+        size = plan.choose_batch_size(n, max_bytes)
     size = check_size(owner, "batch_size", size)
     room = (capacity(x, size),)
     whole = jax.ShapeDtypeStruct(room, np.int32)
