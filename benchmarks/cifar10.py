@@ -15,7 +15,6 @@ model then fitted on all of them; test images are looked at once. The folder hol
 compressed again as JPEG compare with each other, not with published ones.
 """
 
-import functools
 import hashlib
 import pathlib
 import time
@@ -26,7 +25,7 @@ import numpy as np
 import scipy.linalg
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import data, kernels, methods, preprocessing
+from jax_ntk_sketch import data, kernels, methods, preprocessing, stax
 from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
@@ -244,19 +243,15 @@ def features(args) -> None:
 
 def fc_kernels(x: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The exact fully connected NTK of training images, and of test with training."""
-    run = jax.jit(
-        functools.partial(
-            kernels.fully_connected_kernel,
-            get="ntk",
-            depth=FC_DEPTH,
-            W_std=2**0.5,
-            b_std=None,
-        )
-    )
+    dense = stax.Dense(1, W_std=2**0.5)
+    net = stax.serial(*[dense, stax.Relu()] * FC_DEPTH, dense)
     x, test = (z.reshape(len(z), -1) for z in (x, test))
 
+    def exact(a: np.ndarray) -> jax.Array:
+        return kernels.exact_kernel(net, a, x, get="ntk")
+
     def all_pairs(a: np.ndarray) -> np.ndarray:
-        blocks = [np.asarray(run(a[i : i + 500], x)) for i in range(0, len(a), 500)]
+        blocks = [np.asarray(exact(a[i : i + 500])) for i in range(0, len(a), 500)]
         return np.concatenate(blocks)
 
     return all_pairs(x), all_pairs(test)

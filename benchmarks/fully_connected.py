@@ -62,7 +62,7 @@ def network(depth: int) -> stax.Layer:
 
 def exact(x1: np.ndarray, x2: np.ndarray | None, depth: int) -> np.ndarray:
     """The exact NTK in float64."""
-    kernel = jns.kernels.fully_connected_kernel(x1, x2, depth=depth, W_std=2**0.5)
+    kernel = jns.kernels.exact_kernel(network(depth), x1, x2, get="ntk")
     return np.asarray(kernel, np.float64)
 
 

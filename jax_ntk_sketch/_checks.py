@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._typing import Array, ArrayLike, Key, Shape
+from jax_ntk_sketch._typing import Array, ArrayLike, Key, Kind, Shape
 
 __all__ = [
     "check_choice",
+    "check_get",
     "check_input",
     "check_key",
     "check_number",
@@ -98,6 +99,21 @@ def check_choice(owner: str, name: str, value: T, choices: Sequence[T]) -> T:
         known = ", ".join(map(repr, choices))
         raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}")
     return value
+
+
+def check_get(owner: str, get: object) -> tuple[Kind, ...]:
+    """Return the kernels that `get` names, in its order.
+
+    Raises:
+      ValueError: `get` is neither "ntk", nor "nngp", nor a tuple of different ones.
+    """
+    kinds = tuple(get) if isinstance(get, tuple | list) else (get,)
+    known = all(kind in ("nngp", "ntk") for kind in kinds)
+    if not (kinds and known) or len(set(kinds)) < len(kinds):
+        raise ValueError(
+            f'{owner}: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
+        )
+    return kinds
 
 
 def check_key(owner: str, key: Any) -> Key:

@@ -1,5 +1,9 @@
 """Numerics that all parts of the package share."""
 
+import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +11,7 @@ from jax_ntk_sketch._typing import Array
 
 __all__ = [
     "at_least_float32",
+    "evaluate_eagerly",
     "matmul",
     "next_power_of_two",
     "normalize_rows",
@@ -14,6 +19,8 @@ __all__ = [
     "safe_sqrt",
     "two_sum",
 ]
+
+T = TypeVar("T")
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -62,6 +69,16 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def at_least_float32(x: Array) -> Array:
     """Return `x` in float32 where its dtype is narrower: half precision is storage."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def evaluate_eagerly(function: Callable[[], T]) -> T:
+    """Return `function()`, computed now even inside a function that is being traced.
+
+    A trace belongs to a thread, so the function runs in another one. (On JAX 0.7.0
+    `jax.ensure_compile_time_eval` fails on functions with custom derivatives.)
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def next_power_of_two(n: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from jax_ntk_sketch import kernels, methods, stax
 from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
 from jax_ntk_sketch.features.methods.one_pass import polynomial
+from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 
 
 def kappa0(alpha):
@@ -102,12 +103,12 @@ def network_kernels(net, x, kappa0=kappa0, kappa1=kappa1) -> dict[str, np.ndarra
 def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
     """What "ntk_sketch" estimates: for one hidden layer its mean is exactly this."""
     kappas = []
-    for fit, taylor, degree in (
-        (kernels.fit_kappa0, kernels.kappa0_coefficients, method.derivative_degree),
-        (kernels.fit_kappa1, kernels.kappa1_coefficients, method.degree),
+    for kappa, taylor, degree in (
+        (kappa0, kernels.kappa0_coefficients, method.derivative_degree),
+        (kappa1, kernels.kappa1_coefficients, method.degree),
     ):
         if method.coefficients == "fit":
-            c = fit(degree, min_cosine=-1.0).coefficients
+            c = fit_nonnegative(kappa, degree).coefficients
         else:
             c = taylor(degree)
         kappas.append(np.polynomial.Polynomial(np.array(c)))

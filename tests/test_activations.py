@@ -114,7 +114,7 @@ def test_hermite_series_sums_to_the_kernels(layer):
         dual = kernels.dual(layer)
         s, alpha = jnp.array([0.7, 1.1]), 0.4
         cov = alpha * s[0] * s[1]
-        pair = dual.pair(cov, s[0] ** 2, s[1] ** 2)
+        pair = dual.covariances(cov, s[0] ** 2, s[1] ** 2)
         powers = alpha ** np.arange(31)
         for wanted, series in zip(
             pair,
@@ -124,7 +124,7 @@ def test_hermite_series_sums_to_the_kernels(layer):
             np.testing.assert_allclose(
                 (series[0] * series[1]) @ powers, wanted, rtol=2e-6, atol=1e-10
             )
-        slope = jax.grad(lambda c: dual.pair(c, s[0] ** 2, s[1] ** 2)[0])(cov)
+        slope = jax.grad(lambda c: dual.covariances(c, s[0] ** 2, s[1] ** 2)[0])(cov)
         if not isinstance(layer, stax.Sign) and layer != stax.RectifiedMonomial(0):
             np.testing.assert_allclose(slope, pair[1], rtol=1e-5, atol=1e-12)
         # The function itself has the coefficients' mean square.
@@ -181,7 +181,7 @@ def errors(net, x, method, num_features, seeds):
     fmap = jns.feature_map(
         net, num_features=num_features, get=("nngp", "ntk"), method=method
     )
-    exact = kernels.cross_kernel(net, x)
+    exact = kernels.exact_kernel(net, x, get=("nngp", "ntk"))
 
     @jax.jit
     @jax.vmap
@@ -217,8 +217,9 @@ def test_random_features_are_unbiased(layer):
         return [f @ f.T for f in phi]
 
     found = grams(jax.random.split(KEY, 4000))
-    for samples, exact in zip(found, kernels.cross_kernel(net, x), strict=True):
-        contract.assert_mean(samples, exact)
+    exact = kernels.exact_kernel(net, x, get=kinds)
+    for samples, wanted in zip(found, exact, strict=True):
+        contract.assert_mean(samples, wanted)
 
 
 METHODS = ["ntk_sketch", "variance_reduced"]

@@ -13,9 +13,10 @@ import pytest
 from helpers import x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch import stax
 from jax_ntk_sketch.features.methods.exact import factor
 from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.kernels.exact import diagonal_kernels
 
 SCALES = list(itertools.product((0.5, 1.0, 2**0.5), (None, 0.1)))
 TOLERANCE = {np.dtype("float32"): 1e-4, np.dtype("float64"): 1e-9}
@@ -59,10 +60,9 @@ def test_equals_neural_tangents(depth, dtype):
                 # Neural Tangents' own NTK diagonal is off by the square root of the
                 # rounding error (kappa0 is infinitely steep at cosine 1), so the
                 # diagonal is compared with the closed form.
-                diagonal = kernels.fully_connected_diag(
-                    x, get=kind, depth=depth, W_std=W_std, b_std=b_std or 0.0
-                )
-                assert relative(np.sum(z * z, axis=1), diagonal) < tolerance
+                diagonal = diagonal_kernels(net, x / x.shape[1] ** 0.5)
+                wanted = getattr(diagonal, kind)
+                assert relative(np.sum(z * z, axis=1), wanted) < tolerance
 
 
 def test_equals_neural_tangents_on_whole_batches():

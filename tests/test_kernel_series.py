@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
+from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
 
 # References that share nothing with the code: textbook formulas, complex contours.
 
@@ -71,7 +73,8 @@ def test_published_truncation_errors(series, errors):
 @pytest.mark.parametrize("depth", [0, 1, 2, 3, 6, 20])
 def test_network_series_equal_contour_integrals_and_closed_forms(depth):
     degree = 160
-    nngp = kernels.nngp_coefficients(depth, degree)
+    layers = [stax.Relu(), stax.Dense(1, W_std=2**0.5)] * depth
+    nngp = relu_block_series(layers, degree).nngp
     ntk = kernels.ntk_coefficients(depth, degree)
     for part, series in enumerate((nngp, ntk)):
         assert series.shape == (degree + 1,) and series.dtype == np.float64
@@ -104,7 +107,7 @@ def test_series_arguments():
     with pytest.raises(TypeError, match=r"depth must be an integer, got 1\.5"):
         kernels.ntk_coefficients(1.5, 3)
     with pytest.raises(ValueError, match="depth must be an integer >= 0, got True"):
-        kernels.nngp_coefficients(True, 3)
+        kernels.ntk_coefficients(True, 3)
 
 
 # Blocks of layers.
@@ -113,11 +116,8 @@ def test_series_arguments():
 def test_relu_block_of_a_standard_network_is_k_l():
     for depth in range(4):
         layers = [stax.Relu(), stax.Dense(1, W_std=2**0.5)] * depth
-        block = kernels.relu_block_series(layers, 40)
+        block = relu_block_series(layers, 40)
         ntk = block.ntk_additive + np.append(0, block.ntk_multiplicative[:-1])
-        np.testing.assert_allclose(
-            block.nngp, kernels.nngp_coefficients(depth, 40), rtol=1e-13
-        )
         np.testing.assert_allclose(ntk, kernels.ntk_coefficients(depth, 40), rtol=1e-13)
         np.testing.assert_allclose(block.at_one, [1, depth, 1], rtol=1e-13)
 
@@ -142,8 +142,8 @@ def test_relu_block_of_any_network():
         elif isinstance(layer, stax.Dense):
             nngp, variance = layer.W_std**2 * nngp, layer.W_std**2 * variance
             ntk = layer.W_std**2 * ntk + nngp
-    values = kernels.relu_block_values([net], alpha)
-    series = kernels.relu_block_series([net], 150)
+    values = relu_block_values([net], alpha)
+    series = relu_block_series([net], 150)
     found = np.polynomial.polynomial.polyval
     np.testing.assert_allclose(values.nngp, nngp, rtol=1e-13)
     for name in ("nngp", "ntk_additive", "ntk_multiplicative"):
@@ -154,7 +154,7 @@ def test_relu_block_of_any_network():
     assert series.at_one.nngp == pytest.approx(variance)
 
 
-@pytest.mark.parametrize("f", [kernels.relu_block_series, kernels.relu_block_values])
+@pytest.mark.parametrize("f", [relu_block_series, relu_block_values])
 def test_relu_block_says_what_it_cannot_do(f):
     layers = [stax.Relu(), stax.Dense(2, 1.0, 0.1), stax.Relu()]
     with pytest.raises(ValueError, match=r"layer 1, stax\.Dense\(2, b_std=0\.1\)"):
@@ -173,55 +173,58 @@ def test_relu_block_says_what_it_cannot_do(f):
 def test_fits_are_nonnegative_and_beat_taylor(degree):
     alpha = np.concatenate([np.linspace(-1, 1, 5001), 1 - np.geomspace(1e-9, 1e-3, 99)])
     cases = [
-        (kernels.fit_kappa0, kernels.kappa0_coefficients, numpy_kappas(alpha)[0]),
-        (kernels.fit_kappa1, kernels.kappa1_coefficients, numpy_kappas(alpha)[1]),
+        (lambda a: numpy_kappas(a)[0], kernels.kappa0_coefficients),
+        (lambda a: numpy_kappas(a)[1], kernels.kappa1_coefficients),
     ]
     for depth in (1, 3):
         cases.append(
             (
-                lambda degree, depth=depth: kernels.fit_ntk(depth, degree),
+                lambda a, depth=depth: numpy_recursion(depth, a)[1],
                 lambda degree, depth=depth: kernels.ntk_coefficients(depth, degree),
-                numpy_recursion(depth, alpha)[1],
             )
         )
-    for fit, series, exact in cases:
+    for function, series in cases:
         if degree == 1 and series is not kernels.kappa0_coefficients:
             continue  # the published figures start where Taylor is usable
-        found = fit(degree)
+        found, exact = fit_nonnegative(function, degree), function(alpha)
         assert np.isfinite(found.coefficients).all() and min(found.coefficients) >= 0
         assert len(found.coefficients) == degree + 1
         error = np.abs(found(alpha) - exact).max()
         assert found.max_error == pytest.approx(error, rel=1e-3)
         taylor = np.polynomial.polynomial.polyval(alpha, series(degree))
         assert error < 0.9 * np.abs(taylor - exact).max()
-        assert hash(found) == hash(fit(degree)) and found == fit(degree)
+        again = fit_nonnegative(function, degree)
+        assert hash(found) == hash(again) and found == again
 
 
 def test_fit_recovers_polynomials_and_keeps_small_coefficients():
     c = np.array([0.2, 0.0, 1e-7, 3.0])
-    fit = kernels.fit_nonnegative(np.polynomial.Polynomial(c), 3)
+    fit = fit_nonnegative(np.polynomial.Polynomial(c), 3)
     np.testing.assert_allclose(fit.coefficients, c, rtol=1e-6, atol=1e-14)
     assert fit.coefficients[2] > 0 and fit.max_error < 1e-13
     # What cannot be represented is reported, not hidden: -a has no such fit.
-    fit = kernels.fit_nonnegative(lambda a: -a, 3)
+    fit = fit_nonnegative(lambda a: -a, 3)
     assert fit.coefficients[1] == fit.coefficients[3] == 0 and fit.max_error > 0.5
 
 
 def test_fit_on_a_part_of_the_range():
-    whole = kernels.fit_ntk(1, 4)
-    part = kernels.fit_ntk(1, 4, min_cosine=0.0)
+    def ntk(alpha):
+        return numpy_recursion(1, alpha)[1]
+
+    whole = fit_nonnegative(ntk, 4)
+    part = fit_nonnegative(ntk, 4, min_cosine=0.0)
     alpha = np.linspace(0, 1, 1001)
-    exact = numpy_recursion(1, alpha)[1]
+    exact = ntk(alpha)
     error = np.abs(part(alpha) - exact).max()
     assert part.max_error == pytest.approx(error, rel=1e-6)
     assert part.max_error < np.abs(whole(alpha) - exact).max()
     # Weighted at two points only, a fit with two terms interpolates them.
-    fit = kernels.fit_nonnegative(
+    fit = fit_nonnegative(
         np.exp, 3, min_degree=2, points=[0.5, 0.6, 1.0], weights=[1.0, 0.0, 1.0]
     )
     assert fit.coefficients[:2] == (0, 0)
     assert fit(1.0) == pytest.approx(math.e, rel=0.2)
-    fit = kernels.fit_nonnegative(np.exp, 1, points=[0.0, 0.9, 1.0], weights=[1, 0, 1])
+    fit = fit_nonnegative(np.exp, 1, points=[0.0, 0.9, 1.0], weights=[1, 0, 1])
     np.testing.assert_allclose(fit.coefficients, [1, math.e - 1], rtol=1e-12)
 
 
@@ -244,4 +247,4 @@ def test_fit_on_a_part_of_the_range():
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_fit_arguments(arguments, match):
     with pytest.raises(ValueError, match=match):
-        kernels.fit_nonnegative(**{"target": np.exp, "degree": 4} | arguments)
+        fit_nonnegative(**{"target": np.exp, "degree": 4} | arguments)

@@ -12,6 +12,7 @@ from helpers import x64
 
 from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.kernels.exact import diagonal_kernels
 
 EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
 
@@ -112,7 +113,9 @@ def test_gradients_are_right_inside_and_finite_at_the_ends():
         np.testing.assert_allclose(second, expected, rtol=1e-12, atol=1e-13)
 
 
-# relu_kernels.
+# The dual kernels of the rectifier.
+
+RELU = kernels.dual(stax.Relu())
 
 
 def test_relu_kernels_are_the_gaussian_expectations():
@@ -125,13 +128,13 @@ def test_relu_kernels_are_the_gaussian_expectations():
     covariance = np.maximum(f, 0) @ np.maximum(g, 0).T / angles.size * 2
     slopes = (f > 0).astype(float) @ (g > 0).T / angles.size
     with x64():
-        value = kernels.relu_kernels(x @ y.T, (x**2).sum(1), (y**2).sum(1))
+        value = RELU.kernels(x @ y.T, (x**2).sum(1), (y**2).sum(1))
     np.testing.assert_allclose(value[0], covariance, atol=1e-6)
     np.testing.assert_allclose(value[1], slopes, atol=2e-4)
 
 
 def test_relu_kernels_at_zero_and_huge_norms_and_on_the_diagonal():
-    relu_kernels = jax.jit(kernels.relu_kernels)
+    relu_kernels = jax.jit(RELU.kernels)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 7)).astype(np.float32)
     x[2] = 0
@@ -148,13 +151,13 @@ def test_relu_kernels_at_zero_and_huge_norms_and_on_the_diagonal():
     large = relu_kernels(jnp.full((1, 1), 1e30), *[jnp.full(1, 2e30)] * 2)
     np.testing.assert_allclose(large[0][0, 0], 1e30 * kernels.kappa1(0.5), rtol=1e-6)
     with pytest.raises(ValueError, match=r"nngp must have shape .* got \(5, 5\), \(4,"):
-        kernels.relu_kernels(x @ x.T, diag[:4])
+        RELU.kernels(x @ x.T, diag[:4])
 
 
 def test_relu_kernels_gradients():
     def both(x, y):
         norms = (x * x).sum(1), (y * y).sum(1)
-        return jnp.stack([k.sum() for k in kernels.relu_kernels(x @ y.T, *norms)])
+        return jnp.stack([k.sum() for k in RELU.kernels(x @ y.T, *norms)])
 
     with x64():
         keys = jax.random.split(jax.random.key(1), 2)
@@ -204,29 +207,29 @@ def numpy_kernels(x, y, weights, biases):
     return cross, ntk
 
 
+def network(depth, W_std=1.0, b_std=None):
+    """A ReLU network of `depth` hidden layers; scales are numbers or sequences."""
+    weights, biases = (
+        each if isinstance(each, list) else [each] * (depth + 1)
+        for each in (W_std, b_std)
+    )
+    first, *rest = (stax.Dense(1, w, b) for w, b in zip(weights, biases, strict=True))
+    return stax.serial(first, *(stax.serial(stax.Relu(), dense) for dense in rest))
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
-@pytest.mark.parametrize("b_std", [None, 0.1])
-def test_fully_connected_kernel_is_the_recursion(depth, b_std):
+def test_exact_kernel_is_the_recursion(depth):
     x, y = inputs()
-    stds = np.linspace(0.5, 1.6, depth + 1).tolist()
-    for weights in (0.8, stds, np.array(stds), tuple(stds)):
-        each = np.broadcast_to(weights, depth + 1)
+    weights = np.linspace(0.5, 1.6, depth + 1).tolist()
+    for biases in ([None] * (depth + 1), [None, 0.2, 0.0, 0.3, None, 1.0][: depth + 1]):
+        net = network(depth, weights, biases)
         with x64():
-            nngp, ntk = kernels.fully_connected_kernel(
-                x, y, get=("nngp", "ntk"), depth=depth, W_std=weights, b_std=b_std
-            )
-            alone = kernels.fully_connected_kernel(
-                x, y, depth=depth, W_std=weights, b_std=b_std
-            )
-        exact = numpy_kernels(x, y, each, [b_std] * (depth + 1))
+            nngp, ntk = kernels.exact_kernel(net, x, y, get=("nngp", "ntk"))
+            alone = kernels.exact_kernel(net, x, y, get="ntk")
+        exact = numpy_kernels(x, y, weights, biases)
         np.testing.assert_allclose(nngp, exact[0], rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(ntk, exact[1], rtol=1e-12, atol=1e-15)
         assert (alone == ntk).all() and ntk.dtype == np.float64
-    several = [None, 0.2, 0.0, 0.3, None, 1.0][: depth + 1]
-    with x64():
-        ntk = kernels.fully_connected_kernel(x, y, depth=depth, b_std=several)
-    exact = numpy_kernels(x, y, [1.0] * (depth + 1), several)[1]
-    np.testing.assert_allclose(ntk, exact, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -239,28 +242,25 @@ def test_ntk_is_the_normalised_one_in_neural_tangents_scaling(depth):
         (s**2 / 2) ** depth * s**2 / d * norms * numpy_recursion(depth, cosine)[1]
     )
     with x64():
-        ntk = kernels.fully_connected_kernel(x, y, depth=depth, W_std=s)
+        ntk = kernels.exact_kernel(network(depth, s), x, y, get="ntk")
     np.testing.assert_allclose(ntk, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
-    ("depth", "W_std", "b_std"),
-    [(0, 0.5, 0.1), (1, 2**0.5, None), (2, 1.0, 0.1), (4, 0.5, None), (5, 2**0.5, 0.1)],
+    ("depth", "W_std", "b_std"), [(0, 0.5, 0.1), (2, 1.0, 0.1), (5, 2**0.5, 0.1)]
 )
-def test_fully_connected_kernel_is_neural_tangents(depth, W_std, b_std):
+def test_exact_kernel_is_neural_tangents(depth, W_std, b_std):
     try:
         jnt.load()
     except ImportError as error:
         pytest.skip(str(error))
-    layers = [stax.Dense(3, W_std, b_std), stax.Relu()] * depth
-    net = stax.serial(*layers, stax.Dense(1, W_std, b_std))
+    net = network(depth, W_std, b_std)
     x, y = inputs()
     with x64():
         kernel_fn = jnt.to_stax(net)[2]
-        options = {"depth": depth, "W_std": W_std, "b_std": b_std}
         for x2 in (None, y):
             get = ("nngp", "ntk")
-            both = kernels.fully_connected_kernel(x, x2, get=get, **options)
+            both = kernels.exact_kernel(net, x, x2, get=get)
             for found, exact in zip(both, kernel_fn(x, x2, get), strict=True):
                 exact = np.array(exact)
                 if x2 is None:
@@ -275,49 +275,49 @@ def test_fully_connected_kernel_is_neural_tangents(depth, W_std, b_std):
 @pytest.mark.parametrize("b_std", [None, 0.3])
 def test_diagonal_is_exact(dtype, b_std):
     x, _ = inputs(dtype)
+    net, get = network(5, 1.4, b_std), ("ntk", "nngp")
     with x64(dtype == "float64"):
-        options = {"depth": 5, "W_std": 1.4, "b_std": b_std, "get": ("ntk", "nngp")}
-        whole = kernels.fully_connected_kernel(x, **options)
-        diag = kernels.fully_connected_diag(x, **options)
-        one = kernels.fully_connected_diag(x, **options | {"get": "ntk"})
-    assert whole._fields == diag._fields == ("ntk", "nngp")
-    for k, norms in zip(whole, diag, strict=True):
+        whole = kernels.exact_kernel(net, x, get=get)
+        diag = diagonal_kernels(net, jnp.asarray(x / np.sqrt(5, dtype=dtype)))
+    assert whole._fields == get
+    for kind in get:
+        norms = getattr(diag, kind)
         assert norms.dtype == dtype and norms.shape == (6,)
-        np.testing.assert_allclose(np.diag(k), norms, rtol=8 * EPS[dtype])
-    assert (one == diag.ntk).all()
+        matrix = getattr(whole, kind)
+        np.testing.assert_allclose(np.diag(matrix), norms, rtol=16 * EPS[dtype])
     if b_std is None:
         expected = 6 * 0.98**5 * 1.96 / 5 * (x**2).sum(1)
         np.testing.assert_allclose(diag.ntk, expected, rtol=1e-6)
 
 
-def test_fully_connected_gradients_are_finite_and_right():
+def test_exact_gradients_are_finite_and_right():
     x, y = inputs()
+    net = network(2, 1.3)
     with x64():
 
-        def total(x, y, W_std=1.3):
-            return kernels.fully_connected_kernel(x, y, depth=2, W_std=W_std).sum()
+        def total(x, y):
+            return kernels.exact_kernel(net, x, y, get="ntk").sum()
 
-        gradient = jax.jit(jax.grad(total, (0, 1, 2)))
+        gradient = jax.jit(jax.grad(total, (0, 1)))
         near = y.copy()
         near[0] = x[1]  # coinciding points; x[2] is zero
-        assert all(np.isfinite(slope).all() for slope in gradient(x, near, 1.3))
-        slopes = jax.jacfwd(lambda x: kernels.fully_connected_kernel(x, depth=2))(x)
+        assert all(np.isfinite(slope).all() for slope in gradient(x, near))
+        slopes = jax.jacfwd(lambda x: kernels.exact_kernel(net, x, get="ntk"))(x)
         assert np.isfinite(slopes).all()
         x[2] = 1
-        slopes = gradient(x, y, 1.3)
+        slopes = gradient(x, y)
         direction = np.random.default_rng(0).normal(size=x.shape)
         ends = [float(total(x + h * direction, y)) for h in (1e-6, -1e-6)]
         slope = (ends[0] - ends[1]) / 2e-6
         assert float((slopes[0] * direction).sum()) == pytest.approx(slope, rel=1e-7)
-        # Homogeneous of degree 6 in W_std.
-        assert float(slopes[2]) == pytest.approx(6 * float(total(x, y)) / 1.3)
 
 
-def test_fully_connected_transforms_and_dtypes():
+def test_exact_transforms_and_dtypes():
     x, y = inputs("float32")
+    net = network(2, 1.0, 0.1)
 
     def f(x, y):
-        return kernels.fully_connected_kernel(x, y, get=("ntk",), depth=2, b_std=0.1)
+        return kernels.exact_kernel(net, x, y, get=("ntk",))
 
     eager = f(x, y)
     np.testing.assert_allclose(jax.jit(f)(x, y).ntk, eager.ntk, rtol=1e-6)
@@ -338,23 +338,18 @@ def test_fully_connected_transforms_and_dtypes():
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"x1": np.ones(3)}, ValueError, r"x1 must be a matrix .* got shape \(3,\)"),
-        ({"x2": np.ones((2, 3, 1))}, ValueError, "x2 must be a matrix"),
-        ({"x1": np.ones((2, 0))}, ValueError, "with d >= 1"),
-        ({"x2": np.ones((2, 4))}, ValueError, "the same number of columns"),
-        ({"x1": np.ones((2, 3)) * 1j}, TypeError, "x1 must be real"),
-        ({"depth": -1}, ValueError, "depth must be an integer >= 0"),
-        ({"depth": 1.0}, TypeError, r"depth must be an integer, got 1\.0"),
-        ({"W_std": [1.0]}, ValueError, r"W_std must be one .* = 2 of them, got 1"),
-        ({"W_std": -1.0}, ValueError, r"W_std must be finite and >= 0, got -1\.0"),
-        ({"W_std": None}, TypeError, "W_std must consist of numbers, got None"),
-        ({"b_std": [None, math.nan]}, ValueError, "b_std must be finite and >= 0"),
-        ({"get": "cov"}, ValueError, "get must be 'ntk', 'nngp' or a tuple"),
+        ({"x": np.ones(3)}, ValueError, r"x must be a matrix .* got shape \(3,\)"),
+        ({"z": np.ones((2, 3, 1))}, ValueError, "z must be a matrix"),
+        ({"x": np.ones((2, 0))}, ValueError, "with d >= 1"),
+        ({"z": np.ones((2, 4))}, ValueError, "the same number of columns"),
+        ({"x": np.ones((2, 3)) * 1j}, TypeError, "x must be real"),
+        ({"net": stax.Dropout(0.5)}, TypeError, r"net must .* got stax\.Dropout"),
+        ({"get": "cov"}, ValueError, 'get must be "ntk", "nngp" or a tuple'),
         ({"get": ()}, ValueError, "get must be"),
         ({"get": ("ntk", "ntk")}, ValueError, "get must be"),
     ],
 )
-def test_fully_connected_arguments(arguments, error, match):
-    defaults = {"x1": np.ones((2, 3)), "depth": 1}
+def test_exact_kernel_arguments(arguments, error, match):
+    defaults = {"net": network(1), "x": np.ones((2, 3)), "get": "ntk"}
     with pytest.raises(error, match=match):
-        kernels.fully_connected_kernel(**defaults | arguments)
+        kernels.exact_kernel(**defaults | arguments)

@@ -10,11 +10,11 @@ from registry import quick_compilation
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.kernels import (
+from jax_ntk_sketch.kernels import rpcholesky
+from jax_ntk_sketch.kernels.nystrom import (
     choose_uniform,
     inverse_sqrt,
     principal_sqrt,
-    rpcholesky,
 )
 
 KEY = jax.random.key(0)
@@ -101,7 +101,9 @@ def test_choices_refuse():
             ValueError, match="at most the number of examples, 3, got 4"
         ):
             call()
-    with pytest.raises(ValueError, match="num must be an integer >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="num_landmarks must be an integer >= 1, got 0"
+    ):
         choose(np.eye(3), 0)
 
 

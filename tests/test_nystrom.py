@@ -15,9 +15,10 @@ from references import network_kernels
 from registry import quick_compilation
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.kernels import cross_kernel
+from jax_ntk_sketch.kernels import exact_kernel
+from jax_ntk_sketch.kernels.exact import diagonal_kernels
 
 KEY = jax.random.key(0)
 
@@ -103,23 +104,27 @@ def test_kernel_between_batches(name):
     with x64():
         x, z = rows(7), rows(5, seed=1)
         exact = jnt.to_stax(NETS[name])[2](x, z, BOTH)
-        for ours, theirs in zip(cross_kernel(NETS[name], x, z), exact, strict=True):
+        both = exact_kernel(NETS[name], x, z, get=BOTH)
+        for ours, theirs in zip(both, exact, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
         # Of a batch with itself, where Neural Tangents' diagonal is off by the root
         # of the rounding error, and only there.
-        alone = cross_kernel(NETS[name], x)
-        for ours, theirs in zip(alone, cross_kernel(NETS[name], x, x), strict=True):
+        alone = exact_kernel(NETS[name], x, get=BOTH)
+        both = exact_kernel(NETS[name], x, x, get=BOTH)
+        for ours, theirs in zip(alone, both, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
-    own = kernels.cross.diagonal(NETS[name], jnp.asarray(x) / x.shape[1] ** 0.5)
+    own = diagonal_kernels(NETS[name], jnp.asarray(x) / x.shape[1] ** 0.5)
     for ours, k in zip(own, alone, strict=True):
         np.testing.assert_allclose(ours, np.diagonal(k), rtol=1e-5, atol=1e-5)
 
 
 def test_kernel_between_batches_refuses():
-    with pytest.raises(TypeError, match=r"no kernel between two batches for .*Conv"):
-        cross_kernel(stax.Conv(1, (2, 2)), np.ones((2, 3)))
+    with pytest.raises(
+        TypeError, match=r"exact_kernel: net must consist of .* got stax.Conv"
+    ):
+        exact_kernel(stax.Conv(1, (2, 2)), np.ones((2, 3)), get="ntk")
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
-        cross_kernel(DEEP, np.ones((2, 3)), np.ones((2, 4)))
+        exact_kernel(DEEP, np.ones((2, 3)), np.ones((2, 4)), get="ntk")
 
 
 @pytest.mark.parametrize("get", BOTH)
@@ -129,7 +134,7 @@ def test_exact_where_all_examples_are_landmarks(name, get):
     for dtype, tolerance in (("float32", 1e-3), ("float64", 1e-6)):
         with x64(dtype == "float64"):
             x = rows().astype(dtype)
-            exact = cross_kernel(NETS[name], x)[BOTH.index(get)]
+            exact = exact_kernel(NETS[name], x, get=get)
             for num in (30,) if dtype == "float64" else (47,):
                 phi = features(NETS[name], x, num_features=num, get=get)
                 assert phi.shape == (30, num) and phi.dtype == dtype
@@ -143,7 +148,7 @@ def test_below_the_kernel(landmarks, oversample):
     """And nearer with every landmark; at examples that were not in the sample."""
     with x64():
         x, new = rows(80), rows(40, seed=1)
-        k = cross_kernel(DEEP, new)[1]
+        k = exact_kernel(DEEP, new, get="ntk")
         errors = []
         for num in (5, 30):
             phi = features(
@@ -180,7 +185,7 @@ def test_equals_the_definition():
 def test_oversampling_helps():
     """The principal directions are the best of all projections, on the sample."""
     x = rows(60)
-    k = np.asarray(cross_kernel(DEEP, x)[1], np.float64)
+    k = np.asarray(exact_kernel(DEEP, x, get="ntk"), np.float64)
     errors = [
         np.trace(k) - np.sum(features(DEEP, x, num_features=12, oversample=s) ** 2)
         for s in (1.0, 5.0)
@@ -322,7 +327,7 @@ def test_without_relu_it_is_linear():
     x = rows().astype(np.float32)
     net = stax.serial(dense(), dense(1, 0.3))
     phi = features(net, x, num_features=20)
-    np.testing.assert_allclose(phi @ phi.T, cross_kernel(net, x)[1], rtol=1e-4)
+    np.testing.assert_allclose(phi @ phi.T, exact_kernel(net, x, get="ntk"), rtol=1e-4)
     fmap = jns.feature_map(net, num_features=20, method="nystrom")
     fmap.init(KEY, (6,))  # nothing to learn from
 

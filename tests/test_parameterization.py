@@ -17,6 +17,7 @@ from jax_ntk_sketch.features.state import Features, Spec, dropout_variance
 from jax_ntk_sketch.features.step import Context, layer_rule
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels.duals.base import hermite_nodes
+from jax_ntk_sketch.kernels.power_series import relu_block_series
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 5))
@@ -368,7 +369,7 @@ def test_smoothed_functions_have_the_kernel(layer):
         for cosine in (-0.9, 0.3, 1.0):
             other = cosine * nodes[:, None] + (1 - cosine**2) ** 0.5 * nodes
             cov = cosine * np.prod(s * kept**0.5)
-            wanted = dual.pair(*map(jnp.asarray, (cov, *s**2)))
+            wanted = dual.covariances(*map(jnp.asarray, (cov, *s**2)))
             for g, k in zip(functions, wanted, strict=True):
                 one, two = (
                     g(jnp.asarray(z), jnp.asarray(s[i]), jnp.asarray(kept[i]))
@@ -411,7 +412,7 @@ def test_series_of_the_cosines_behind_dropout():
     p = np.asarray(kernels.gegenbauer.gegenbauer_values(np.array(c), 6, dim))
     for layer in (RELU, stax.Abs(), stax.Erf()):
         dual = kernels.dual(layer)
-        wanted = dual.pair(*map(jnp.asarray, (cov, q, q)))
+        wanted = dual.covariances(*map(jnp.asarray, (cov, q, q)))
         for order in (0, 1):
             inputs = (jnp.asarray(z, jnp.float32) for z in (q, a2, rho))
             g = variance_reduced_layers._weights(
@@ -452,13 +453,15 @@ def test_whole_network_methods_refuse():
     net, x = STANDARD["plain"]
     with pytest.raises(ValueError, match='parameterization="ntk"'):
         jns.feature_map(net, num_features=64, method="one_pass").plan((5,))
-    with pytest.raises(TypeError, match='parameterization must be "ntk"'):
-        kernels.cross_kernel(net, jnp.asarray(x))
+    with pytest.raises(
+        TypeError, match="net must consist of Dense of parameterization"
+    ):
+        kernels.exact_kernel(net, jnp.asarray(x), get="ntk")
     with pytest.raises(ValueError, match='parameterization must be "ntk"'):
-        kernels.relu_block_series([RELU, dense(3, None), RELU], 3)
+        relu_block_series([RELU, dense(3, None), RELU], 3)
     net = DROPS["flat"][0]
-    with pytest.raises(TypeError, match="no kernel between two batches for the layer"):
-        kernels.cross_kernel(net, jnp.asarray(x))
+    with pytest.raises(TypeError, match="net must consist of .* got stax.Dropout"):
+        kernels.exact_kernel(net, jnp.asarray(x), get="ntk")
     plan = jns.feature_map(net, num_features=64, method="nystrom").plan((5,))
     assert sum("landmarks)" in row.name for row in plan.rows) == 2
     assert not is_zonal(

@@ -44,7 +44,7 @@ def grams(depth, method, num_features, seeds=SEEDS):
 
 
 def exact(depth):
-    return np.asarray(kernels.fully_connected_kernel(X, depth=depth, W_std=2**0.5))
+    return np.asarray(kernels.exact_kernel(network(depth), X, get="ntk"))
 
 
 # Powers are sketched at degree 3: the tree then has no inner nodes whose width is

@@ -172,7 +172,7 @@ def test_images_are_better_than_random_features():
     assert errors[0] < 0.95 * errors[1], errors  # .194 and .229, each +- .008
 
 
-RELU = kernels.Homogeneous(1, 1.0, 0.0)
+RELU = kernels.dual(stax.Relu())
 
 
 @pytest.mark.parametrize("order", [0, 1])

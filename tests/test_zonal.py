@@ -12,18 +12,18 @@ import scipy.special
 from contract import assert_mean
 
 from jax_ntk_sketch import kernels
-from jax_ntk_sketch.kernels import (
-    ZonalFit,
-    zonal_fit,
-    zonal_fit_low_degree,
-    zonal_fit_min_error,
-)
+from jax_ntk_sketch.kernels import zonal_fit
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
     gegenbauer_quadrature,
     gegenbauer_recurrence,
     gegenbauer_values,
     orthonormal_values,
+)
+from jax_ntk_sketch.kernels.zonal_fit import (
+    ZonalFit,
+    zonal_fit_low_degree,
+    zonal_fit_min_error,
 )
 from jax_ntk_sketch.random_features import ZonalFeatures, sphere_dim, zonal_sum
 
@@ -74,7 +74,7 @@ def test_clenshaw_is_the_sum():
 
 
 def test_bad_sizes_are_named():
-    with pytest.raises(ValueError, match="dim must be at least 2"):
+    with pytest.raises(ValueError, match="dim must be an integer >= 2"):
         gegenbauer_recurrence(3, 1)
     with pytest.raises(ValueError, match="weights must not be empty"):
         ZonalFeatures(3, 4, ())
@@ -146,7 +146,7 @@ def test_a_full_rotation_has_no_noise_in_quadratic_polynomials():
 def test_gradient_of_the_variance():
     alpha = np.linspace(-0.3, 0.9, 7)
     weight = np.linspace(1, 2, 7)
-    model = zonal_fit._Variance(alpha, 6, 50, 70)
+    model = zonal_fit._ZonalVariance(alpha, 6, 50, 70)
     f = np.random.default_rng(3).normal(size=7) * 0.5
     error = scipy.optimize.check_grad(
         lambda z: float(weight @ model(z, weight)[0]),
@@ -175,7 +175,7 @@ def test_fit_beats_the_series_it_begins_with(depth, columns):
     """In its own objective: squared bias and variance, averaged over cosines."""
     c = np.array(kernels.ntk_coefficients(depth, 40))
     fit = zonal_fit_min_error(ntk(depth), c, 30, 30, columns)
-    used = 1 + fit.linear_columns + fit.num
+    used = 1 + fit.linear_columns + fit.zonal_columns
     assert used == columns
     alpha = np.linspace(-1, 0.9, 96)
 
@@ -193,7 +193,7 @@ def test_truncation_keeps_the_degrees_that_columns_can_tell_apart():
     degrees = []
     for dim, columns in [(784, 1024), (784, 8192), (64, 512), (64, 2048), (8, 2048)]:
         fit = zonal_fit_low_degree(c, dim, dim, columns)
-        assert 1 + fit.linear_columns + fit.num == columns
+        assert 1 + fit.linear_columns + fit.zonal_columns == columns
         degrees.append(len(fit.weights) - 1)
         # Unbiased for the series up to there.
         np.testing.assert_allclose(

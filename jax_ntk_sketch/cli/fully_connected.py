@@ -175,13 +175,7 @@ def _exact_kernel(net: stax.Layer, args: argparse.Namespace) -> tuple[Kernel, st
     try:
         _, _, kernel_fn = jnt.to_stax(net)
     except ImportError:
-        closed_form = functools.partial(
-            kernels.fully_connected_kernel,
-            get="ntk",
-            depth=args.depth,
-            W_std=args.W_std,
-            b_std=args.b_std,
-        )
+        closed_form = functools.partial(kernels.exact_kernel, net, get="ntk")
         return Kernel(closed_form), "closed form (neural-tangents is not installed)"
     return Kernel(lambda x1, x2: kernel_fn(x1, x2, "ntk")), "neural-tangents"
 

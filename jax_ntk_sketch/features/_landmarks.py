@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_key, check_size
-from jax_ntk_sketch.kernels import inverse_sqrt, rpcholesky
+from jax_ntk_sketch.kernels import rpcholesky
+from jax_ntk_sketch.kernels.nystrom import inverse_sqrt
 
 __all__ = ["LandmarkFeatureMap", "landmark_features"]
 

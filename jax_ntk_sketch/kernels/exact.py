@@ -1,254 +1,305 @@
-"""Exact kernels between two batches, read layer by layer from a network's record.
+r"""The exact kernels of fully connected networks, read layer by layer from a record.
 
-With a subscript for the examples that a diagonal belongs to, `Dense` takes
+Write `nngp` and `ntk` for the two kernels of a pair of inputs, and `q` for the NNGP
+kernel of an input with itself. The input kernel is `nngp = <x, z> / d`, `ntk = 0`. Then
 
-    nngp' = W^2 nngp + b^2,                  ntk' = W^2 ntk + nngp'
+    Dense       nngp' = W_std^2 nngp + b_std^2,    ntk' = W_std^2 ntk + nngp'
+    activation  nngp' = k(nngp, q_x, q_z),         ntk' = ntk k'(nngp, q_x, q_z)
+    LayerNorm   both kernels over sqrt((q_x + eps)(q_z + eps))
 
-an activation those of its `dual`, and `LayerNorm` divides both kernels by
-`sqrt((nngp_xx + eps)(nngp_zz + eps))`, in which gradients see no parameters.
+where `k` and `k'` are the covariances of the activation's `dual`.
 
 Source: Jacot, Gabriel and Hongler, Neural tangent kernel (2018), proposition 1 and
 theorem 1; `neural_tangents.stax` for the scaling and for `LayerNorm`.
 """
 
+import collections
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._checks import check_get
+from jax_ntk_sketch._numerics import at_least_float32, matmul
+from jax_ntk_sketch._typing import Array, ArrayLike, Get, Kind
 from jax_ntk_sketch.kernels.duals.activations import dual
 
 __all__ = [
-    "Cross",
-    "Diagonal",
-    "cross_kernel",
-    "diagonal",
-    "fully_connected",
-    "propagate",
+    "KernelPair",
+    "diagonal_kernels",
+    "exact_kernel",
+    "pairwise_kernels",
+    "supports_exact_kernel",
 ]
 
+_SUPPORTED = (
+    stax.Dense,
+    stax.Activation,
+    stax.LayerNorm,
+    stax.Identity,
+    stax.Flatten,
+    stax.FanOut,
+    stax.FanInSum,
+    stax.FanInProd,
+)
 
-class Diagonal(NamedTuple):
-    """Both kernels of each example with itself, (n,) each."""
 
-    nngp: jax.Array
-    ntk: jax.Array
+class KernelPair(NamedTuple):
+    """Both kernels: between two batches (n, m), or of each input with itself (n,)."""
+
+    nngp: Array
+    ntk: Array
 
 
-class Cross(NamedTuple):
-    """Both kernels between two batches.
+class _Kernels(NamedTuple):
+    """What flows from layer to layer.
 
     Attributes:
-      nngp, ntk: (n, m).
-      x: the diagonals of the first batch, (n,).
-      z: those of the second, (m,); None where it is the first.
+      cross: the kernels between two batches; None where only diagonals are wanted.
+      x: the kernels of each input of the first batch with itself.
+      z: the same for the second batch; None where it is the first one.
     """
 
-    nngp: jax.Array
-    ntk: jax.Array
-    x: Diagonal
-    z: Diagonal | None
+    cross: KernelPair | None
+    x: KernelPair
+    z: KernelPair | None
+
+    def map(self, function: Callable[[KernelPair], KernelPair]) -> "_Kernels":
+        """Apply a function that acts on each entry of the kernels alone."""
+        return _Kernels(
+            None if self.cross is None else function(self.cross),
+            function(self.x),
+            None if self.z is None else function(self.z),
+        )
+
+    def map_diagonals(self, function: Callable[[KernelPair], KernelPair]) -> "_Kernels":
+        """Apply a function to the diagonals, and leave `cross` out."""
+        return self._replace(cross=None).map(function)
 
 
-def fully_connected(net: stax.Layer) -> bool:
-    """Whether `net` has only the layers that this module knows."""
-    known = stax.Dense | stax.Activation | stax.Identity | stax.LayerNorm | stax.Flatten
-    known |= stax.FanOut | stax.FanInSum | stax.FanInProd
-    return all(
-        isinstance(layer, known)
-        and getattr(layer, "parameterization", "ntk") == "ntk"
-        and isinstance(getattr(layer, "axis", 0), int)
-        for layer in stax.walk(net, into_branches=True)
-    )
+# `_Kernels`; between `FanOut` and a fan-in a list of them, one for each branch.
+_State: TypeAlias = Any
 
 
-def cross_kernel(
-    net: stax.Layer, x: ArrayLike, z: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array]:
-    r"""The exact NNGP kernel and NTK of a fully connected network.
+def supports_exact_kernel(net: stax.Layer) -> bool:
+    """Return whether `exact_kernel` can read `net`.
+
+    All layers must be `Dense` of parameterization "ntk", activations, `LayerNorm` over
+    the channels, `Identity`, `Flatten`, or branches of these.
+
+    >>> from jax_ntk_sketch import stax
+    >>> from jax_ntk_sketch.kernels import supports_exact_kernel
+    >>> supports_exact_kernel(stax.serial(stax.Dense(1), stax.Relu()))
+    True
+    >>> supports_exact_kernel(stax.Conv(1, (3, 3)))
+    False
+    """
+    return _unsupported_layer(net) is None
+
+
+def exact_kernel(
+    net: stax.Layer, x: ArrayLike, z: ArrayLike | None = None, *, get: Get
+) -> Array | KernelPair:
+    r"""Return the exact kernel of a fully connected network between two batches.
 
     Args:
-      net: `Dense`, activations, `Identity` and `LayerNorm` layers; `Flatten` changes
+      net: a network of the layers that `supports_exact_kernel` lists; `Flatten` changes
         nothing.
-      x: inputs, (n, d), real.
-      z: inputs, (m, d); None for `x` itself: then the cosines on the diagonal are
+      x: inputs, (n, d), real. Integers and booleans are converted to the default float.
+      z: inputs, (m, d), real; None for `x` itself. The cosines on the diagonal are then
         exactly 1, which single precision needs there.
+      get: "ntk", "nngp" or a tuple of both.
 
     Returns:
-      NNGP kernel and NTK, (n, m) each, as Neural Tangents scales them.
+      (n, m), in the dtype of the inputs and in the scale of Neural Tangents. For a
+      tuple `get`, a named tuple of such arrays in the order of `get`. Gradients are
+      finite, also at zero vectors and where `x` and `z` coincide.
 
     Raises:
-      ValueError: shapes that do not fit.
-      TypeError: a layer that is not listed above.
+      TypeError: `net` has a layer that is not supported, or an input is complex.
+      ValueError: `x` and `z` are not matrices of as many columns each, or `get` is
+        neither a kernel nor a tuple of kernels.
 
-    Cost: n m (d + O(layers)) operations, O(n m) memory.
+    Cost: n m (d + O(layers)) operations and O(n m) memory, without batching.
+    Guarantee: exact to rounding, except for the NTK of rows of `x` and `z` that almost
+    coincide. `kappa0` is infinitely steep there and turns a relative rounding error
+    eps into sqrt(eps), about 2e-4 in single precision.
 
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch import kernels, stax
     >>> net = stax.serial(stax.Dense(9, 2**0.5), stax.Relu(), stax.Dense(1, 2**0.5))
-    >>> nngp, ntk = cross_kernel(net, jnp.array([[3.0, 4.0]]))
-    >>> round(float(nngp[0, 0]), 3), round(float(ntk[0, 0]), 3)
-    (25.0, 50.0)
+    >>> x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    >>> kernels.exact_kernel(net, x, get="ntk").round(4)
+    Array([[50.,  0.],
+           [ 0.,  0.]], dtype=float32)
+    >>> ntk, nngp = kernels.exact_kernel(net, x, get=("ntk", "nngp"))
     """
-    x = jnp.asarray(x)
-    x = x.astype(jnp.result_type(x, float))
-    z = None if z is None else jnp.asarray(z).astype(x.dtype)
-    other = x if z is None else z
-    if x.ndim != 2 or other.ndim != 2 or x.shape[1] != other.shape[1]:
-        raise ValueError(
-            "cross_kernel: x and z must be matrices (n, d) and (m, d), got shapes "
-            f"{x.shape} and {other.shape}"
+    kinds = check_get("exact_kernel", get)
+    layer = _unsupported_layer(net)
+    if layer is not None:
+        raise TypeError(
+            "exact_kernel: net must consist of Dense, activations, LayerNorm over the "
+            f"channels, Identity, Flatten and branches of these, got {layer!r}; use "
+            'jax_ntk_sketch.interop.neural_tangents.to_stax or method="exact"'
         )
-    scale = jnp.asarray(x.shape[1] ** -0.5, x.dtype)
-    both = propagate(net, x * scale, None if z is None else z * scale)
-    return both.nngp, both.ntk
-
-
-def propagate(net: stax.Layer, x: jax.Array, z: jax.Array | None) -> Cross:
-    """Both kernels of `net` on inputs whose inner products enter it: (n, d), (m, d)."""
-    nngp = jnp.matmul(x, (x if z is None else z).T, precision=jax.lax.Precision.HIGHEST)
-    start = Cross(nngp, jnp.zeros_like(nngp), _start(x), None)
+    x = _check_inputs("x", x)
+    dtype = x.dtype
     if z is not None:
-        start = start._replace(z=_start(z))
-    return _cross(net, start)
+        z = _check_inputs("z", z)
+        if x.shape[1] != z.shape[1]:
+            raise ValueError(
+                "exact_kernel: x and z must have the same number of columns, got "
+                f"shapes {x.shape} and {z.shape}"
+            )
+        dtype = jnp.result_type(x, z)
+        z = at_least_float32(z.astype(dtype))
+    pair = _exact_kernels(net, at_least_float32(x.astype(dtype)), z)
+    values = [getattr(pair, kind).astype(dtype) for kind in kinds]
+    return values[0] if isinstance(get, str) else _named_tuple(kinds)(*values)
 
 
-def diagonal(net: stax.Layer, x: jax.Array) -> Diagonal:
-    """Both kernels of each example (n, d) with itself; scaled as in `propagate`."""
-    return _diagonal(net, _start(x))
+def pairwise_kernels(net: stax.Layer, x: Array, z: Array | None = None) -> KernelPair:
+    """Return both kernels (n, m) of inputs (n, d), (m, d) scaled by `d**-0.5`."""
+    nngp = matmul(x, (x if z is None else z).T)
+    second = None if z is None else _input_diagonal(z)
+    start = _Kernels(KernelPair(nngp, jnp.zeros_like(nngp)), _input_diagonal(x), second)
+    return _after(net, start).cross
 
 
-def _start(x: jax.Array) -> Diagonal:
+def diagonal_kernels(net: stax.Layer, x: Array) -> KernelPair:
+    """Return both kernels (n,) of each input (n, d) with itself, scaled likewise."""
+    return _after(net, _Kernels(None, _input_diagonal(x), None)).x
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _exact_kernels(net: stax.Layer, x: Array, z: Array | None) -> KernelPair:
+    scale = jnp.asarray(x.shape[1] ** -0.5, x.dtype)
+    return pairwise_kernels(net, x * scale, None if z is None else z * scale)
+
+
+def _unsupported_layer(net: stax.Layer) -> stax.Layer | None:
+    """Return the first layer without a rule of this module, or None."""
+    for layer in stax.walk(net, into_branches=True):
+        # Widths enter the kernel of another parameterization.
+        standard = getattr(layer, "parameterization", "ntk") != "ntk"
+        # `LayerNorm` over several axes is for images.
+        several_axes = not isinstance(getattr(layer, "axis", 0), int)
+        if not isinstance(layer, _SUPPORTED) or standard or several_axes:
+            return layer
+    return None
+
+
+def _check_inputs(name: str, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(
+            f"exact_kernel: {name} must be a matrix (n, d) with d >= 1, got shape "
+            f"{x.shape}"
+        )
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"exact_kernel: {name} must be real, got dtype {x.dtype}")
+    return x.astype(jnp.result_type(x, float))
+
+
+@functools.lru_cache
+def _named_tuple(kinds: tuple[Kind, ...]) -> Callable[..., Any]:
+    # Cached: JAX compares pytrees by type.
+    return collections.namedtuple("Kernels", kinds)
+
+
+def _input_diagonal(x: Array) -> KernelPair:
     norm2 = jnp.sum(x**2, axis=-1)
-    return Diagonal(norm2, jnp.zeros_like(norm2))
+    return KernelPair(norm2, jnp.zeros_like(norm2))
 
 
 @functools.singledispatch
-def _cross(layer: stax.Layer, k: Any) -> Any:
-    """What a layer does to both kernels."""
-    raise TypeError(f"no kernel between two batches for the layer {layer!r}")
+def _after(layer: stax.Layer, k: _State) -> _State:
+    """Return the kernels after a layer; one implementation per record type."""
+    raise TypeError(f"{layer!r} has no rule for exact kernels")
 
 
-@functools.singledispatch
-def _diagonal(layer: stax.Layer, k: Any) -> Any:
-    """What a layer does to both kernels of an example with itself."""
-    raise TypeError(f"no kernel for the layer {layer!r}")
-
-
-def _diagonals(layer: stax.Layer, k: Cross) -> tuple[Diagonal, Diagonal | None]:
-    return _diagonal(layer, k.x), None if k.z is None else _diagonal(layer, k.z)
-
-
-@_cross.register
-def serial_cross(layer: stax.Serial, k: Cross) -> Cross:
+@_after.register
+def _after_serial(layer: stax.Serial, k: _State) -> _State:
     for inner in layer.layers:
-        k = _cross(inner, k)
+        k = _after(inner, k)
     return k
 
 
-@_diagonal.register
-def serial_diagonal(layer: stax.Serial, k: Diagonal) -> Diagonal:
-    for inner in layer.layers:
-        k = _diagonal(inner, k)
+@_after.register(stax.Identity)
+@_after.register(stax.Flatten)
+def _after_identity(layer: stax.Layer, k: _State) -> _State:
     return k
 
 
-@_cross.register(stax.Identity)
-@_cross.register(stax.Flatten)
-@_diagonal.register(stax.Identity)
-@_diagonal.register(stax.Flatten)
-def identity_kernels(layer: stax.Layer, k):
-    return k
+@_after.register
+def _after_dense(layer: stax.Dense, k: _Kernels) -> _Kernels:
+    weight, bias = layer.W_std**2, (layer.b_std or 0.0) ** 2
+
+    def dense(pair: KernelPair) -> KernelPair:
+        nngp = weight * pair.nngp + bias
+        return KernelPair(nngp, weight * pair.ntk + nngp)
+
+    return k.map(dense)
 
 
-@_cross.register(stax.FanOut)
-@_diagonal.register(stax.FanOut)
-def fan_out_kernels(layer: stax.FanOut, k):
+@_after.register
+def _after_activation(layer: stax.Activation, k: _Kernels) -> _Kernels:
+    activation = dual(layer)
+
+    def on_diagonal(pair: KernelPair) -> KernelPair:
+        nngp, slope = activation.diagonal(pair.nngp)
+        return KernelPair(nngp, pair.ntk * slope)
+
+    after = k.map_diagonals(on_diagonal)
+    if k.cross is None:
+        return after
+    q_z = None if k.z is None else k.z.nngp
+    nngp, slope = activation.kernels(k.cross.nngp, k.x.nngp, q_z)
+    return after._replace(cross=KernelPair(nngp, k.cross.ntk * slope))
+
+
+@_after.register
+def _after_layer_norm(layer: stax.LayerNorm, k: _Kernels) -> _Kernels:
+    def scale(pair: KernelPair) -> Array:
+        return jax.lax.rsqrt(pair.nngp + jnp.asarray(layer.eps, pair.nngp.dtype))
+
+    def scaled(pair: KernelPair, factor: Array) -> KernelPair:
+        return KernelPair(pair.nngp * factor, pair.ntk * factor)
+
+    after = k.map_diagonals(lambda pair: scaled(pair, scale(pair) ** 2))
+    if k.cross is None:
+        return after
+    rows, columns = scale(k.x), scale(k.x if k.z is None else k.z)
+    return after._replace(cross=scaled(k.cross, rows[:, None] * columns))
+
+
+@_after.register
+def _after_fan_out(layer: stax.FanOut, k: _Kernels) -> list[_Kernels]:
     return [k] * layer.num
 
 
-@_cross.register
-def parallel_cross(layer: stax.Parallel, k: list[Cross]):
-    return [_cross(*pair) for pair in zip(layer.layers, k, strict=True)]
+@_after.register
+def _after_parallel(layer: stax.Parallel, k: list[_Kernels]) -> list[_State]:
+    return [_after(branch, one) for branch, one in zip(layer.layers, k, strict=True)]
 
 
-@_diagonal.register
-def parallel_diagonal(layer: stax.Parallel, k: list[Diagonal]):
-    return [_diagonal(*pair) for pair in zip(layer.layers, k, strict=True)]
-
-
-@_cross.register(stax.FanInSum)
-@_diagonal.register(stax.FanInSum)
-def fan_in_sum_kernels(layer: stax.FanInSum, k):
+@_after.register
+def _after_fan_in_sum(layer: stax.FanInSum, k: list[_Kernels]) -> _Kernels:
     return jax.tree.map(lambda *parts: sum(parts), *k)
 
 
-@_cross.register(stax.FanInProd)
-def fan_in_prod_cross(layer: stax.FanInProd, k: list[Cross]) -> Cross:
-    x = _diagonal(layer, [one.x for one in k])
-    z = None if k[0].z is None else _diagonal(layer, [one.z for one in k])
-    return Cross(*_product(k), x, z)
+@_after.register
+def _after_fan_in_prod(layer: stax.FanInProd, k: list[_Kernels]) -> _Kernels:
+    def product(first: KernelPair, second: KernelPair) -> KernelPair:
+        ntk = first.ntk * second.nngp + first.nngp * second.ntk
+        return KernelPair(first.nngp * second.nngp, ntk)
 
+    def is_pair(node: object) -> bool:
+        return isinstance(node, KernelPair)
 
-@_diagonal.register(stax.FanInProd)
-def fan_in_prod_diagonal(layer: stax.FanInProd, k: list[Diagonal]) -> Diagonal:
-    return Diagonal(*_product(k))
-
-
-def _product(k: list) -> tuple[jax.Array, jax.Array]:
-    nngp, ntk = k[0].nngp, k[0].ntk
-    for one in k[1:]:
-        nngp, ntk = nngp * one.nngp, ntk * one.nngp + nngp * one.ntk
-    return nngp, ntk
-
-
-@_cross.register
-def dense_cross(layer: stax.Dense, k: Cross) -> Cross:
-    return Cross(*_dense(layer, k.nngp, k.ntk), *_diagonals(layer, k))
-
-
-@_diagonal.register
-def dense_diagonal(layer: stax.Dense, k: Diagonal) -> Diagonal:
-    return Diagonal(*_dense(layer, k.nngp, k.ntk))
-
-
-def _dense(
-    layer: stax.Dense, nngp: jax.Array, ntk: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    if layer.parameterization != "ntk":
-        raise TypeError(f'no kernel for {layer!r}; parameterization must be "ntk"')
-    square = layer.W_std**2
-    nngp = square * nngp + (layer.b_std or 0.0) ** 2
-    return nngp, square * ntk + nngp
-
-
-@_cross.register
-def activation_cross(layer: stax.Activation, k: Cross) -> Cross:
-    z = None if k.z is None else k.z.nngp
-    nngp, derivative = dual(layer).kernels(k.nngp, k.x.nngp, z)
-    return Cross(nngp, k.ntk * derivative, *_diagonals(layer, k))
-
-
-@_diagonal.register
-def activation_diagonal(layer: stax.Activation, k: Diagonal) -> Diagonal:
-    nngp, derivative = dual(layer).diagonal(k.nngp)
-    return Diagonal(nngp, k.ntk * derivative)
-
-
-@_cross.register
-def layer_norm_cross(layer: stax.LayerNorm, k: Cross) -> Cross:
-    rows = _inverse_root(layer, k.x)
-    columns = rows if k.z is None else _inverse_root(layer, k.z)
-    scale = rows[:, None] * columns
-    return Cross(k.nngp * scale, k.ntk * scale, *_diagonals(layer, k))
-
-
-@_diagonal.register
-def layer_norm_diagonal(layer: stax.LayerNorm, k: Diagonal) -> Diagonal:
-    scale = _inverse_root(layer, k) ** 2
-    return Diagonal(k.nngp * scale, k.ntk * scale)
-
-
-def _inverse_root(layer: stax.LayerNorm, k: Diagonal) -> jax.Array:
-    return jax.lax.rsqrt(k.nngp + jnp.asarray(layer.eps, k.nngp.dtype))
+    return functools.reduce(
+        lambda *two: jax.tree.map(product, *two, is_leaf=is_pair), k
+    )

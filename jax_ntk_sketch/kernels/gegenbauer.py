@@ -1,8 +1,8 @@
-r"""Gegenbauer polynomials: what power series are on a sphere of given dimension.
+r"""Gegenbauer polynomials, which replace powers on a sphere of given dimension.
 
-On the unit sphere of :math:`\mathbb R^d`, :math:`P_l` is the Gegenbauer polynomial with
-:math:`P_l(1) = 1`, and :math:`h_l` the same polynomial of :math:`t = w\cdot u`,
-orthonormal for w uniform on the sphere. For unit vectors u, v
+On the unit sphere of :math:`\mathbb R^d`, :math:`P_l` is the Gegenbauer polynomial of
+degree l with :math:`P_l(1) = 1`. :math:`h_l` is its multiple that is orthonormal as a
+function of :math:`t = w\cdot u` for w uniform on the sphere. For unit vectors u, v
 
     E h_l(w.u) h_k(w.v) = P_l(u.v) if l = k, else 0.
 
@@ -26,22 +26,28 @@ __all__ = [
 
 
 def gegenbauer_recurrence(degree: int, dim: int) -> np.ndarray:
-    r""":math:`A_1, \dots, A_{degree}` of
+    r"""Return :math:`A_1, \dots, A_{degree}` of the recurrence of the :math:`h_l`.
+
     :math:`t h_l = A_{l+1} h_{l+1} + A_l h_{l-1}`.
 
     Args:
-      degree: >= 1.
-      dim: d >= 2.
+      degree: the number of coefficients, >= 1.
+      dim: d, >= 2.
 
     Returns:
-      (degree,), with A_1 = 1 / sqrt(d).
+      (degree,) float64, beginning with A_1 = 1 / sqrt(d).
 
+    Raises:
+      TypeError: an argument is not an integer.
+      ValueError: an argument is too small.
+
+    >>> from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_recurrence
     >>> gegenbauer_recurrence(2, 3).round(4).tolist()
     [0.5774, 0.5164]
     """
-    i = np.arange(1, check_size("gegenbauer", "degree", degree, 0) + 1, dtype=float)
-    if check_size("gegenbauer", "dim", dim, 0) < 2:
-        raise ValueError(f"dim must be at least 2, got {dim!r}")
+    degree = check_size("gegenbauer_recurrence", "degree", degree)
+    dim = check_size("gegenbauer_recurrence", "dim", dim, 2)
+    i = np.arange(1, degree + 1, dtype=float)
     # At i = 1 the general formula is 0/0 for d = 2.
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = i * (i + dim - 3) / ((2 * i + dim - 2) * (2 * i + dim - 4))
@@ -50,30 +56,39 @@ def gegenbauer_recurrence(degree: int, dim: int) -> np.ndarray:
 
 
 def orthonormal_values(t: np.ndarray, degree: int, dim: int) -> np.ndarray:
-    """h_0(t), ..., h_degree(t) on a new last axis."""
+    """Return h_0(t), ..., h_degree(t) on a new last axis."""
     a = gegenbauer_recurrence(max(degree, 1), dim)
-    out = [np.ones_like(t), t / a[0]]
+    values = [np.ones_like(t), t / a[0]]
     for i in range(1, degree):
-        out.append((t * out[-1] - a[i - 1] * out[-2]) / a[i])
-    return np.stack(out[: degree + 1], axis=-1)
+        values.append((t * values[-1] - a[i - 1] * values[-2]) / a[i])
+    return np.stack(values[: degree + 1], axis=-1)
 
 
 def gegenbauer_values(alpha: np.ndarray, degree: int, dim: int) -> np.ndarray:
-    """P_0(alpha), ..., P_degree(alpha) on a new last axis."""
-    out = [np.ones_like(alpha), alpha]
+    """Return P_0(alpha), ..., P_degree(alpha) on a new last axis."""
+    values = [np.ones_like(alpha), alpha]
     for i in range(1, degree):
-        new = (2 * i + dim - 2) * alpha * out[-1] - i * out[-2]
-        out.append(new / (i + dim - 2))
-    return np.stack(out[: degree + 1], axis=-1)
+        value = (2 * i + dim - 2) * alpha * values[-1] - i * values[-2]
+        values.append(value / (i + dim - 2))
+    return np.stack(values[: degree + 1], axis=-1)
 
 
 def gegenbauer_coefficients(c: np.ndarray, dim: int) -> np.ndarray:
-    r"""b with :math:`\sum_l b_l P_l(\alpha) = \sum_j c_j \alpha^j`, as many as c.
+    r"""Return b with :math:`\sum_l b_l P_l(\alpha) = \sum_j c_j \alpha^j`.
 
     Horner's scheme with
-    :math:`\alpha P_l = ((l+d-2) P_{l+1} + l P_{l-1}) / (2l+d-2)`: for c >= 0 all terms
+    :math:`\alpha P_l = ((l+d-2) P_{l+1} + l P_{l-1}) / (2l+d-2)`. For c >= 0 all terms
     are nonnegative, so no digits are lost.
 
+    Args:
+      c: coefficients of powers 0, 1, ..., (k,).
+      dim: d, >= 2.
+
+    Returns:
+      (k,) float64.
+
+    >>> import numpy as np
+    >>> from jax_ntk_sketch.kernels.gegenbauer import gegenbauer_coefficients
     >>> gegenbauer_coefficients(np.array([0.0, 0.0, 1.0]), 4).round(4).tolist()
     [0.25, 0.0, 0.75]
     """
@@ -90,7 +105,10 @@ def gegenbauer_coefficients(c: np.ndarray, dim: int) -> np.ndarray:
 
 
 def gegenbauer_quadrature(num: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss nodes and weights of t = w.u: exact for polynomials of degree < 2 num."""
+    """Return Gauss nodes and weights of t = w.u, (num,) each.
+
+    They are exact for polynomials of degree < 2 num.
+    """
     a = gegenbauer_recurrence(num, dim)[: num - 1]
     nodes, vectors = np.linalg.eigh(np.diag(a, 1) + np.diag(a, -1))
     return nodes, vectors[0] ** 2

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch._numerics import evaluate_eagerly
 from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import (
@@ -20,7 +21,6 @@ from jax_ntk_sketch.features.step import (
     layer_rule,
 )
 from jax_ntk_sketch.kernels import DualActivation
-from jax_ntk_sketch.kernels.duals.base import evaluate_eagerly
 
 
 @layer_rule.register
@@ -39,8 +39,10 @@ def activation_steps(
         spec = before[-1].spec
     dual = _dual(layer)
     stage = activation_rule(context.method, dual, spec, context)
-    if dual.most < math.inf:
-        stage = dataclasses.replace(stage, apply=_checked(stage.apply, dual.most))
+    if dual.max_variance < math.inf:
+        stage = dataclasses.replace(
+            stage, apply=_checked(stage.apply, dual.max_variance)
+        )
     out = dataclasses.replace(
         stage.spec,
         min_cosine=_low(dual, spec.min_cosine),
@@ -97,12 +99,12 @@ def reference_coefficients(
 @functools.lru_cache(maxsize=256)
 def _low(dual: DualActivation, low: float) -> float:
     """The least cosine behind an activation, where it does not depend on variances."""
-    if dual.power is None:
+    if dual.homogeneity_degree is None:
         return -1.0
 
     def kernel() -> np.ndarray:
         alpha, one = jnp.linspace(low, 1, 101), jnp.ones(())
-        return np.asarray(dual.pair(alpha, one, one)[0], np.float64)
+        return np.asarray(dual.covariances(alpha, one, one)[0], np.float64)
 
     values = evaluate_eagerly(kernel)
     # Rounded down: it is in single precision.

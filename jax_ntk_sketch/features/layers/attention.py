@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import evaluate_eagerly
 from jax_ntk_sketch.features.layers._spatial import check_spatial
 from jax_ntk_sketch.features.layers.graph import check_mask
 from jax_ntk_sketch.features.patches import sketch_width
@@ -36,7 +37,6 @@ from jax_ntk_sketch.features.state import (
     with_feature_norms,
 )
 from jax_ntk_sketch.features.step import Context, Step, layer_rule
-from jax_ntk_sketch.kernels.duals.base import evaluate_eagerly
 
 __all__: list[str] = []
 

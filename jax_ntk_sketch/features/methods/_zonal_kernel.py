@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch import stax
 from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer
+from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
 from jax_ntk_sketch.methods import Method
 
 __all__ = ["ZonalKernel", "before_relu", "is_zonal", "zonal_kernel"]
@@ -34,14 +35,14 @@ class ZonalKernel:
 
     def function(self, alpha: np.ndarray) -> np.ndarray:
         """f on cosines in [-1, 1]."""
-        values = kernels.relu_block_values(list(self.block), alpha)
+        values = relu_block_values(list(self.block), alpha)
         if not self.ntk:
             return values.nngp
         return values.ntk_additive + self.multiple * alpha * values.ntk_multiplicative
 
     def series(self, degree: int) -> np.ndarray:
         """Coefficients of f's power series, powers 0..degree, >= 0."""
-        series = kernels.relu_block_series(list(self.block), degree)
+        series = relu_block_series(list(self.block), degree)
         if not self.ntk:
             return np.array(series.nngp)
         shifted = np.concatenate([[0.0], series.ntk_multiplicative[:-1]])

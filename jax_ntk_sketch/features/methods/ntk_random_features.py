@@ -48,7 +48,9 @@ def ntk_random_features_step(
     if context.ntk and method.product == "tensor_srht":
         parts["turn"] = SRHT(product, product)
     # Behind Dropout all functions are smoothed, and none is homogeneous.
-    for name, lengthy in zip(("kappa1", "kappa0"), dual.lengths, strict=True):
+    for name, lengthy in zip(
+        ("kappa1", "kappa0"), dual.needs_normal_lengths, strict=True
+    ):
         lengthy = lengthy or spec.dropped
         if name in parts and lengthy and method.directions != "gaussian":
             parts[name] = NormalLengths(parts[name], _dim(parts[name]))

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import kernels
-from jax_ntk_sketch._numerics import next_power_of_two, normalize_rows, safe_sqrt
+from jax_ntk_sketch._numerics import (
+    evaluate_eagerly,
+    next_power_of_two,
+    normalize_rows,
+    safe_sqrt,
+)
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
 from jax_ntk_sketch.features.widths import allocate_columns, polysketch_width
 from jax_ntk_sketch.kernels import DualActivation
-from jax_ntk_sketch.kernels.duals.base import evaluate_eagerly
+from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.methods import NTKSketch
 from jax_ntk_sketch.sketch import PolySketch, TensorSRHT
 
@@ -148,7 +152,7 @@ def _fits(
     method: NTKSketch, dual: DualActivation, low: float, degree: int
 ) -> tuple[_Series, _Series]:
     """Nonnegative fits; of functions that are homogeneous, where variances factor."""
-    power = dual.power
+    power = dual.homogeneity_degree
     if power is None:
         raise ValueError(
             f'{method!r}: coefficients="fit" is for activations that are homogeneous, '
@@ -159,12 +163,12 @@ def _fits(
         def function(alpha: np.ndarray) -> np.ndarray:
             one = jnp.ones(())
             return evaluate_eagerly(
-                lambda: np.asarray(dual.pair(jnp.asarray(alpha), one, one)[which])
+                lambda: np.asarray(
+                    dual.covariances(jnp.asarray(alpha), one, one)[which]
+                )
             )
 
-        c = np.array(
-            kernels.fit_nonnegative(function, own, min_cosine=low).coefficients
-        )
+        c = np.array(fit_nonnegative(function, own, min_cosine=low).coefficients)
         c = np.pad(c, (0, degree + 1 - len(c)))
 
         def at(s: jax.Array) -> jax.Array:

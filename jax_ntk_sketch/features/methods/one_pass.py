@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
@@ -17,6 +17,7 @@ from jax_ntk_sketch.features.methods.ntk_sketch import noise_weights
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
 from jax_ntk_sketch.features.widths import allocate_columns, polysketch_width
+from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.methods import OnePass
 from jax_ntk_sketch.sketch import PolySketch
 
@@ -37,7 +38,7 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
         coefficients = kernel.series(method.degree)
         error = at_one - float(coefficients.sum())
     else:
-        fit = kernels.fit_nonnegative(
+        fit = fit_nonnegative(
             kernel.function, method.degree, min_cosine=method.min_cosine
         )
         coefficients, error = np.array(fit.coefficients), fit.max_error

@@ -1,1 +1,5 @@
-"""Dual kernels of activations."""
+"""Dual kernels of activations.
+
+`base` defines `DualActivation`, `homogeneous` and `polynomial` the families with closed
+forms, and `activations` the function `dual` from a record to its dual.
+"""

@@ -1,9 +1,8 @@
-"""The dual of every activation of the language: closed forms, or quadrature."""
+"""The dual of each activation of the language: a closed form, or quadrature."""
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,13 @@ import numpy as np
 from jax.scipy.special import erf
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._numerics import safe_sqrt
+from jax_ntk_sketch._numerics import evaluate_eagerly, safe_sqrt
+from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.duals.base import (
     DualActivation,
     MissingFunctionError,
+    Scalar,
     Smooth,
-    evaluate_eagerly,
 )
 from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
 from jax_ntk_sketch.kernels.duals.polynomial import (
@@ -33,27 +33,31 @@ QUADRATURE_NODES = 64
 
 @functools.singledispatch
 def dual(layer: stax.Activation) -> DualActivation:
-    """What an activation does to EnsemblePrediction; one implementation per record type.
+    """Return the Gaussian averages of an activation; one rule per record type.
 
     Args:
-      layer: a record of `jax_ntk_sketch.stax`, an activation.
+      layer: an activation, a record of `jax_ntk_sketch.stax`.
 
     Returns:
-      A `DualActivation`: `kernels(nngp, diag1, diag2)` gives the covariances of the activation
-      and of its derivative, `coefficients(s, degree)` its Hermite coefficients at
-      standard deviations s, `value(z, s)` and `slope(z, s)` the function and its
-      derivative.
+      A `DualActivation`. Its `kernels(nngp, diag1, diag2)` are the covariances of the
+      activation and of its derivative, and `coefficients(s, degree)` its Hermite
+      coefficients at standard deviations s. `value(z, s)` and `slope(z, s)` are the
+      function and its derivative.
 
     Raises:
-      TypeError: there is no rule for the record.
-      ValueError: a function that is not elementwise, or whose quadrature diverges.
+      TypeError: `layer` is not an activation.
+      ValueError: the function of `layer` is not elementwise, or its quadrature
+        diverges.
 
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch import stax
+    >>> from jax_ntk_sketch.kernels import dual
     >>> q = jnp.ones(1)
     >>> k, slope = dual(stax.Erf()).kernels(jnp.array([[0.5]]), q, q)
     >>> round(float(k[0, 0]), 4), round(float(slope[0, 0]), 4)
     (0.2163, 0.4502)
     """
-    raise TypeError(f"{layer!r} is no activation with a dual kernel")
+    raise TypeError(f"dual: layer must be an activation such as Relu(), got {layer!r}")
 
 
 @dual.register
@@ -110,7 +114,7 @@ def exp_normalized_dual(layer: stax.ExpNormalized) -> DualActivation:
 def erf_dual(layer: stax.Erf) -> DualActivation:
     a, b, c = layer.a, layer.b, layer.c
 
-    def pair(cov, q1, q2):
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         x = 2 * b * b * cov
         root = safe_sqrt((1 + 2 * b * b * q1) * (1 + 2 * b * b * q2) - x * x)
         k = a * a * 2 / math.pi * jnp.arctan2(x, root) + c * c
@@ -119,7 +123,7 @@ def erf_dual(layer: stax.Erf) -> DualActivation:
     return Smooth(
         lambda x: a * erf(b * x) + c,
         lambda x: 2 * a * b / math.sqrt(math.pi) * jnp.exp(-((b * x) ** 2)),
-        pair,
+        covariances,
     )
 
 
@@ -130,23 +134,23 @@ def sigmoid_like_dual(layer: stax.Sigmoid_like) -> DualActivation:
 
 @dual.register
 def gelu_dual(layer: stax.Gelu) -> DualActivation:
-    def phi(x):
+    def phi(x: Array) -> Array:
         return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
-    def pair(cov, q1, q2):
-        # With w = (1 + q1) (1 + q2) - c^2 and t = c / sqrt w.
-        both = (1 + q1) * (1 + q2)
-        w = both - cov * cov
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
+        # With w = (1 + q1) (1 + q2) - cov^2.
+        product = (1 + q1) * (1 + q2)
+        w = product - cov * cov
         root = safe_sqrt(w)
         angle = jnp.arctan2(cov, root)
-        k = (cov * cov + q1 * q2 * w) / (both * root) + cov * angle
-        slope = cov / root * (1 / w + (1 - q1 * q2) / both + 1) + angle
+        k = (cov * cov + q1 * q2 * w) / (product * root) + cov * angle
+        slope = cov / root * (1 / w + (1 - q1 * q2) / product + 1) + angle
         return k / (2 * math.pi) + cov / 4, slope / (2 * math.pi) + 0.25
 
     return Smooth(
         lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
         lambda x: (1 + erf(x / math.sqrt(2))) / 2 + x * phi(x),
-        pair,
+        covariances,
     )
 
 
@@ -154,17 +158,17 @@ def gelu_dual(layer: stax.Gelu) -> DualActivation:
 def sin_dual(layer: stax.Sin) -> DualActivation:
     a, b, c = layer.a, layer.b, layer.c
 
-    def pair(cov, q1, q2):
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         mean, cov = b * b * (q1 + q2) / 2, b * b * cov
-        same, mirrored = (
-            jnp.exp(cov - mean),
-            math.cos(2 * c) * jnp.exp(-cov - mean),
-        )
+        same = jnp.exp(cov - mean)
+        mirrored = math.cos(2 * c) * jnp.exp(-cov - mean)
         k = a * a / 2 * (same - mirrored)
         return k, (a * b) ** 2 / 2 * (same + mirrored)
 
     return Smooth(
-        lambda x: a * jnp.sin(b * x + c), lambda x: a * b * jnp.cos(b * x + c), pair
+        lambda x: a * jnp.sin(b * x + c),
+        lambda x: a * b * jnp.cos(b * x + c),
+        covariances,
     )
 
 
@@ -182,7 +186,7 @@ def rbf_dual(layer: stax.Rbf) -> DualActivation:
 def gaussian_dual(layer: stax.Gaussian) -> DualActivation:
     a, b = layer.a, layer.b
 
-    def pair(cov, q1, q2):
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         w = (1 - 2 * b * q1) * (1 - 2 * b * q2) - (2 * b * cov) ** 2
         root = jnp.sqrt(w)
         return a * a / root, (2 * a * b) ** 2 * cov / (w * root)
@@ -190,7 +194,7 @@ def gaussian_dual(layer: stax.Gaussian) -> DualActivation:
     return Smooth(
         lambda x: a * jnp.exp(b * x * x),
         lambda x: 2 * a * b * x * jnp.exp(b * x * x),
-        pair,
+        covariances,
         1 / (4 * b) if b > 0 else math.inf,
     )
 
@@ -199,43 +203,45 @@ def gaussian_dual(layer: stax.Gaussian) -> DualActivation:
 def exp_dual(layer: stax.Exp) -> DualActivation:
     a, b = layer.a, layer.b
 
-    def pair(cov, q1, q2):
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         k = a * a * jnp.exp(b * b * (cov + (q1 + q2) / 2))
         return k, b * b * k
 
-    return Smooth(lambda x: a * jnp.exp(b * x), lambda x: a * b * jnp.exp(b * x), pair)
+    return Smooth(
+        lambda x: a * jnp.exp(b * x), lambda x: a * b * jnp.exp(b * x), covariances
+    )
 
 
 @dual.register
 def gabor_dual(layer: stax.Gabor) -> DualActivation:
-    def pair(cov, q1, q2):
-        # Gaussian integrals of exp(-x^2 - y^2) cos(x -+ y); sin sin is half their
-        # difference, the derivative that of it by the covariance.
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
+        # With sign 1, the Gaussian integral of exp(-x^2 - y^2) cos(x - y), and with
+        # sign -1 that of cos(x + y). The product of the sines is half their difference.
         w = (1 + 2 * q1) * (1 + 2 * q2) - 4 * cov * cov
         rest = q1 + q2 + 4 * (q1 * q2 - cov * cov)
 
-        def part(sign: float):
+        def integral(sign: float) -> tuple[Array, Array]:
+            """Return the integral and its derivative by the covariance."""
             exponent = -(rest - sign * 2 * cov) / (2 * w)
             value = jnp.exp(exponent) / jnp.sqrt(w)
-            # Of the exponent and of log w by the covariance.
             d_rest = -8 * cov - sign * 2
             d_w = -8 * cov
             d_exponent = -d_rest / (2 * w) - exponent * d_w / w
             return value, value * (d_exponent - d_w / (2 * w))
 
-        (same, d_same), (mirrored, d_mirrored) = part(1.0), part(-1.0)
+        (same, d_same), (mirrored, d_mirrored) = integral(1.0), integral(-1.0)
         return (same - mirrored) / 2, (d_same - d_mirrored) / 2
 
     return Smooth(
         lambda x: jnp.exp(-x * x) * jnp.sin(x),
         lambda x: jnp.exp(-x * x) * (jnp.cos(x) - 2 * x * jnp.sin(x)),
-        pair,
+        covariances,
     )
 
 
 @dual.register
 def elementwise_numerical_dual(layer: stax.ElementwiseNumerical) -> DualActivation:
-    return _numerical("ElementwiseNumerical", layer.fn, layer.df, layer.deg)
+    return _numerical_dual("ElementwiseNumerical", layer.fn, layer.df, layer.deg)
 
 
 @dual.register
@@ -243,105 +249,109 @@ def elementwise_dual(layer: stax.Elementwise) -> DualActivation:
     fn, nngp_fn = layer.fn, layer.nngp_fn
     if nngp_fn is None:
         assert fn is not None
-        return _numerical("Elementwise", fn, None, QUADRATURE_NODES)
-    slope = layer.d_nngp_fn or jax.grad(nngp_fn)
+        return _numerical_dual("Elementwise", fn, None, QUADRATURE_NODES)
+    slope_fn = layer.d_nngp_fn or jax.grad(nngp_fn)
 
-    def pair(cov, q1, q2):
-        return jnp.vectorize(nngp_fn)(cov, q1, q2), jnp.vectorize(slope)(cov, q1, q2)
+    def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
+        value, slope = jnp.vectorize(nngp_fn), jnp.vectorize(slope_fn)
+        return value(cov, q1, q2), slope(cov, q1, q2)
 
     if fn is None:
-        return Smooth(_no_function, _no_function, pair)
+        return Smooth(_missing_function, _missing_function, covariances)
     df = _derivative(fn)
     _check_elementwise("Elementwise", fn, df)
-    return Smooth(fn, df, pair)
+    return Smooth(fn, df, covariances)
 
 
 @functools.lru_cache(maxsize=64)
-def _numerical(
-    name: str, fn: Callable, df: Callable | None, deg: int
+def _numerical_dual(
+    owner: str, fn: Scalar, df: Scalar | None, num_nodes: int
 ) -> DualActivation:
     df = df or _derivative(fn)
-    _check_elementwise(name, fn, df)
-    _check_quadrature(name, fn)
-    return Smooth(fn, df, functools.partial(_quadrature, fn, df, deg))
+    _check_elementwise(owner, fn, df)
+    _check_quadrature(owner, fn)
+    return Smooth(fn, df, functools.partial(_quadrature, fn, df, num_nodes))
 
 
 def _quadrature(
-    fn: Callable, df: Callable, deg: int, cov: jax.Array, q1: jax.Array, q2: jax.Array
-) -> Any:
-    """Both averages by Gauss-Hermite quadrature in two dimensions.
+    fn: Scalar, df: Scalar, num_nodes: int, cov: Array, q1: Array, q2: Array
+) -> tuple[Array, Array]:
+    """Return k and k' by Gauss-Hermite quadrature in two dimensions.
 
-    u is sqrt(q1) times one normal variable, v its regression on u and another.
+    u is sqrt(q1) times one normal variable; v is its regression on u plus another one.
     """
-    x, w = np.polynomial.hermite_e.hermegauss(deg)
+    x, w = np.polynomial.hermite_e.hermegauss(num_nodes)
     w = w / w.sum()
     cov, q1, q2 = jnp.broadcast_arrays(cov, q1, q2)
     root = safe_sqrt(q1)
-    some = root > 0
-    along = jnp.where(some, cov / jnp.where(some, root, 1), 0)
-    rest = q2 - along**2
-    rest = safe_sqrt(jnp.where(rest > 0, rest, 0))
+    nonzero = root > 0
+    regression = jnp.where(nonzero, cov / jnp.where(nonzero, root, 1), 0)
+    residual = q2 - regression**2
+    residual = safe_sqrt(jnp.where(residual > 0, residual, 0))
     nodes = jnp.asarray(x, cov.dtype)
     weights = jnp.asarray(w, cov.dtype)
 
-    def step(total, node):
-        xi, wi = node
-        u, v = root * xi, along[..., None] * xi + rest[..., None] * nodes
-        both = [f(u) * jnp.matmul(f(v), weights) for f in (fn, df)]
-        return tuple(t + wi * b for t, b in zip(total, both, strict=True)), None
+    def add_node(
+        totals: tuple[Array, Array], node: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        x_i, w_i = node
+        u = root * x_i
+        v = regression[..., None] * x_i + residual[..., None] * nodes
+        k, slope = (f(u) * jnp.matmul(f(v), weights) for f in (fn, df))
+        return (totals[0] + w_i * k, totals[1] + w_i * slope), None
 
     zero = jnp.zeros_like(cov)
-    return jax.lax.scan(step, (zero, zero), (nodes, weights))[0]
+    return jax.lax.scan(add_node, (zero, zero), (nodes, weights))[0]
 
 
-def _derivative(fn: Callable) -> Callable:
-    """Of an elementwise function."""
-
-    def df(x: jax.Array) -> jax.Array:
+def _derivative(fn: Scalar) -> Scalar:
+    def df(x: Array) -> Array:
         return jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
 
     return df
 
 
-def _check_elementwise(name: str, fn: Callable, df: Callable) -> None:
+def _check_elementwise(owner: str, fn: Scalar, df: Scalar) -> None:
     shape = jax.ShapeDtypeStruct((3, 2), jnp.float32)
     try:
-        # Wrapped: JAX 0.10 crashes on what holds no weak references, as NumPy's ufuncs.
+        # Wrapped: JAX 0.10 crashes on callables without weak references, such as
+        # NumPy's ufuncs.
         shapes = [jax.eval_shape(lambda x, f=f: f(x), shape).shape for f in (fn, df)]
     except Exception as error:
         raise ValueError(
-            f"{name}: fn must take arrays, elementwise, in jax.numpy (jnp.where in "
-            f"place of if; jnp.vectorize helps), but {fn} failed on one of shape "
-            f"(3, 2): {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{owner}: fn must take arrays, elementwise, in jax.numpy, but {fn} failed "
+            f"on an array of shape (3, 2): {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}; use jnp.where in place of if, or "
+            "jnp.vectorize"
         ) from error
     if any(s != (3, 2) for s in shapes):
         raise ValueError(
-            f"{name}: fn must be elementwise, but {fn} takes an array of shape (3, 2) "
-            f"to shapes {shapes} (itself and its derivative)"
+            f"{owner}: fn must be elementwise, but {fn} and its derivative map an "
+            f"array of shape (3, 2) to shapes {shapes}"
         )
 
 
-def _check_quadrature(name: str, fn: Callable) -> None:
-    """Whether E fn(z)^2, z standard normal, is finite and found by nodes."""
+def _check_quadrature(owner: str, fn: Scalar) -> None:
+    """Check that E fn(z)^2, z standard normal, is finite and found by the nodes."""
     means = []
-    for num in (40, 60, 80):
-        z, w = np.polynomial.hermite_e.hermegauss(num)
+    for num_nodes in (40, 60, 80):
+        z, w = np.polynomial.hermite_e.hermegauss(num_nodes)
         values = np.asarray(
             evaluate_eagerly(functools.partial(fn, jnp.asarray(z))), np.float64
         )
         keep = w > 0
         means.append(float((w[keep] * values[keep] ** 2).sum() / w.sum()))
-    last = means[-1]
-    if not np.isfinite(means).all() or max(means) - min(means) > 0.2 * abs(last):
+    spread = max(means) - min(means)
+    if not np.isfinite(means).all() or spread > 0.2 * abs(means[-1]):
         raise ValueError(
-            f"{name}: the Gaussian average of {fn} squared diverges: quadratures with "
+            f"{owner}: the Gaussian average of {fn} squared diverges: quadratures with "
             f"40, 60 and 80 nodes give {', '.join(f'{m:.3g}' for m in means)} at "
-            "variance 1. It must grow more slowly than exp(x^2 / 4)"
+            "variance 1; the function must grow more slowly than exp(x^2 / 4)"
         )
 
 
-def _no_function(x: Any) -> Any:
+def _missing_function(x: Array) -> NoReturn:
     raise MissingFunctionError(
         "Elementwise: this method draws features of the function, but fn is None; give "
-        'fn beside nngp_fn, or use method="exact"'
+        'fn together with nngp_fn, or use method="exact"'
     )

@@ -5,8 +5,10 @@ For unit variances and cosine alpha the rectified power has the arc-cosine kerne
     R_k(alpha) = E max(u, 0)^k max(v, 0)^k = P_k(alpha) (pi - arccos alpha)
                                            + Q_k(alpha) sqrt(1 - alpha^2)
 
-with polynomials P, Q from R_k' = k^2 R_(k-1); then, N being the root of the product of
-the variances, k = N^k ((p^2 + n^2) R_k(alpha) + 2 p n R_k(-alpha)).
+with polynomials P, Q from R_k' = k^2 R_(k-1). With N the square root of the product of
+the two variances, the dual kernel is
+
+    N^k ((p^2 + n^2) R_k(alpha) + 2 p n R_k(-alpha)).
 
 Source: Cho and Saul, Kernel methods for deep learning (2009), equations 3 to 6.
 """
@@ -14,29 +16,28 @@ Source: Cho and Saul, Kernel methods for deep learning (2009), equations 3 to 6.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
-from jax.typing import ArrayLike
 from numpy.polynomial import polynomial
 
 from jax_ntk_sketch._numerics import safe_sqrt
+from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine, kappa0, relu_covariance
 from jax_ntk_sketch.kernels.duals.base import DualActivation
 
-__all__ = ["Homogeneous", "relu_kernels"]
+__all__ = ["Homogeneous"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Homogeneous(DualActivation):
-    """`positive max(x, 0)^power + negative max(-x, 0)^power`.
+    """The activation `positive max(x, 0)^power + negative max(-x, 0)^power`.
 
-    At power 0 every other column counts a projection of 0 as positive, and none does
-    for the zero vector: signed sums of few different numbers are often exactly 0
-    (one-hot inputs, Hadamard transforms).
+    At power 0 every other column counts a projection of 0 as positive, because signed
+    sums of few different numbers are often exactly 0 (one-hot inputs, Hadamard
+    transforms). The zero vector has no positive column.
     """
 
     power: int
@@ -44,14 +45,18 @@ class Homogeneous(DualActivation):
     negative: float
 
     @property
+    def homogeneity_degree(self) -> int:
+        return self.power
+
+    @property
     def derivative(self) -> "Homogeneous | None":
-        """None for the zero function."""
+        """The derivative of the activation; None for the zero function."""
         k = self.power
         if k == 0:
             return None
         return Homogeneous(k - 1, k * self.positive, -k * self.negative)
 
-    def value(self, z: jax.Array, s: jax.Array) -> jax.Array:
+    def value(self, z: Array, s: Array) -> Array:
         k = self.power
         if k == 0:
             on = (z > 0) | ((z == 0) & (jnp.arange(z.shape[-1]) % 2 == 0))
@@ -62,12 +67,12 @@ class Homogeneous(DualActivation):
             out = out + self.negative * jnp.maximum(-z, 0) ** k
         return out * s[..., None] ** k
 
-    def slope(self, z: jax.Array, s: jax.Array) -> jax.Array:
+    def slope(self, z: Array, s: Array) -> Array:
         if self.derivative is None:
             return jnp.zeros_like(z)
         return self.derivative.value(z, s)
 
-    def smoothed_value(self, z: jax.Array, s: jax.Array, kept: jax.Array) -> jax.Array:
+    def smoothed_value(self, z: Array, s: Array, kept: Array) -> Array:
         k = self.power
         mean = safe_sqrt(kept)[..., None] * z
         deviation = safe_sqrt(1 - kept)[..., None]
@@ -76,92 +81,57 @@ class Homogeneous(DualActivation):
             out = out + self.negative * _rectified_mean(k, -mean, deviation)
         return out * (s**k if k else s > 0)[..., None]
 
-    def smoothed_slope(self, z: jax.Array, s: jax.Array, kept: jax.Array) -> jax.Array:
+    def smoothed_slope(self, z: Array, s: Array, kept: Array) -> Array:
         if self.derivative is None:
             return jnp.zeros_like(z)
         return self.derivative.smoothed_value(z, s, kept)
 
-    def pair(self, cov: jax.Array, q1: jax.Array, q2: jax.Array) -> Any:
+    def covariances(self, cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         norms, alpha = cosine(cov, q1, q2)
-        slope = self.derivative
-        k = self._kernel(cov, norms, alpha)
-        return k, jnp.zeros_like(k) if slope is None else slope._kernel(
-            cov, norms, alpha
-        )
+        value = self._kernel(cov, norms, alpha)
+        if self.derivative is None:
+            return value, jnp.zeros_like(value)
+        return value, self.derivative._kernel(cov, norms, alpha)
 
-    def _kernel(self, cov: jax.Array, norms: jax.Array, alpha: jax.Array) -> jax.Array:
+    def _kernel(self, cov: Array, norms: Array, alpha: Array) -> Array:
         p, n = self.positive, self.negative
         out = (p * p + n * n) * _rectified(self.power, cov, norms, alpha)
         if p * n:
             out = out + 2 * p * n * _rectified(self.power, -cov, norms, -alpha)
         return out
 
-    def diagonal(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def diagonal(self, q: Array) -> tuple[Array, Array]:
         k, scale = self.power, self.positive**2 + self.negative**2
-        some = (q > 0) if k == 0 else 1
-        value = scale * _double_factorial(2 * k - 1) / 2 * q**k * some
+        nonzero = (q > 0) if k == 0 else 1
+        value = scale * _double_factorial(2 * k - 1) / 2 * q**k * nonzero
         slope = self.derivative
         if slope is None:
             return value, jnp.zeros_like(q)
-        scale = slope.positive**2 + slope.negative**2
+        p, n = slope.positive, slope.negative
+        scale = p**2 + n**2
         slopes = scale * _double_factorial(2 * k - 3) / 2 * q ** (k - 1)
         if k == 1:  # at variance 0 the cosine is 0
-            slopes = jnp.where(q > 0, slopes, scale / 4 + slope._both_sides / 2)
+            slopes = jnp.where(q > 0, slopes, scale / 4 + p * n / 2)
         return value, slopes
 
-    @property
-    def _both_sides(self) -> float:
-        return self.positive * self.negative
+    def coefficients(self, s: Array, degree: int) -> Array:
+        unit = jnp.asarray(self.unit_coefficients(degree), s.dtype)
+        return unit * (s**self.power if self.power else s > 0)[..., None]
 
-    def coefficients(self, s: jax.Array, degree: int) -> jax.Array:
-        table = jnp.asarray(self.table(degree), s.dtype)
-        return table * (s**self.power if self.power else s > 0)[..., None]
-
-    def slope_coefficients(self, s: jax.Array, degree: int) -> jax.Array:
+    def slope_coefficients(self, s: Array, degree: int) -> Array:
         if self.derivative is None:
             return jnp.zeros((*s.shape, degree + 1), s.dtype)
         return self.derivative.coefficients(s, degree)
 
-    def table(self, degree: int) -> np.ndarray:
-        """a_l(1) for l = 0..degree, in double precision."""
-        half = _half_moments(self.power, degree)
+    def unit_coefficients(self, degree: int) -> np.ndarray:
+        """Return a_l(1) for l = 0..degree, in double precision."""
         signs = (-1.0) ** np.arange(degree + 1)
-        return (self.positive + self.negative * signs) * half
+        moments = _rectified_moments(self.power, degree)
+        return (self.positive + self.negative * signs) * moments
 
 
-def relu_kernels(
-    nngp: ArrayLike, diag1: ArrayLike, diag2: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array]:
-    r"""Covariances of `relu` and of its derivative under a Gaussian.
-
-    For `(f, g)` Gaussian with covariance `nngp[i, j]` and variances `diag1[i]`,
-    `diag2[j]`, with `N = sqrt(diag1[i] diag2[j])` and `alpha = nngp[i, j] / N`:
-
-        E relu(f) relu(g) = N kappa1(alpha) / 2
-        E 1[f > 0] 1[g > 0] = kappa0(alpha) / 2
-
-    Args:
-      nngp: covariances between two sets of inputs, (..., n1, n2).
-      diag1: variances of the first set, (..., n1), >= 0.
-      diag2: variances of the second set, (..., n2), >= 0; None if both sets are
-        the same: then the cosine on the diagonal is 1 without rounding, which
-        `kappa0`, infinitely steep there, needs.
-
-    Returns:
-      The two covariances, both (..., n1, n2). Where a variance is 0 they are 0 and
-      1/4 (cosine 0, as in Neural Tangents), and gradients stay finite.
-
-    Raises:
-      ValueError: shapes that do not fit, or negative variances.
-
-    >>> relu_kernels(jnp.array([[2.0]]), jnp.array([2.0]))
-    (Array([[1.]], dtype=float32), Array([[0.5]], dtype=float32))
-    """
-    return Homogeneous(1, 1.0, 0.0).kernels(nngp, diag1, diag2)
-
-
-def _rectified(k: int, cov: jax.Array, norms: jax.Array, alpha: jax.Array) -> jax.Array:
-    """N^k R_k(alpha)."""
+def _rectified(k: int, cov: Array, norms: Array, alpha: Array) -> Array:
+    """Return N^k R_k(alpha)."""
     if k == 0:
         return kappa0(alpha) / 2
     if k == 1:
@@ -169,12 +139,15 @@ def _rectified(k: int, cov: jax.Array, norms: jax.Array, alpha: jax.Array) -> ja
     return norms**k * _arc_cosine(k, alpha)
 
 
-def _rectified_mean(k: int, mean: jax.Array, deviation: jax.Array) -> jax.Array:
-    """I_k = E max(X, 0)^k, X normal: I_k = mean I_(k-1) + (k-1) deviation^2 I_(k-2)."""
-    some = deviation > 0
-    ratio = mean / jnp.where(some, deviation, 1)
+def _rectified_mean(k: int, mean: Array, deviation: Array) -> Array:
+    """Return I_k = E max(X, 0)^k for normal X.
+
+    I_k = mean I_(k-1) + (k-1) deviation^2 I_(k-2).
+    """
+    random = deviation > 0
+    ratio = mean / jnp.where(random, deviation, 1)
     positive = (1 + erf(ratio / math.sqrt(2))) / 2
-    before = jnp.where(some, positive, jnp.heaviside(mean, 0.5))
+    before = jnp.where(random, positive, jnp.heaviside(mean, 0.5))
     if k == 0:
         return before
     density = jnp.exp(-ratio * ratio / 2) / math.sqrt(2 * math.pi)
@@ -185,7 +158,8 @@ def _rectified_mean(k: int, mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arc_cosine(k: int, alpha: jax.Array) -> jax.Array:
+def _arc_cosine(k: int, alpha: Array) -> Array:
+    """Return R_k(alpha)."""
     alpha = jnp.clip(alpha, -1, 1)
     sine = safe_sqrt((1 - alpha) * (1 + alpha))
     p, q = (jnp.asarray(c[::-1], alpha.dtype) for c in _polynomials(k))
@@ -194,7 +168,9 @@ def _arc_cosine(k: int, alpha: jax.Array) -> jax.Array:
 
 
 @_arc_cosine.defjvp
-def _arc_cosine_jvp(k: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _arc_cosine_jvp(
+    k: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     (alpha,), (tangent,) = primals, tangents
     slope = k * k * _arc_cosine(k - 1, alpha)
     return _arc_cosine(k, alpha), slope * tangent
@@ -202,14 +178,15 @@ def _arc_cosine_jvp(k: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax
 
 @functools.lru_cache
 def _polynomials(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of P_k and Q_k, lowest power first."""
+    """Return the coefficients of P_k and Q_k, lowest power first."""
     if k == 0:
         return np.array([0.5 / math.pi]), np.zeros(1)
-    before, other = _polynomials(k - 1)
-    p = k * k * polynomial.polyint(before)
+    p_before, q_before = _polynomials(k - 1)
+    p = k * k * polynomial.polyint(p_before)
     p[0] += _double_factorial(2 * k - 1) / (2 * math.pi) - p.sum()
     # (1 - x^2) Q_k' - x Q_k = k^2 (1 - x^2) Q_(k-1) - P_k, from the highest power down.
-    right = polynomial.polysub(k * k * polynomial.polymul(other, [1, 0, -1]), p)
+    product = polynomial.polymul(q_before, [1, 0, -1])
+    right = polynomial.polysub(k * k * product, p)
     right = np.pad(right, (0, max(0, k + 2 - len(right))))
     q = np.zeros(k + 2)
     for j in range(k - 1, -1, -1):
@@ -222,15 +199,15 @@ def _double_factorial(n: int) -> int:
 
 
 @functools.lru_cache
-def _half_moments(k: int, degree: int) -> np.ndarray:
-    """E max(z, 0)^k h_l(z) for l = 0..degree, by Gauss-Legendre on [0, 40]."""
+def _rectified_moments(k: int, degree: int) -> np.ndarray:
+    """Return E max(z, 0)^k h_l(z) for l = 0..degree, by Gauss-Legendre on [0, 40]."""
     z, w = np.polynomial.legendre.leggauss(600)
     z, w = 20 * (z + 1), 20 * w
     # In logarithms: 40^k times the density underflows.
     with np.errstate(divide="ignore"):
         w = w * np.exp(k * np.log(z) - z * z / 2) / math.sqrt(2 * math.pi)
-    h, before, out = np.ones_like(z), np.zeros_like(z), []
+    h, h_before, moments = np.ones_like(z), np.zeros_like(z), []
     for i in range(degree + 1):
-        out.append(w @ h)
-        h, before = (z * h - math.sqrt(i) * before) / math.sqrt(i + 1), h
-    return np.array(out)
+        moments.append(w @ h)
+        h, h_before = (z * h - math.sqrt(i) * h_before) / math.sqrt(i + 1), h
+    return np.array(moments)

@@ -27,7 +27,8 @@ from jax_ntk_sketch.features.methods.nystrom.network import (
 )
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
-from jax_ntk_sketch.kernels import DualActivation, principal_sqrt
+from jax_ntk_sketch.kernels import DualActivation
+from jax_ntk_sketch.kernels.nystrom import principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
 from jax_ntk_sketch.sketch import Window
 
@@ -94,7 +95,7 @@ def nystrom_step(
         num = min(slots, len(index))
         value, slope = dual.diagonal(q[0])[0], dual.diagonal(q[1])[1]
         if spec.dropped:
-            value, slope = dual.pair(x2, q[0], q[0])
+            value, slope = dual.covariances(x2, q[0], q[0])
         own = value + jnp.sum(psi**2, axis=-1) * slope
         i = choose(method, k2, column, own, num)
         kernel, ntk = kernels(i)

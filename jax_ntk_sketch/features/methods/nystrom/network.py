@@ -12,8 +12,9 @@ from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
-from jax_ntk_sketch.kernels import choose_uniform, principal_sqrt, rpcholesky
-from jax_ntk_sketch.kernels.exact import diagonal, fully_connected, propagate
+from jax_ntk_sketch.kernels import rpcholesky, supports_exact_kernel
+from jax_ntk_sketch.kernels.exact import diagonal_kernels, pairwise_kernels
+from jax_ntk_sketch.kernels.nystrom import choose_uniform, principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
 
 # Operations per entry of a kernel that a Relu takes: the arc-cosine functions.
@@ -45,7 +46,7 @@ def is_fully_connected(net: stax.Layer) -> bool:
     _, rest = _flattening(net)
     layers = stax.walk(rest, into_branches=True)
     nonlinear = any(isinstance(layer, stax.Activation) for layer in layers)
-    return nonlinear and fully_connected(rest)
+    return nonlinear and supports_exact_kernel(rest)
 
 
 def _flattening(net: stax.Layer) -> tuple[stax.Serial, stax.Serial]:
@@ -68,7 +69,7 @@ def _kernel_stage(
     kind = "ntk" if context.ntk else "nngp"
 
     def kernel(x: jax.Array, z: jax.Array | None = None) -> jax.Array:
-        return getattr(propagate(net, x, z), kind)
+        return getattr(pairwise_kernels(net, x, z), kind)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         return {"landmarks": jnp.zeros((slots, d)), "root": jnp.zeros((slots, m))}
@@ -77,7 +78,7 @@ def _kernel_stage(
     def learn(key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
         first, second = jax.random.split(key)
         x = x[candidates(first, len(x), slots)]
-        own = getattr(diagonal(net, x), kind)
+        own = getattr(diagonal_kernels(net, x), kind)
         num = min(slots, len(x))
         z = x[choose(method, second, lambda i: kernel(x, x[i]), own, num)]
         # A small sample leaves landmarks that are not used.

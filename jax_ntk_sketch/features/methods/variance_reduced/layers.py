@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels
-from jax_ntk_sketch._numerics import safe_reciprocal, safe_sqrt
+from jax_ntk_sketch._numerics import evaluate_eagerly, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.patches import Patches
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
-from jax_ntk_sketch.kernels import DualActivation, Homogeneous
-from jax_ntk_sketch.kernels.duals.base import evaluate_eagerly
+from jax_ntk_sketch.kernels import DualActivation
+from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
 from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_coefficients,
     gegenbauer_values,
@@ -135,7 +135,9 @@ def variance_reduced_step(
             linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
 
-        total, slopes = dual.pair(own, q, q) if spec.dropped else dual.diagonal(q)
+        total, slopes = (
+            dual.covariances(own, q, q) if spec.dropped else dual.diagonal(q)
+        )
         g = _weights(dual, 1, q, a2, rho, parts["kappa1"].dim, not means_known, ratio)
         values, linear = zonal("kappa1", g, total)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
@@ -311,7 +313,7 @@ def _bias(
     of the NTK), over all a, a' (0 where inputs have no common part), <e, e'> and,
     behind Dropout, t and t', rounded up.
     """
-    fine = dual.power is not None
+    fine = dual.homogeneity_degree is not None
     a2 = np.linspace(0, 1, 41 if fine else 11) if means else np.zeros(1)
     c = np.linspace(-1, 1, 81 if fine else 41)
     ratio = np.linspace(0, 1, 5 if fine else 3) if dropped else np.ones(1)
@@ -325,9 +327,13 @@ def _bias(
         one = jnp.ones(())
         inputs = (jnp.ones(len(a2)), jnp.asarray(a2), jnp.asarray(rho))
         weights = _weights(dual, order, *inputs, dim, not means, jnp.asarray(ratio))
-        pair = dual.pair(jnp.asarray(np.minimum(alpha, 1)), one, one)
+        pair = dual.covariances(jnp.asarray(np.minimum(alpha, 1)), one, one)
         whole = dual.diagonal(one)[1 - order]
-        seen = dual.pair(jnp.asarray(own), one, one)[1 - order] if dropped else whole
+        seen = (
+            dual.covariances(jnp.asarray(own), one, one)[1 - order]
+            if dropped
+            else whole
+        )
         parts = (jnp.stack(weights, -1), pair[1 - order], seen, whole)
         return tuple(np.asarray(part, np.float64) for part in parts)
 

@@ -16,7 +16,11 @@ from jax_ntk_sketch.features.methods._zonal_kernel import (
 )
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
-from jax_ntk_sketch.kernels import ZonalFit, zonal_fit_low_degree, zonal_fit_min_error
+from jax_ntk_sketch.kernels.zonal_fit import (
+    ZonalFit,
+    zonal_fit_low_degree,
+    zonal_fit_min_error,
+)
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import ZonalFeatures, sphere_dim
 from jax_ntk_sketch.sketch import SRHT
@@ -64,10 +68,13 @@ def _zonal(
     parts: dict[str, SRHT | ZonalFeatures] = {}
     if linear < d:
         parts["linear"] = SRHT(d, linear)
-    if fit.num and any(fit.weights):
-        parts["zonal"] = ZonalFeatures(d, fit.num, fit.weights)
+    if fit.zonal_columns and any(fit.weights):
+        parts["zonal"] = ZonalFeatures(d, fit.zonal_columns, fit.weights)
     columns = (
-        ones + int(fit.constant > 0) + linear + (fit.num if "zonal" in parts else 0)
+        ones
+        + int(fit.constant > 0)
+        + linear
+        + (fit.zonal_columns if "zonal" in parts else 0)
     )
 
     def init(key: jax.Array):
@@ -104,7 +111,7 @@ def _zonal(
     out = Spec(0, columns) if context.ntk else Spec(columns, 0)
     degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
     return Step(
-        f"constant, {linear} linear, {fit.num} zonal columns of degree <= {degree}, "
+        f"constant, {linear} linear, {fit.zonal_columns} zonal columns of degree <= {degree}, "
         f"bias <= {gap:.3f} K(x, x)",
         out,
         apply,
