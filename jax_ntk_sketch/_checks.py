@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._typing import Array, ArrayLike, Key, Kind, Shape
+from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Key, Kind, Shape
 
 __all__ = [
     "check_choice",
@@ -108,7 +108,7 @@ def check_get(owner: str, get: object) -> tuple[Kind, ...]:
       ValueError: `get` is neither "ntk", nor "nngp", nor a tuple of different ones.
     """
     kinds = tuple(get) if isinstance(get, tuple | list) else (get,)
-    known = all(kind in ("nngp", "ntk") for kind in kinds)
+    known = all(kind in KINDS for kind in kinds)
     if not (kinds and known) or len(set(kinds)) < len(kinds):
         raise ValueError(
             f'{owner}: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
