@@ -1,7 +1,6 @@
 """Arc-cosine kernels and closed-form fully connected kernels."""
 
 import decimal
-import math
 from decimal import Decimal
 
 import jax

@@ -141,9 +141,10 @@ def exact_kernel(
     layer = _unsupported_layer(net)
     if layer is not None:
         raise TypeError(
-            "exact_kernel: net must consist of Dense, activations, LayerNorm over the "
-            f"channels, Identity, Flatten and branches of these, got {layer!r}; use "
-            'jax_ntk_sketch.interop.neural_tangents.to_stax or method="exact"'
+            'exact_kernel: net must consist of Dense of parameterization "ntk", '
+            "activations, LayerNorm over the channels, Identity, Flatten and branches "
+            f"of these, got {layer!r}; use jax_ntk_sketch.interop.neural_tangents."
+            'to_stax or method="exact"'
         )
     x = _check_inputs("x", x)
     dtype = x.dtype
