@@ -11,10 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Key, Kind, Shape
+from jax_ntk_sketch._typing import (
+    KINDS,
+    Array,
+    ArrayLike,
+    Dtype,
+    Examples,
+    Key,
+    Kind,
+    Shape,
+)
 
 __all__ = [
     "check_choice",
+    "check_examples",
+    "check_float_dtype",
     "check_get",
     "check_input",
     "check_key",
@@ -167,6 +178,47 @@ def check_input(owner: str, name: str, x: ArrayLike, dim: int) -> Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jnp.result_type(float))
     return x
+
+
+def check_examples(owner: str, x: Examples, shape: Shape | None = None) -> Examples:
+    """Return `x`, a real array (n, *shape), as NumPy if it is not an array yet.
+
+    With `shape=None` any trailing shape of at least one axis is accepted.
+
+    Raises:
+      TypeError: `x` is not real.
+      ValueError: `x` has another shape, or examples without entries.
+    """
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        x = np.asarray(x)
+    number = jnp.issubdtype(x.dtype, jnp.number) or x.dtype == jnp.bool_
+    if not number or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{owner}: x must hold real numbers, got dtype {x.dtype}")
+    if shape is not None and x.shape[1:] != shape:
+        sizes = ", ".join(map(str, shape))
+        hint = "; give one example as x[None]" if x.shape == shape else ""
+        raise ValueError(
+            f"{owner}: x must have shape (n, {sizes}), the shape of the fitted "
+            f"examples, got {x.shape}{hint}"
+        )
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"{owner}: x must have shape (n, ...) with at least one entry per example, "
+            f"got {x.shape}; give one example as x[None], n numbers as x[:, None]"
+        )
+    return x
+
+
+def check_float_dtype(owner: str, dtype: Dtype) -> np.dtype:
+    """Return float32 or float64; None stands for the default float of JAX.
+
+    Raises:
+      TypeError: `dtype` is another one.
+    """
+    dtype = jnp.zeros((), dtype).dtype
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(f"{owner}: dtype must be float32 or float64, got {dtype}")
+    return dtype
 
 
 def is_shape(example: object) -> TypeGuard[Shape]:

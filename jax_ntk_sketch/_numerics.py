@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch._typing import Array, Dtype
 
 __all__ = [
     "at_least_float32",
@@ -18,6 +19,7 @@ __all__ = [
     "safe_reciprocal",
     "safe_sqrt",
     "two_sum",
+    "working_dtype",
 ]
 
 T = TypeVar("T")
@@ -79,6 +81,15 @@ def evaluate_eagerly(function: Callable[[], T]) -> T:
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
+
+
+def working_dtype(dtype: Dtype) -> np.dtype:
+    """Return the dtype to compute in: at least float32; the default for integers."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.dtype(jnp.result_type(float))
+    # Without x64, JAX turns float64 into float32.
+    dtype = jnp.asarray(np.empty(0, dtype)).dtype
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def next_power_of_two(n: int) -> int:

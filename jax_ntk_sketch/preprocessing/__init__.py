@@ -1,13 +1,23 @@
-"""What is done to the inputs before they are featurised.
+"""Preprocessing of examples, before a feature map.
 
-Each step is a pure pair: `..._fit` looks at training examples once and returns a
-small pytree of arrays, `..._apply` uses it on any examples, under `jit` and `vmap`.
-Fit on training examples only, also when a part of them is held out to choose a
-regularisation: whatever is fitted on test images has seen the test set.
+Each step is a pair of pure functions. `..._fit` reads the training examples once and
+returns a small pytree of arrays. `..._apply` transforms any examples, also under `jit`
+and `vmap`. Fit on training examples only, even if some of them are later held out to
+choose a penalty: a step that is fitted on test images has seen the test set.
 
-For convolutional kernels on natural images the usual pipeline is
+| step | statistics of | functions |
+| --- | --- | --- |
+| standardize examples | each example | `standardize_examples`, no fit |
+| standardize columns | each column or channel | `standardize_columns_fit`, `..._apply` |
+| ZCA whitening | all pairs of entries | `zca_fit`, `zca_apply` |
 
->>> import jax, jax.numpy as jnp
+`covariance_init`, `covariance_update` and `covariance_merge` collect statistics from
+batches. `standardize_columns_from_covariance` and `zca_from_covariance` use them.
+
+Convolutional kernels on natural images usually need two steps:
+
+>>> import jax
+>>> from jax_ntk_sketch.preprocessing import standardize_examples, zca_apply, zca_fit
 >>> images = jax.random.uniform(jax.random.key(0), (200, 4, 4, 3))
 >>> train, test = images[:150], images[150:]
 >>> params = zca_fit(standardize_examples(train), reg=0.1)

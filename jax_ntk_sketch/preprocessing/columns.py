@@ -1,20 +1,19 @@
-"""Standardisation of channels by their mean and deviation over a training set."""
+"""Standardization of each column by its mean and deviation over a training set."""
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.typing import ArrayLike
 
-from jax_ntk_sketch.preprocessing.checks import (
-    check_examples,
-    fitted_dtype,
-    working_dtype,
+from jax_ntk_sketch._checks import check_examples, check_float_dtype
+from jax_ntk_sketch._numerics import working_dtype
+from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
+from jax_ntk_sketch.preprocessing.covariance import (
+    CovarianceState,
+    check_count,
+    covariance_of_examples,
 )
-from jax_ntk_sketch.preprocessing.covariance import CovarianceState, covariance_of
 
 __all__ = [
     "ColumnStandardization",
@@ -27,7 +26,12 @@ __all__ = [
 @partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=())
 @dataclasses.dataclass(frozen=True, eq=False)
 class ColumnStandardization:
-    """The mean and standard deviation of every channel; (c,) each, one dtype."""
+    """The statistics of c columns.
+
+    Attributes:
+      mean: (c,), float32 or float64.
+      std: (c,), the standard deviations, of the same dtype.
+    """
 
     mean: Array
     std: Array
@@ -36,63 +40,72 @@ class ColumnStandardization:
 def standardize_columns_fit(
     x: ArrayLike, *, batch_size: int | None = None
 ) -> ColumnStandardization:
-    """Mean and standard deviation of each channel over examples and pixels.
+    """Return the mean and the standard deviation of each column.
 
-    For tables (n, d) a channel is a column, and this is the usual standardisation of
-    fully connected kernels. For convolutional kernels on images see
-    `jax_ntk_sketch.preprocessing.zca`.
+    The columns of a table (n, d) are its d features. The columns of images are their
+    channels; their statistics are over examples and pixels. Fully connected kernels
+    usually need this step. For convolutional kernels on images see `zca_fit`.
 
     Args:
-      x: training examples (n, *spatial, c), channels last, n >= 2; real, integers as
-        they are. Never test examples.
-      batch_size: examples per float64 copy; None for copies of about 64 MB.
+      x: training examples (n, *spatial, c), channels last, n >= 2, real. Integers are
+        not rescaled.
+      batch_size: the number of examples in a float64 copy, >= 1. By default a copy has
+        about 64 MiB.
 
     Returns:
-      `ColumnStandardization` in the dtype of x (float32 for coarser ones, the default float
-      for integers).
+      `ColumnStandardization` in the dtype of x. It is float32 if x is coarser, and the
+      default float if x holds integers.
 
     Raises:
-      TypeError, ValueError: a traced or complex x, too few examples, NaN or infinite
-        entries (the example is named).
+      TypeError: x is complex or traced, or `batch_size` is not an integer.
+      ValueError: x has another shape or fewer than two examples, `batch_size` is
+        smaller than 1, or an example has NaN or infinite entries. The message names
+        the example.
 
-    Cost: one pass on the host in float64. For data that do not fit in memory, feed
-    `covariance_update` with x.reshape(-1, c) and finish by `standardize_columns_from_covariance`.
+    Cost: one pass on the host in float64. Data that do not fit in memory are given to
+    `covariance_update` as x.reshape(-1, c), and `standardize_columns_from_covariance`
+    finishes.
 
-    >>> params = standardize_columns_fit(np.array([[0.0, 5.0], [2.0, 5.0]]))
-    >>> standardize_columns_apply(params, np.array([[3.0, 6.0]]))
+    >>> import numpy as np
+    >>> from jax_ntk_sketch import preprocessing
+    >>> x = np.array([[0.0, 5.0], [2.0, 5.0]])
+    >>> params = preprocessing.standardize_columns_fit(x)
+    >>> preprocessing.standardize_columns_apply(params, np.array([[3.0, 6.0]]))
     Array([[2., 1.]], dtype=float32)
     """
-    examples = check_examples("standardize_columns_fit", x)
-    state = covariance_of(
-        "standardize_columns_fit", examples, batch_size, channels=True
+    owner = "standardize_columns_fit"
+    examples = check_examples(owner, x)
+    state = covariance_of_examples(owner, examples, batch_size, columns=True)
+    return standardize_columns_from_covariance(
+        state, dtype=working_dtype(examples.dtype)
     )
-    return standardize_columns_from_covariance(state, dtype=working_dtype(examples))
 
 
 def standardize_columns_from_covariance(
-    state: CovarianceState, *, dtype: Any = None
+    state: CovarianceState, *, dtype: Dtype = None
 ) -> ColumnStandardization:
-    """Standardisation of channels from a streamed covariance.
+    """Return the standardization that a streamed covariance gives.
 
     Args:
-      state: of rows of c channels, from `covariance_init(c, diagonal=True)`, or with
-        all covariances; two rows or more.
-      dtype: float32 or float64; default JAX's default float.
+      state: the state of at least two rows of c columns. `covariance_init(c,
+        diagonal=True)` is enough; a full covariance works too.
+      dtype: float32 or float64; by default the default float of JAX.
+
+    Returns:
+      `ColumnStandardization` of `dtype`.
 
     Raises:
-      TypeError, ValueError: another state or dtype.
+      TypeError: `dtype` is another one.
+      ValueError: `state` is not of rows, or has seen fewer than two.
     """
+    owner = "standardize_columns_from_covariance"
     if state.mean.ndim != 1:
         raise ValueError(
-            "standardize_columns_from_covariance: the state must be of rows of channels, mean (c,),"
-            f" got mean {state.mean.shape}; update it with x.reshape(-1, c)"
+            f"{owner}: state must be of rows of columns, with a mean of shape (c,), "
+            f"got a mean of shape {state.mean.shape}; update it with x.reshape(-1, c)"
         )
-    if state.count < 2:
-        raise ValueError(
-            "standardize_columns_from_covariance: the state must have seen 2 rows or more, got "
-            f"{int(state.count)}; covariance_update it first"
-        )
-    dtype = fitted_dtype("standardize_columns_from_covariance", dtype)
+    check_count(owner, state)
+    dtype = check_float_dtype(owner, dtype)
     variance = state.covariance
     if variance.ndim == 2:
         variance = variance.diagonal()
@@ -102,24 +115,30 @@ def standardize_columns_from_covariance(
 
 
 def standardize_columns_apply(params: ColumnStandardization, x: ArrayLike) -> Array:
-    """`(x - mean) / std` in every channel; one that was constant is only centred.
+    """Return `(x - mean) / std` in each column.
+
+    A column that was constant in training is only centered.
 
     Args:
-      params: `ColumnStandardization` of c channels.
-      x: (n, *spatial, c), real; integers as they are.
+      params: `ColumnStandardization` of c columns.
+      x: (n, *spatial, c), real. Integers are not rescaled.
 
     Returns:
-      The shape of x; its dtype, or that of `params` for integers.
+      An array of the shape of x. Its dtype is that of x, or that of `params` if x holds
+      integers.
 
     Raises:
-      TypeError, ValueError: at trace time; complex x, another number of channels.
+      TypeError: x is complex.
+      ValueError: x has another number of columns.
     """
-    x = jnp.asarray(check_examples("standardize_columns_apply", x))
-    if x.shape[-1] != len(params.mean):
+    owner = "standardize_columns_apply"
+    x = jnp.asarray(check_examples(owner, x))
+    c = len(params.mean)
+    if x.shape[-1] != c:
         raise ValueError(
-            f"standardize_columns_apply: {len(params.mean)} channels were fitted, so x must have "
-            f"shape (n, ..., {len(params.mean)}), channels last, got {x.shape}"
+            f"{owner}: x must have shape (n, ..., {c}), because {c} columns were "
+            f"fitted, got {x.shape}; put the channels of images last"
         )
-    out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else params.mean.dtype
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else params.mean.dtype
     scale = jnp.where(params.std == 0, 1.0, params.std)
-    return ((x - params.mean) / scale).astype(out)
+    return ((x - params.mean) / scale).astype(dtype)

@@ -1,45 +1,47 @@
 r"""Means and covariances from any number of batches, in float64 on the host.
 
-A batch of n examples is held as its count, its mean and its scatter
+A batch of n examples is represented by its count, its mean and its scatter
 
 .. math:: S = \sum_i (x_i - \bar x)(x_i - \bar x)^\top .
 
-Two of them merge without a subtraction of large numbers (Chan, Golub, LeVeque,
-"Updating formulae and a pairwise algorithm for computing sample variances", 1979):
-with :math:`\delta = \bar x_b - \bar x_a`,
+With :math:`\delta = \bar x_b - \bar x_a`, two batches merge into
 
 .. math::
   \bar x = \bar x_a + \tfrac{n_b}{n} \delta, \qquad
-  S = S_a + S_b + \tfrac{n_a n_b}{n} \delta \delta^\top .
+  S = S_a + S_b + \tfrac{n_a n_b}{n} \delta \delta^\top ,
 
-The arithmetic is float64 on the host, whatever the dtype of the examples: whitening
-divides by the smallest eigenvalues, which float32 sums would leave to rounding, and
-the eigendecomposition that follows costs more than the sums do.
+which does not subtract large numbers from each other.
+
+The arithmetic is float64 on the host, whatever the dtype of the examples. Whitening
+divides by the smallest eigenvalues, which the rounding of float32 sums would replace.
+The eigendecomposition that follows costs more than the sums.
+
+Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing
+sample variances" (1979).
 
 >>> import numpy as np
+>>> from jax_ntk_sketch import preprocessing
 >>> x = np.random.default_rng(0).normal(size=(100, 3))
->>> state = covariance_init(3)
+>>> state = preprocessing.covariance_init(3)
 >>> for start in (0, 30):
-...     state = covariance_update(state, x[start : start + 30])
->>> rest = covariance_update(covariance_init(3), x[60:])
->>> state = covariance_merge(rest, state)
+...     state = preprocessing.covariance_update(state, x[start : start + 30])
+>>> rest = preprocessing.covariance_update(preprocessing.covariance_init(3), x[60:])
+>>> state = preprocessing.covariance_merge(rest, state)
 >>> np.allclose(state.covariance, np.cov(x.T, bias=True), rtol=1e-13)
 True
 """
 
 import dataclasses
 import math
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from jax_ntk_sketch.preprocessing.checks import check_examples, host_batches
+from jax_ntk_sketch._checks import check_examples, check_size
+from jax_ntk_sketch._typing import ArrayLike, Examples
 
 __all__ = [
     "CovarianceState",
@@ -47,6 +49,11 @@ __all__ = [
     "covariance_merge",
     "covariance_update",
 ]
+
+# The size in float64 of a batch for which the caller sets no size.
+_BATCH_BYTES = 2**26
+
+Matrix = NDArray[np.float64]
 
 
 @partial(
@@ -56,152 +63,187 @@ __all__ = [
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class CovarianceState:
-    """What is known of the examples seen; NumPy arrays in float64, kept on the host.
+    """The statistics of all examples seen: float64 NumPy arrays on the host.
 
-    (As a pytree it can be saved or sent; passing it through `jit` without double
-    precision would round it to float32.)
+    The state is a pytree, so that it can be saved and sent. Without x64, `jit` would
+    round it to float32.
 
     Attributes:
       count: (), the number of examples n.
-      mean: the shape of one example, d entries.
-      scatter: (d, d), sums of products of deviations from the mean; or (d,), their
-        diagonal.
+      mean: an array of the shape of one example, with d entries.
+      scatter: (d, d), the sums of products of deviations from the mean; or (d,), the
+        diagonal of that matrix.
     """
 
-    count: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    scatter: NDArray[np.float64]
+    count: Matrix
+    mean: Matrix
+    scatter: Matrix
 
     @property
-    def covariance(self) -> NDArray[np.float64]:
-        """`scatter / n`, (d, d): maximum likelihood, so n and not n - 1."""
+    def covariance(self) -> Matrix:
+        """The maximum-likelihood estimate `scatter / n`; n - 1 would be unbiased."""
         return self.scatter / self.count
 
 
 def covariance_init(
     dim: int | Sequence[int], *, diagonal: bool = False
 ) -> CovarianceState:
-    """The state of no examples.
+    """Return the state before any example.
 
     Args:
-      dim: the number of entries of an example, d >= 1, or its shape, (32, 32, 3).
-      diagonal: keep the variances only, d numbers in place of d^2. That is enough
-        for `standardize_columns_from_covariance`, not for `zca_from_covariance`.
+      dim: the number of entries of an example, d >= 1, or its shape, such as
+        (32, 32, 3).
+      diagonal: whether to keep the d variances only. They suffice for
+        `standardize_columns_from_covariance` but not for `zca_from_covariance`.
 
     Returns:
-      `CovarianceState`, 8 d^2 bytes: 75 MB for images of 32x32x3.
+      `CovarianceState` of 8 d^2 bytes: 72 MiB for images of shape (32, 32, 3).
 
     Raises:
-      TypeError, ValueError: sizes that are not positive integers.
+      TypeError: a size is not an integer.
+      ValueError: a size is not positive, or the shape is empty.
     """
-    try:
-        shape = tuple(map(operator.index, dim if isinstance(dim, Sequence) else (dim,)))
-    except TypeError:
-        raise TypeError(
-            f"covariance_init: dim must be an integer or a shape, got {dim!r}"
-        ) from None
-    if not shape or min(shape) < 1:
-        raise ValueError(f"covariance_init: dim must be positive, got {dim!r}")
+    sizes = dim if isinstance(dim, Sequence) else (dim,)
+    shape = tuple(check_size("covariance_init", "dim", size) for size in sizes)
+    if not shape:
+        raise ValueError(f"covariance_init: dim must name at least one size, got {dim}")
     d = math.prod(shape)
     scatter = np.zeros(d if diagonal else (d, d))
     return CovarianceState(np.zeros(()), np.zeros(shape), scatter)
 
 
 def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
-    """The state after more examples; any number of batches of any length.
+    """Return the state after more examples.
+
+    Any number of batches of any length may follow each other.
 
     Args:
-      state: `CovarianceState`.
-      x: (n, *shape) with the state's shape; real, any dtype, integers as they are.
+      state: `CovarianceState`; it is not changed.
+      x: (n, *shape), real, any dtype. Integers are not rescaled.
 
     Returns:
-      `CovarianceState`; the argument is unchanged.
+      `CovarianceState`.
 
     Raises:
-      TypeError, ValueError: a traced or complex x, another shape, NaN or infinite
-        entries (the example is named).
+      TypeError: x is complex or traced.
+      ValueError: the examples have another shape, or one of them has NaN or infinite
+        entries. The message names it.
 
-    Cost: n d^2 multiply-adds in float64 and 32 d^2 bytes of traffic for the merge:
-    batches of d examples or more hide the latter. Working memory about 128 MB (longer
-    batches are cut) and 16 d^2 bytes.
+    Cost: n d^2 multiply-adds in float64. The merge moves 32 d^2 bytes, which is hidden
+    by batches of at least d examples. The working memory is about 128 MiB, because
+    longer batches are cut, and 16 d^2 bytes.
 
-    Guarantee: order and splitting change the result by rounding only, relative 1e-15
-    times small factors in norm, also where the mean is many orders of magnitude
-    larger than the deviations. What the examples' own dtype rounded is lost before: a
-    float32 entry near 1e4 is known to 5e-4.
+    Guarantee: the order and the split into batches change the result by rounding only.
+    The relative error in norm is a small multiple of 1e-15, even if the mean is many
+    orders of magnitude larger than the deviations. Digits that the dtype of the
+    examples rounds away are lost before: a float32 entry near 1e4 is known to 5e-4.
     """
-    x = check_examples("covariance_update", x, state.mean.shape)
+    owner = "covariance_update"
+    x = check_examples(owner, x, state.mean.shape)
     diagonal = state.scatter.ndim == 1
-    for batch in host_batches("covariance_update", x, None):
-        state = covariance_merge(state, _batch(batch, diagonal=diagonal))
-    return state
-
-
-def covariance_of(
-    owner: str, examples: Any, batch_size: int | None, *, channels: bool = False
-) -> CovarianceState:
-    """The state of all examples, for `zca_fit` and `standardize_columns_fit`.
-
-    Args:
-      owner: the function to name in errors.
-      examples: (n, *shape), checked by `check_examples`.
-      batch_size: examples per float64 copy; None for copies of about 64 MB.
-      channels: variances of the channels over examples and pixels instead of
-        covariances of the entries.
-
-    Raises:
-      TypeError, ValueError: as `host_batches`; n < 2.
-    """
-    if len(examples) < 2:
-        raise ValueError(
-            f"{owner}: x must hold 2 examples or more, got {len(examples)}"
-        )
-    shape = examples.shape[-1:] if channels else examples.shape[1:]
-    state = covariance_init(shape, diagonal=channels)
-    for batch in host_batches(owner, examples, batch_size):
-        rows = batch.reshape(-1, *shape)
-        state = covariance_merge(state, _batch(rows, diagonal=channels))
+    for batch in _host_batches(owner, x, None):
+        state = covariance_merge(state, _batch_state(batch, diagonal=diagonal))
     return state
 
 
 def covariance_merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
-    """The state of the examples of both, from two devices or machines.
+    """Return the state of the examples of both states.
 
-    Commutative and associative to rounding.
+    The states may come from two devices or machines. The operation is commutative, and
+    associative up to rounding.
 
     Raises:
-      ValueError: states of different shapes.
+      ValueError: the states have different shapes.
     """
     for name in ("mean", "scatter"):
-        this, that = getattr(a, name).shape, getattr(b, name).shape
-        if this != that:
-            raise ValueError(f"covariance_merge: {name} has shapes {this} and {that}")
+        shape, other = getattr(a, name).shape, getattr(b, name).shape
+        if shape != other:
+            raise ValueError(
+                f"covariance_merge: a and b must be of examples of one shape, got "
+                f"{name} of shapes {shape} and {other}"
+            )
     if a.count == 0 or b.count == 0:
         return b if a.count == 0 else a
     n = np.asarray(a.count + b.count)
     delta = b.mean - a.mean
-    scatter = _products(delta.reshape(1, -1), diagonal=a.scatter.ndim == 1)
+    scatter = _scatter(delta.reshape(1, -1), diagonal=a.scatter.ndim == 1)
     scatter *= a.count * b.count / n
     scatter += a.scatter
     scatter += b.scatter
     return CovarianceState(n, a.mean + delta * (b.count / n), scatter)
 
 
-def _batch(x: NDArray[np.float64], *, diagonal: bool) -> CovarianceState:
-    """The state of one batch of at least one example."""
+def covariance_of_examples(
+    owner: str, examples: Examples, batch_size: int | None, *, columns: bool = False
+) -> CovarianceState:
+    """Return the state of all examples, for `zca_fit` and `standardize_columns_fit`.
+
+    Args:
+      owner: the function to name in error messages.
+      examples: (n, *shape), checked by `check_examples`.
+      batch_size: the number of examples in a float64 copy; None for about 64 MiB.
+      columns: whether to keep the variances of the columns, over examples and pixels,
+        instead of the covariances of the entries.
+    """
+    if len(examples) < 2:
+        raise ValueError(
+            f"{owner}: x must hold at least 2 examples, got {len(examples)}"
+        )
+    shape = examples.shape[-1:] if columns else examples.shape[1:]
+    state = covariance_init(shape, diagonal=columns)
+    for batch in _host_batches(owner, examples, batch_size):
+        rows = batch.reshape(-1, *shape)
+        state = covariance_merge(state, _batch_state(rows, diagonal=columns))
+    return state
+
+
+def check_count(owner: str, state: CovarianceState) -> None:
+    """Raise `ValueError` if the state has seen fewer than two examples."""
+    if state.count < 2:
+        raise ValueError(
+            f"{owner}: state must have seen at least 2 examples, got "
+            f"{int(state.count)}; add examples with covariance_update"
+        )
+
+
+def _host_batches(
+    owner: str, x: Examples, batch_size: int | None
+) -> Iterator[NDArray[np.float64]]:
+    """Yield consecutive examples of `x` in float64; raise if one is not finite."""
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            f"{owner}: x must be concrete; do not call it under jit or vmap"
+        )
+    if batch_size is None:
+        batch_size = max(1, _BATCH_BYTES // (8 * math.prod(x.shape[1:])))
+    batch_size = check_size(owner, "batch_size", batch_size)
+    for start in range(0, len(x), batch_size):
+        batch = np.asarray(x[start : start + batch_size]).astype(np.float64)
+        bad = ~np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{owner}: example {start + int(bad.argmax())} of x has NaN or "
+                "infinite entries; remove the example or replace them "
+                "(numpy.nan_to_num)"
+            )
+        yield batch
+
+
+def _batch_state(x: Matrix, *, diagonal: bool) -> CovarianceState:
+    """Return the state of one batch of at least one example."""
     rows = x.reshape(len(x), -1)
-    # Relative to one example, so that an entry that never changes deviates by 0
-    # exactly and not by the rounding of its mean.
+    # Relative to the first example, the deviations of a constant entry are exactly 0
+    # instead of the rounding error of its mean.
     shift = rows[0].copy()
     rows = rows - shift
     center = rows.mean(axis=0)
     rows -= center
     mean = (shift + center).reshape(x.shape[1:])
     return CovarianceState(
-        np.array(float(len(x))), mean, _products(rows, diagonal=diagonal)
+        np.array(float(len(x))), mean, _scatter(rows, diagonal=diagonal)
     )
 
 
-def _products(rows: NDArray[np.float64], *, diagonal: bool) -> Any:
-    """`rows.T @ rows`, exactly symmetric (a BLAS syrk), or its diagonal."""
+def _scatter(rows: Matrix, *, diagonal: bool) -> Matrix:
+    """Return `rows.T @ rows`, exactly symmetric (a BLAS syrk), or its diagonal."""
     return np.square(rows).sum(axis=0) if diagonal else rows.T @ rows

@@ -1,14 +1,14 @@
-"""Standardisation of each example by itself: nothing to fit."""
+"""Standardization of each example by itself, without a fit."""
 
-import math
 import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.typing import ArrayLike
+from jax import lax
 
-from jax_ntk_sketch.preprocessing.checks import check_examples, working_dtype
+from jax_ntk_sketch._checks import check_examples, check_number
+from jax_ntk_sketch._numerics import working_dtype
+from jax_ntk_sketch._typing import Array, ArrayLike
 
 __all__ = ["standardize_examples"]
 
@@ -16,73 +16,79 @@ __all__ = ["standardize_examples"]
 def standardize_examples(
     x: ArrayLike, *, axis: int | Sequence[int] | None = None, eps: float = 0.0
 ) -> Array:
-    r"""Gives every example mean 0 and standard deviation 1.
+    r"""Return every example with mean 0 and standard deviation 1.
 
-    .. math:: x_i \mapsto (x_i - m_i) / \sqrt{v_i + \mathrm{eps}},
+    .. math:: x_i \mapsto (x_i - m_i) / \sqrt{v_i + \mathrm{eps}}
 
-    with the mean :math:`m_i` and variance :math:`v_i` of the entries of example i. It
-    takes brightness and contrast out of images, which otherwise dominate a kernel,
-    and makes the input norm the same for all: sqrt(d). No other example is looked at,
-    so training and test images are treated alike without a fit.
+    Here :math:`m_i` and :math:`v_i` are the mean and the variance of the entries of
+    example i. This removes brightness and contrast from images, which otherwise
+    dominate a kernel. It gives all examples the same norm, sqrt(d). Training and test
+    images are treated alike, because no example depends on another one.
 
     Args:
-      x: (n, *shape), real; integers (uint8 images) are converted to the default float
-        as they are, which changes nothing here unless eps > 0.
-      axis: axes of x whose entries share a mean and a variance, without the first;
-        None for all. Axis (1, 2) of images (n, height, width, channels) standardises
-        each channel of each image.
-      eps: >= 0, in squared units of x; keeps what is nearly constant from being
-        blown up. 10 was used for pixels 0..255 (Coates, Lee, Ng).
+      x: (n, *shape), real. Integers such as uint8 images become the default float
+        without rescaling; the result depends on their scale only if eps > 0.
+      axis: the axes of x whose entries share a mean and a variance, without axis 0; by
+        default all of them. For example, axis (1, 2) of images (n, height, width,
+        channels) standardizes each channel of each image.
+      eps: a number >= 0, in squared units of x. It keeps nearly constant examples from
+        being amplified. Coates, Lee and Ng use 10 for pixels from 0 to 255.
 
     Returns:
-      The shape of x; its dtype, or the default float for integers. A constant example
-      becomes zeros, with finite gradients. NaN and infinity spread over their example.
+      An array of the shape of x. Its dtype is that of x, or the default float if x
+      holds integers. A constant example becomes zeros, with finite gradients. NaN and
+      infinity spread over their own example only.
 
     Raises:
-      TypeError, ValueError: at trace time; a bad x, axis or eps.
+      TypeError: x is complex, eps is not a number, or an axis is not an integer.
+      ValueError: x is not a batch of examples, eps is negative or not finite, or an
+        axis is 0, out of range or repeated.
 
     Source: Coates, Lee, Ng, "An analysis of single-layer networks in unsupervised
     feature learning" (AISTATS 2011), section 3.1.1.
 
-    >>> standardize_examples(jnp.array([[1.0, 3.0], [5.0, 5.0]]))
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch import preprocessing
+    >>> preprocessing.standardize_examples(jnp.array([[1.0, 3.0], [5.0, 5.0]]))
     Array([[-1.,  1.],
            [ 0.,  0.]], dtype=float32)
     """
-    x = jnp.asarray(check_examples("standardize_examples", x))
-    if isinstance(eps, bool | str) or not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(
-            f"standardize_examples: eps must be finite and >= 0, got {eps!r}"
-        )
-    axes = _axes(axis, x.ndim)
-    dtype = working_dtype(x)
-    out = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else dtype
+    owner = "standardize_examples"
+    x = jnp.asarray(check_examples(owner, x))
+    eps = check_number(owner, "eps", eps, least=0)
+    axes = _check_axes(owner, axis, x.ndim)
+    dtype = working_dtype(x.dtype)
+    out_dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else dtype
     x = x.astype(dtype)
-    # Relative to the first entry, so that a constant example is 0 exactly.
+    # Relative to its first entry, a constant example is exactly 0.
     first = tuple(slice(0, 1) if i in axes else slice(None) for i in range(x.ndim))
     x = x - lax.stop_gradient(x[first])
     x = x - jnp.mean(x, axis=axes, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=axes, keepdims=True) + eps
-    # sqrt has no gradient at 0; and 0 / 1 is the 0 that we want.
+    # The square root has no gradient at 0, and 0 / 1 is the desired 0.
     x = x / jnp.sqrt(jnp.where(variance == 0, 1.0, variance))
-    return x.astype(out)
+    return x.astype(out_dtype)
 
 
-def _axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """The axes as positive numbers, checked."""
+def _check_axes(
+    owner: str, axis: int | Sequence[int] | None, ndim: int
+) -> tuple[int, ...]:
+    """Return the axes as positive numbers."""
     if axis is None:
         return tuple(range(1, ndim))
     try:
-        given = tuple(
+        axes = tuple(
             map(operator.index, axis if isinstance(axis, Sequence) else (axis,))
         )
     except TypeError:
         raise TypeError(
-            f"standardize_examples: axis must be None, an integer or several, got {axis!r}"
+            f"{owner}: axis must be None, an integer or a sequence of integers, got "
+            f"{axis!r}"
         ) from None
-    axes = tuple(i + ndim if i < 0 else i for i in given)
+    axes = tuple(i + ndim if i < 0 else i for i in axes)
     if not axes or len(set(axes)) < len(axes) or not all(0 < i < ndim for i in axes):
         raise ValueError(
-            f"standardize_examples: axis must name different axes from 1 to {ndim - 1} (axis 0 "
-            f"counts the examples, which are standardised one by one), got {axis!r}"
+            f"{owner}: axis must name different axes from 1 to {ndim - 1}, got "
+            f"{axis!r}; axis 0 counts the examples, which are standardized one by one"
         )
     return axes
