@@ -255,10 +255,10 @@ def test_torn_and_foreign_checkpoints_are_refused(tmp_path, monkeypatch):
     whole = path.read_bytes()
     for torn in (whole[: len(whole) // 2], b"", b"something else"):
         path.write_bytes(torn)
-        with pytest.raises(ValueError, match="no checkpoint, or a damaged one"):
+        with pytest.raises(ValueError, match="is not a checkpoint, or it is damaged"):
             lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
     np.savez(path, a=np.ones(3))
-    with pytest.raises(ValueError, match="no checkpoint, or a damaged one"):
+    with pytest.raises(ValueError, match="is not a checkpoint, or it is damaged"):
         checkpoint.load(path)
     checkpoint.save(path, {"a": np.ones(3)}, {})
     with np.load(path) as file:

@@ -268,7 +268,7 @@ def test_killed_and_started_again(digits, tmp_path):
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    about = lm.checkpoint.describe(checkpoint)
+    about = lm.checkpoint.read_metadata(checkpoint)
     assert about["chunks"] == 11 and not model.exists()
     kept = tmp_path / "kept.npz"
     shutil.copy(checkpoint, kept)

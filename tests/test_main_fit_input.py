@@ -105,7 +105,7 @@ def files(tmp_path_factory):
         ("--data parts.npz --json out.txt", "--json out.txt: must end in .json"),
         ("--data parts.npz --checkpoint new.npz", "must be different files"),
         ("--data parts.npz --checkpoint ok.npz", "belongs to another run"),
-        ("--data parts.npz --checkpoint text.txt", "is no checkpoint, or a damaged"),
+        ("--data parts.npz --checkpoint text.txt", "is not a checkpoint, or it is damaged"),
     ],
 )
 def test_mistakes_in_fit(files, monkeypatch, capsys, argv, match):
@@ -124,11 +124,11 @@ def test_mistakes_in_fit(files, monkeypatch, capsys, argv, match):
     ("argv", "match"),
     [
         ("--model no.npz --x x_test.npy", "--model: no such file: no.npz"),
-        ("--model text.txt --x x_test.npy", "is no model of this library"),
-        ("--model parts.npz --x x_test.npy", "is no model of this library"),
-        ("--model x_test.npy --x x_test.npy", "is no model of this library"),
-        ("--model sums.npz --x x_test.npy", "a checkpoint of its fit, perhaps"),
-        ("--model damaged.npz --x x_test.npy", "or a damaged one"),
+        ("--model text.txt --x x_test.npy", "is not a model of this library"),
+        ("--model parts.npz --x x_test.npy", "is not a model of this library"),
+        ("--model x_test.npy --x x_test.npy", "is not a model of this library"),
+        ("--model sums.npz --x x_test.npy", "a checkpoint of a fit"),
+        ("--model damaged.npz --x x_test.npy", "or it is damaged"),
         ("--model later.npz --x x_test.npy", "version 99 of the format"),
         ("--model python.npz --x x_test.npy", "does not say what its inputs are"),
         ("--model ok.npz --x narrow.npy", "shape (5,), the model was fitted to (6,)"),

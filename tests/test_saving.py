@@ -45,14 +45,14 @@ def test_predictions_are_the_same_bits(index, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["model.npz"]
 
 
-def test_notes_are_kept_beside_the_model(tmp_path):
+def test_metadata_are_kept_beside_the_model(tmp_path):
     path = tmp_path / "model.npz"
     fmap = jns.feature_map(NET, num_features=20)
     fitted = lm.fit(fmap, fmap.init(jax.random.key(0), (6,)), X, X[:, 0], reg=1e-3)
     arrays = {"weights": np.arange(3.0), "names": np.array(["a", "bc"])}
-    lm.save_model(path, fitted, notes={"scale": [1, 2.5]}, arrays=arrays)
-    notes, found = lm.load_metadata(path)
-    assert notes == {"scale": [1, 2.5]}
+    lm.save_model(path, fitted, metadata={"scale": [1, 2.5]}, arrays=arrays)
+    metadata, found = lm.load_metadata(path)
+    assert metadata == {"scale": [1, 2.5]}
     np.testing.assert_equal(found, arrays)
     again = lm.load_model(path, fmap)
     assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
@@ -60,7 +60,7 @@ def test_notes_are_kept_beside_the_model(tmp_path):
     assert lm.load_metadata(path) == ({}, {}) and io.is_model(path)
 
 
-def test_what_is_no_model_is_told(tmp_path):
+def test_other_files_are_not_models(tmp_path):
     fmap = jns.feature_map(NET, num_features=20)
     sums, plain, text = (tmp_path / name for name in ("s.npz", "p.npy", "t.txt"))
     params = fmap.init(jax.random.key(0), (6,))
@@ -69,7 +69,7 @@ def test_what_is_no_model_is_told(tmp_path):
     text.write_text("text")
     for path in (sums, plain, text, tmp_path):
         assert not io.is_model(path)
-        with pytest.raises(ValueError, match="is no model of this library"):
+        with pytest.raises(ValueError, match="is not a model of this library"):
             lm.load_metadata(path)
 
 
@@ -80,7 +80,7 @@ def test_other_files_and_maps_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         lm.load_model(path, fmap)
     fitted = lm.fit(fmap, params, X, LABELS, reg=1e-3, checkpoint=path)
-    with pytest.raises(ValueError, match="another run: what was None"):
+    with pytest.raises(ValueError, match="another run: format was None"):
         lm.load_model(path, fmap)
     lm.save_model(path, fitted)
     other = jns.feature_map(NET, num_features=21)

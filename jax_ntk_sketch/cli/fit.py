@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     if scoring.classes is not None:
         arrays = {**arrays, "classes": scoring.classes}
     with arguments.usage_errors():
-        linear_model.save_model(save, fitted, notes=notes, arrays=arrays)
+        linear_model.save_model(save, fitted, metadata=notes, arrays=arrays)
     if args.checkpoint is None:
         checkpoint.unlink(missing_ok=True)
     test = None

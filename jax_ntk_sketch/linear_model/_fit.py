@@ -291,22 +291,22 @@ class _Pass:
         if self.processes.count == 1:
             return
         first, source = self.source.first(), self.source
-        about = {name: self._about[name] for name in _COMMON} | options
-        about.update(examples=None, targets=None)
+        shared = {name: self._fingerprint[name] for name in _COMMON} | options
+        shared.update(examples=None, targets=None)
         if first is not None:
             x, y = (a if hasattr(a, "dtype") else np.asarray(a) for a in first[1:3])
             dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-            about["examples"] = [list(x.shape[1:]), str(dtype)]
+            shared["examples"] = [list(x.shape[1:]), str(dtype)]
             labels = source.num_classes is not None
-            about["targets"] = ["class labels"] if labels else list(y.shape[1:])
+            shared["targets"] = ["class labels"] if labels else list(y.shape[1:])
         # The classes that were found differ where one has no examples of the last.
-        said = self.processes.agree(about, found=source.num_classes)
+        said = self.processes.agree(shared, found=source.num_classes)
         examples = next((s["examples"] for s in said if s["examples"]), None)
         if examples is None:
             raise ValueError("fit: there are no examples, in any process")
         found = [s["found"] for s in said if s["found"] is not None]
         source.num_classes = max(found, default=None)
-        self._about["num_classes"] = source.num_classes
+        self._fingerprint["num_classes"] = source.num_classes
         targets = next(s["targets"] for s in said if s["examples"])
         if source.num_classes is not None:
             targets = [source.num_classes]
@@ -349,10 +349,10 @@ class _Pass:
         self.chunks_done += 1
 
     @functools.cached_property
-    def _about(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
+    def _fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the run; a checkpoint must have the same."""
         devices = 1 if self.mesh is None else self.mesh.size
-        about = {
+        fingerprint = {
             "feature map": repr(self.fmap),
             "params": files.digest(jax.tree.leaves(self.params)),
             "folds": self.folds,
@@ -364,10 +364,10 @@ class _Pass:
             "nonfinite": self.nonfinite,
         }
         if (first := self.source.first()) is not None:
-            about["first examples"] = files.digest(
+            fingerprint["first examples"] = files.digest(
                 part for part in first[1:] if part is not None
             )
-        return about
+        return fingerprint
 
     def save(self, path: str | os.PathLike) -> None:
         """Keeps the sums; where that fails, the file before."""
@@ -378,7 +378,7 @@ class _Pass:
         where = {"chunks": self.chunks_done, "skipped": self.skipped}
         targets = self.states[0].num_targets
         try:
-            files.save(path, arrays, {**self._about, **where, "targets": targets})
+            files.save(path, arrays, {**self._fingerprint, **where, "targets": targets})
         except OSError as error:
             warnings.warn(
                 f"fit: the checkpoint {path} could not be written ({error}); the one "
@@ -395,7 +395,7 @@ class _Pass:
             path = path.with_name(name)
         if not path.exists():
             return path
-        arrays, about = files.load(path, self._about)
+        arrays, metadata = files.load(path, self._fingerprint)
 
         def read(name: str) -> jax.Array:
             array = arrays.pop(name)
@@ -404,10 +404,10 @@ class _Pass:
             return jnp.asarray(array)
 
         self.states = tuple(
-            RidgeState(read(f"total{i}"), read(f"carry{i}"), about["targets"])
+            RidgeState(read(f"total{i}"), read(f"carry{i}"), metadata["targets"])
             for i in range(self.folds)
         )
-        self.chunks_done, self.skipped = about["chunks"], about["skipped"]
+        self.chunks_done, self.skipped = metadata["chunks"], metadata["skipped"]
         return path
 
 

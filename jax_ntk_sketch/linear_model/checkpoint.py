@@ -1,9 +1,8 @@
-"""Files that are either the old one or the new one, whatever happens in between."""
+"""Named arrays and metadata in one file, which is written atomically and verified."""
 
 import hashlib
 import json
 import os
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -11,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from jax_ntk_sketch._files import atomic_write
+from jax_ntk_sketch._typing import Examples
 from jax_ntk_sketch.batches.sparse_rows import is_sparse
 
-__all__ = ["describe", "digest", "load", "save"]
+__all__ = ["digest", "load", "read_metadata", "save"]
+
+# Anything that JSON can hold.
+Metadata = dict[str, Any]
 
 _VERSION = 1
 _HEADER = "header"
-# What reading another kind of file, or a part of one, may raise.
+# The exceptions that reading another kind of file, or a part of one, may raise.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -30,99 +34,99 @@ _UNREADABLE = (
 
 
 def save(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Writes arrays and a description to `path`, atomically.
-
-    A new file beside it is written, flushed to the disk and renamed, so that a reader
-    and a later start find the old file whole or the new one whole.
+    """Write arrays and metadata to `path`, atomically.
 
     Args:
-      path: `.npz`; its folder is created.
-      arrays: by name.
-      about: numbers and strings that say what the arrays belong to.
+      path: an `.npz` file; its folder is created.
+      arrays: the arrays, by name.
+      metadata: JSON that describes them.
 
     Raises:
-      OSError: the file cannot be written; the old one is as it was.
+      OSError: the file cannot be written; the old file stays as it was.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"version": _VERSION, "about": dict(about), "digest": _digest(arrays)}
-    # One name, so that what a killed run leaves is overwritten by the next.
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            parts: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **arrays}
-            np.savez(file, **parts)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    header = {
+        "version": _VERSION,
+        "metadata": dict(metadata),
+        "digest": _digest_by_name(arrays),
+    }
+    parts: dict[str, np.ndarray] = {_HEADER: np.array(json.dumps(header)), **arrays}
+    with atomic_write(path) as file:
+        np.savez(file, **parts)  # type: ignore[arg-type]
 
 
 def load(
     path: str | os.PathLike,
-    about: Mapping[str, Any] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
     *,
     kind: str = "checkpoint",
-    advice: str = "delete it to begin again",
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `save` and their description.
+    remedy: str = "delete it to begin again",
+) -> tuple[dict[str, np.ndarray], Metadata]:
+    """Return the arrays and the metadata of a file that `save` wrote.
 
     Args:
       path: the file.
-      about: what the description must say, entry by entry; None for anything.
-      kind, advice: what errors call the file, and say to do.
+      fingerprint: entries that the metadata must have; None accepts any.
+      kind: the name of such a file in error messages.
+      remedy: what error messages advise.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: not such a file, a damaged one, one of another version, or one whose
-        description differs: the entries that do are named.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is of another kind or version, it is damaged, or its metadata
+        differ from `fingerprint`. The message names the first entry that differs.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
-        version, found = header["version"], header["about"]
-        whole = header["digest"] == _digest(arrays)
+        version, metadata = header["version"], header["metadata"]
+        intact = header["digest"] == _digest_by_name(arrays)
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
         raise ValueError(
-            f"{path} is no {kind}, or a damaged one ({error}); {advice}"
+            f"{path} is not a {kind}, or it is damaged ({error}); {remedy}"
         ) from error
     if version != _VERSION:
         raise ValueError(
-            f"{path} has version {version} of the format, this library reads {_VERSION}"
+            f"{path} has version {version} of the format, but this library reads "
+            f"version {_VERSION}; {remedy}"
         )
-    if not whole:
+    if not intact:
         raise ValueError(
-            f"{path} is damaged: its arrays are not those that were written; {advice}"
+            f"{path} is damaged: its arrays are not those that were written; {remedy}"
         )
-    for key, wanted in (about or {}).items():
-        if found.get(key) != wanted:
+    for name, expected in (fingerprint or {}).items():
+        if metadata.get(name) != expected:
             raise ValueError(
-                f"{path} belongs to another run: {key} was {found.get(key)!r} there "
-                f"and is {wanted!r} here; give another path, or delete it"
+                f"{path} belongs to another run: {name} was {metadata.get(name)!r} "
+                f"there and is {expected!r} here; give another path or delete the file"
             )
-    return arrays, found
+    return arrays, metadata
 
 
-def describe(path: str | os.PathLike) -> dict[str, Any]:
-    """The description of a file that `save` wrote, without its arrays; else {}."""
+def read_metadata(path: str | os.PathLike) -> Metadata:
+    """Return the metadata of a file that `save` wrote, or {} for any other file.
+
+    The arrays are neither read nor verified.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(json.loads(str(file[_HEADER]))["about"])
+            return dict(json.loads(str(file[_HEADER]))["metadata"])
     except _UNREADABLE:
         return {}
 
 
-def digest(arrays: Iterable[Any]) -> str:
-    """SHA-256 of arrays (compressed rows too), their dtypes and shapes, in order."""
+def digest(arrays: Iterable[Examples]) -> str:
+    """Return the SHA-256 of the dtypes, the shapes and the entries of arrays, in order.
+
+    Compressed rows of scipy.sparse are arrays too.
+    """
     total = hashlib.sha256()
-    parts: list[Any] = []
+    parts: list[Examples] = []
     for array in arrays:
         if is_sparse(array):
             parts += [array.data, array.indices, array.indptr, np.array(array.shape)]
@@ -134,6 +138,6 @@ def digest(arrays: Iterable[Any]) -> str:
     return total.hexdigest()
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def _digest_by_name(arrays: Mapping[str, np.ndarray]) -> str:
     names = sorted(arrays)
     return digest([np.array(names), *(arrays[name] for name in names)])

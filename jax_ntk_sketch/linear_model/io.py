@@ -1,5 +1,6 @@
-"""A fitted model as one file of arrays, without pickle."""
+"""Fitted models in files of arrays, without pickle."""
 
+import ast
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,163 +9,147 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.linear_model import checkpoint
 from jax_ntk_sketch.linear_model._fit import FittedModel
-from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
+from jax_ntk_sketch.linear_model.model import model_from_arrays, model_to_arrays
 
 __all__ = ["is_model", "load_metadata", "load_model", "save_model"]
 
-_MODEL = ("weights", "intercept", "reg")
-_WHAT = "jax_ntk_sketch model"
-_NOTES = "notes."
-_READING: dict[str, Any] = {
-    "kind": "model of this library",
-    "advice": "give the file that save_model wrote",
-}
+_FORMAT = "jax_ntk_sketch model"
+_KIND = "model of this library"
+_REMEDY = "give the file that save_model wrote"
+# The user's arrays have names of their own.
+_USER_ARRAY = "metadata."
 
 
 def save_model(
     path: str | os.PathLike,
     fitted: FittedModel,
     *,
-    notes: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes the chosen model, the parameters and the feature map's description.
+    """Write a fitted model: the weights, the parameters and the name of the map.
 
-    The file is written beside `path` and renamed, so that a failure leaves an old one
-    as it was. Models of other values of `reg` and errors of folds are not kept.
+    The file is written atomically: if the write fails, an old file stays as it was. The
+    models of other values of `reg` and the errors of folds are not saved.
 
     Args:
-      path: of an `.npz` file; its folder is created.
+      path: an `.npz` file; its folder is created.
       fitted: what `fit`, `fit_cg` or `fit_gradient` returned.
-      notes: what else is to be known, the preprocessing say; anything of JSON.
-      arrays: that belong to the notes, by name; `load_metadata` returns both.
+      metadata: anything that JSON can hold, for example the preprocessing.
+      arrays: arrays that belong to the metadata, by name.
 
     Raises:
       OSError: the file cannot be written.
-      TypeError: parameters that are no dictionaries, lists and tuples of arrays.
+      TypeError: the parameters are not dictionaries, lists and tuples of arrays, or the
+        metadata are not JSON.
 
-    >>> import jax_ntk_sketch as jns, tempfile
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import numpy as np
+    >>> import jax_ntk_sketch as jns
     >>> from jax_ntk_sketch import linear_model, stax
     >>> net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=20)
     >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     >>> params = fmap.init(jax.random.key(0), (3,))
     >>> fitted = linear_model.fit(fmap, params, x, x[:, 0], reg=1e-3)
-    >>> path = tempfile.mkdtemp() + "/model.npz"
-    >>> save_model(path, fitted)
-    >>> bool((load_model(path, fmap).predict(x) == fitted.predict(x)).all())
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+    >>> linear_model.save_model(path, fitted)
+    >>> loaded = linear_model.load_model(path, fmap)
+    >>> bool((loaded.predict(x) == fitted.predict(x)).all())
     True
     """
     model = fitted.model
-    kept_arrays: dict[str, np.ndarray] = {}
-    structure = _encode(fitted.params, "params", kept_arrays)
-    kept = str(jax.tree.structure(_decode(structure, kept_arrays)))
-    if kept != str(jax.tree.structure(fitted.params)):
-        raise TypeError(
-            "save_model: params must be dictionaries, lists and tuples of arrays, got "
-            f"{jax.tree.structure(fitted.params)}"
-        )
-    for name in _MODEL:
-        kept_arrays[name] = np.asarray(getattr(model, name))
-    for name, value in model.info._asdict().items():
-        kept_arrays[f"info.{name}"] = np.asarray(value)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(fitted.params)
+    parts = {_leaf_name(key): np.asarray(leaf) for key, leaf in leaves}
+    parts |= model_to_arrays(model)
     for name, array in (arrays or {}).items():
-        kept_arrays[_NOTES + name] = np.asarray(array)
-    about = {
-        "what": _WHAT,
+        parts[_USER_ARRAY + name] = np.asarray(array)
+    header = {
+        "format": _FORMAT,
         "feature map": repr(fitted.fmap),
-        "params": structure,
+        "params": _structure_literal(fitted.params),
         "num_targets": model.num_targets,
         "num_classes": model.num_classes,
         "skipped": fitted.skipped,
-        "notes": dict(notes or {}),
+        "metadata": dict(metadata or {}),
     }
-    checkpoint.save(path, kept_arrays, about)
+    checkpoint.save(path, parts, header)
 
 
 def is_model(path: str | os.PathLike) -> bool:
-    """Whether `save_model` wrote the file, by its description."""
-    return checkpoint.describe(path).get("what") == _WHAT
+    """Return whether `save_model` wrote the file."""
+    return checkpoint.read_metadata(path).get("format") == _FORMAT
 
 
 def load_metadata(
     path: str | os.PathLike,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The notes that `save_model` was given, and their arrays.
+    """Return the metadata that `save_model` was given, and their arrays.
 
     Args:
       path: the file.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_model`.
+      FileNotFoundError: there is no such file.
+      ValueError: `save_model` did not write the file, or it is damaged.
     """
-    arrays, about = checkpoint.load(path, **_READING)
-    if about.get("what") != _WHAT:
+    arrays, header = checkpoint.load(path, kind=_KIND, remedy=_REMEDY)
+    if header.get("format") != _FORMAT:
         raise ValueError(
-            f"{path} is no {_READING['kind']} (a checkpoint of its fit, perhaps); "
-            f"{_READING['advice']}"
+            f"{path} is not a {_KIND} but another file of this library, for example a "
+            f"checkpoint of a fit; {_REMEDY}"
         )
-    own = {
-        name.removeprefix(_NOTES): array
+    return header["metadata"], {
+        name.removeprefix(_USER_ARRAY): array
         for name, array in arrays.items()
-        if name.startswith(_NOTES)
+        if name.startswith(_USER_ARRAY)
     }
-    return about["notes"], own
 
 
 def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
-    """What `save_model` wrote, for the feature map that it was fitted with.
+    """Return the model that `save_model` wrote.
 
     Args:
       path: the file.
-      fmap: an equal feature map; an architecture is not rebuilt from a file.
+      fmap: a feature map equal to the one that was fitted. The file holds its name but
+        does not rebuild it.
 
     Returns:
-      `FittedModel`, whose predictions are bitwise those of the one saved.
+      `FittedModel`, whose predictions are bitwise those of the saved one.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: another kind of file, a damaged one, or another feature map.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is of another kind or of another feature map, or it is
+        damaged.
     """
-    wanted = {"what": _WHAT, "feature map": repr(fmap)}
-    arrays, about = checkpoint.load(path, wanted, **_READING)
-    info = RidgeInfo(*(arrays[f"info.{name}"] for name in RidgeInfo._fields))
-    weights, intercept, reg = (arrays[name] for name in _MODEL)
-    model = RidgeModel(
-        weights=jnp.asarray(weights),
-        intercept=jnp.asarray(intercept),
-        reg=reg,
-        info=info,
-        num_targets=about["num_targets"],
-        num_classes=about["num_classes"],
+    fingerprint = {"format": _FORMAT, "feature map": repr(fmap)}
+    arrays, header = checkpoint.load(path, fingerprint, kind=_KIND, remedy=_REMEDY)
+    model = model_from_arrays(arrays, header["num_targets"], header["num_classes"])
+    params = jax.tree_util.tree_map_with_path(
+        lambda key, _: jnp.asarray(arrays[_leaf_name(key)]),
+        ast.literal_eval(header["params"]),
     )
-    params = _decode(about["params"], arrays)
-    return FittedModel(fmap, params, model, model, None, about["skipped"])
+    return FittedModel(fmap, params, model, model, None, header["skipped"])
 
 
-def _encode(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """The containers of a pytree as JSON; its arrays go to `arrays`, by name."""
-    if tree is None:
-        return None
-    if isinstance(tree, dict):
-        return {"dict": {k: _encode(tree[k], f"{name}.{k}", arrays) for k in tree}}
-    if isinstance(tree, list | tuple):
-        kind = "list" if isinstance(tree, list) else "tuple"
-        items = [_encode(part, f"{name}.{i}", arrays) for i, part in enumerate(tree)]
-        return {kind: items}
-    arrays[name] = np.asarray(tree)
-    return name
+def _leaf_name(key: tuple[Any, ...]) -> str:
+    return f"params{jax.tree_util.keystr(key)}"
 
 
-def _decode(structure: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if structure is None:
-        return None
-    if isinstance(structure, str):
-        return jnp.asarray(arrays[structure])
-    ((kind, items),) = structure.items()
-    if kind == "dict":
-        return {key: _decode(part, arrays) for key, part in items.items()}
-    parts = [_decode(part, arrays) for part in items]
-    return parts if kind == "list" else tuple(parts)
+def _structure_literal(params: PyTree) -> str:
+    """Return a Python literal of the structure of `params`, with 0 for each array."""
+    literal = repr(jax.tree.map(lambda _: 0, params))
+    structure = jax.tree.structure(params)
+    try:
+        if jax.tree.structure(ast.literal_eval(literal)) == structure:
+            return literal
+    except ValueError:  # a record, which is not a literal
+        pass
+    raise TypeError(
+        "save_model: params must be dictionaries, lists and tuples of arrays, got "
+        f"{structure}"
+    )

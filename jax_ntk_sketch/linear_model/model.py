@@ -1,44 +1,49 @@
-"""Linear models on features, as ridge regression returns them."""
+"""The linear models that ridge regression returns, and their diagnostics."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.typing import ArrayLike
 
-__all__ = ["RidgeInfo", "RidgeModel"]
+from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._typing import Array, ArrayLike
+
+__all__ = ["RidgeInfo", "RidgeModel", "model_from_arrays", "model_to_arrays"]
 
 
 class RidgeInfo(NamedTuple):
-    """Diagnostics of a solve, NaN if not known; each () or, for several `reg`, (r,).
+    r"""Diagnostics of a solve, NaN where a fit does not compute them.
+
+    Each is a number, or has shape (r,) for r values of `reg`.
 
     Attributes:
-      count: examples seen (the sum of their weights), ().
-      condition: condition number of the system matrix, the Gram matrix (centred,
-        with an intercept) plus the penalty.
-      effective_dof: effective degrees of freedom, the trace of G (G + λI)^-1; the
-        intercept is not counted.
-      residual: norm of the normal equations' residual at the weights as returned,
-        relative to that of their right-hand side, in float64.
-      rounding: estimate of the weights' relative error from rounding in the sums.
-      mse: mean squared error on the examples seen, over all targets.
-      gcv: generalised cross-validation, `mse / (1 - dof / count)^2` with the intercept
-        in dof: an estimate of the error on new examples, of which leave-one-out is the
-        mean over rotations of the data (Golub, Heath, Wahba 1979). Infinite where
-        dof reaches the number of examples.
+      count: (), the number of examples, or the sum of their weights.
+      condition: the condition number of the system, the (centered) Gram matrix G plus
+        the penalty.
+      effective_dof: the effective degrees of freedom, the trace of
+        :math:`G (G + \lambda I)^{-1}`, without the intercept.
+      residual: the norm of the residual of the normal equations over the norm of their
+        right-hand side, in float64, for the weights as returned.
+      rounding: an estimate of the relative error that rounding in the sums causes in
+        the weights.
+      mse: the mean squared error on the examples, over all targets.
+      gcv: generalized cross-validation, `mse / (1 - dof / count)**2`, where dof
+        includes the intercept. It estimates the error on new examples, and is the
+        rotation-invariant form of leave-one-out (Golub, Heath, Wahba 1979). It is
+        infinite where dof reaches the number of examples.
     """
 
-    count: Any
-    condition: Any = np.nan
-    effective_dof: Any = np.nan
-    residual: Any = np.nan
-    rounding: Any = np.nan
-    mse: Any = np.nan
-    gcv: Any = np.nan
+    count: ArrayLike
+    condition: ArrayLike = np.nan
+    effective_dof: ArrayLike = np.nan
+    residual: ArrayLike = np.nan
+    rounding: ArrayLike = np.nan
+    mse: ArrayLike = np.nan
+    gcv: ArrayLike = np.nan
 
 
 @partial(
@@ -48,113 +53,150 @@ class RidgeInfo(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class RidgeModel:
-    """A linear model on features, or one per value of `reg`.
+    """A linear model on features, or one model for each of r values of `reg`.
 
     Attributes:
-      weights: (m, t), or (m,) where `num_targets` is None; with r values of `reg`
-        (r, m, t) or (r, m).
-      intercept: (t,) or (); with r values of `reg` (r, t) or (r,).
-      reg: () or (r,), as given.
+      weights: (m, t), or (m,) if `num_targets` is None; (r, m, t) or (r, m) for r
+        values of `reg`.
+      intercept: (t,) or (); (r, t) or (r,) for r values of `reg`.
+      reg: () or (r,), the penalty per example.
       info: `RidgeInfo`.
       num_targets: t, or None for targets of shape (n,).
-      num_classes: the number of classes where the targets are one-hot; else None.
+      num_classes: the number of classes if the targets are one-hot codes, else None.
     """
 
     weights: Array
     intercept: Array
-    reg: Any
+    reg: np.ndarray
     info: RidgeInfo
     num_targets: int | None = None
     num_classes: int | None = None
 
     def predict(self, phi: ArrayLike) -> Array:
-        """Predictions `phi @ weights + intercept`; for classes, their scores.
+        """Return `phi @ weights + intercept`; for classes, one score per class.
 
         Args:
-          phi: (n, m).
+          phi: (n, m) features.
 
         Returns:
-          (n, t), or (n,) where `num_targets` is None; with r values of `reg`
-          (r, n, t) or (r, n).
+          (n, t), or (n,) if `num_targets` is None; (r, n, t) or (r, n) for r values of
+          `reg`.
 
         Raises:
-          ValueError: `phi` does not have m columns.
+          ValueError: phi does not have m columns.
         """
         phi = jnp.asarray(phi)
         flat = self.num_targets is None
         weights = self.weights[..., None] if flat else self.weights
         intercept = self.intercept[..., None] if flat else self.intercept
-        if phi.ndim != 2 or phi.shape[1] != weights.shape[-2]:
+        m = weights.shape[-2]
+        if phi.ndim != 2 or phi.shape[1] != m:
             raise ValueError(
-                f"predict: phi must have shape (n, {weights.shape[-2]}), the features "
-                f"that the model was fitted on; got {phi.shape}"
+                f"RidgeModel.predict: phi must have shape (n, {m}), got {phi.shape}; "
+                "give the features that the model was fitted on"
             )
-        scores = jnp.matmul(phi, weights, precision=jax.lax.Precision.HIGHEST)
-        scores = scores + intercept[..., None, :]
+        scores = matmul(phi, weights) + intercept[..., None, :]
         return scores[..., 0] if flat else scores
 
     def predict_class(self, phi: ArrayLike) -> Array:
-        """The class of the largest score, in 0..num_classes - 1.
+        """Return the class of the largest score, in 0..num_classes - 1.
 
         Args:
-          phi: (n, m).
+          phi: (n, m) features.
 
         Returns:
-          (n,) integers; (r, n) with r values of `reg`.
+          (n,) integers; (r, n) for r values of `reg`.
 
         Raises:
-          ValueError: the model was not fitted on class labels.
+          ValueError: the model was not fitted on class labels, or phi does not have m
+            columns.
         """
         if self.num_classes is None:
             raise ValueError(
-                "predict_class: the model was fitted on numbers, not on classes; use "
-                "predict, or fit_ridge with integer labels"
+                "RidgeModel.predict_class: the model must be fitted on class labels, "
+                "got a model of numbers; use predict, or fit integer labels"
             )
         return jnp.argmax(self.predict(phi), axis=-1)
 
     def select(self, index: int) -> "RidgeModel":
-        """The model of the `index`-th value of `reg`."""
+        """Return the model of one of r values of `reg`.
+
+        Args:
+          index: its position, in [-r, r).
+
+        Raises:
+          ValueError: the model has a single `reg`, or the index is out of range.
+        """
         if np.ndim(self.reg) == 0:
-            raise ValueError("select: the model has a single reg; there is no choice")
+            raise ValueError(
+                "RidgeModel.select: the model must have several values of reg, got a "
+                f"single reg, {self.reg:g}; use the model itself"
+            )
         r = len(self.reg)
         if not -r <= index < r:
-            raise ValueError(f"select: index must be in [{-r}, {r}), got {index}")
-        count, *rest = self.info
+            raise ValueError(
+                f"RidgeModel.select: index must be in [{-r}, {r}), got {index}"
+            )
+        count, *others = self.info
         return dataclasses.replace(
             self,
             weights=self.weights[index],
             intercept=self.intercept[index],
             reg=self.reg[index],
-            info=RidgeInfo(count, *(np.asarray(value)[index] for value in rest)),
+            info=RidgeInfo(count, *(np.asarray(value)[index] for value in others)),
         )
 
     def best(
         self, phi: ArrayLike | None = None, y: ArrayLike | None = None
     ) -> "RidgeModel":
-        """The single-`reg` model with the least error on held-out data.
+        """Return the model of the `reg` with the smallest error on held-out data.
+
+        The first of several equal errors wins.
 
         Args:
-          phi: (n, m) held-out features; without them and y the least `info.gcv`
+          phi: (n, m) held-out features. Without phi and y, the smallest `info.gcv`
             decides, which needs no other data.
-          y: their targets, shaped as predictions, judged by mean squared error; or
-            (n,) integer class labels, judged by the share of wrong classes. Ties go
-            to the first.
+          y: the targets of these examples. Targets of the shape of predictions are
+            compared by the mean squared error, (n,) class labels by the fraction of
+            wrong classes.
 
         Raises:
-          ValueError: a single `reg`, targets of another shape, or one of `phi` and
-            `y` without the other.
+          ValueError: the model has a single `reg`, y has another shape, or only one of
+            phi and y is given.
         """
         if (phi is None) != (y is None):
-            raise ValueError("best: phi and y go together")
+            raise ValueError("RidgeModel.best: phi and y must be given together")
         if phi is None or y is None:
             return self.select(int(np.argmin(np.atleast_1d(self.info.gcv))))
         y = jnp.asarray(y)
         classify = self.num_classes is not None
-        guess = self.predict_class(phi) if classify else self.predict(phi)
-        if np.ndim(self.reg) == 1 and y.shape != guess.shape[1:]:
+        predictions = self.predict_class(phi) if classify else self.predict(phi)
+        if np.ndim(self.reg) == 1 and y.shape != predictions.shape[1:]:
             raise ValueError(
-                f"best: y must have shape {guess.shape[1:]}, got {y.shape}"
+                f"RidgeModel.best: y must have shape {predictions.shape[1:]}, got "
+                f"{y.shape}"
             )
-        loss = guess != y if classify else (guess - y) ** 2
-        errors = np.asarray(loss, np.float64).reshape(len(guess), -1).mean(axis=1)
+        loss = predictions != y if classify else (predictions - y) ** 2
+        errors = np.asarray(loss, np.float64).reshape(len(predictions), -1).mean(axis=1)
         return self.select(int(np.argmin(errors)))
+
+
+def model_to_arrays(model: RidgeModel) -> dict[str, np.ndarray]:
+    """Return the arrays of a model by name, on the host."""
+    parts = {"weights": model.weights, "intercept": model.intercept, "reg": model.reg}
+    parts |= {f"info.{name}": value for name, value in model.info._asdict().items()}
+    return {name: np.asarray(value) for name, value in parts.items()}
+
+
+def model_from_arrays(
+    arrays: Mapping[str, np.ndarray], num_targets: int | None, num_classes: int | None
+) -> RidgeModel:
+    """Return the model that `model_to_arrays` described."""
+    return RidgeModel(
+        weights=jnp.asarray(arrays["weights"]),
+        intercept=jnp.asarray(arrays["intercept"]),
+        reg=arrays["reg"],
+        info=RidgeInfo(*(arrays[f"info.{name}"] for name in RidgeInfo._fields)),
+        num_targets=num_targets,
+        num_classes=num_classes,
+    )

@@ -8,7 +8,7 @@ choose a penalty: a step that is fitted on test images has seen the test set.
 | step | statistics of | functions |
 | --- | --- | --- |
 | standardize examples | each example | `standardize_examples`, no fit |
-| standardize columns | each column or channel | `standardize_columns_fit`, `..._apply` |
+| standardize columns | each column or channel | `standardize_columns_...` |
 | ZCA whitening | all pairs of entries | `zca_fit`, `zca_apply` |
 
 `covariance_init`, `covariance_update` and `covariance_merge` collect statistics from

@@ -1,7 +1,6 @@
 """Errors with error bars: as text, Markdown, JSON and plots."""
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_ntk_sketch._files import atomic_write
 from jax_ntk_sketch.validation.measures import loglog_slope
 
 __all__ = [
@@ -321,17 +321,6 @@ def _draw(draw: Any, target: Any) -> Any:
     draw(ax)
     if target is not None:
         path = pathlib.Path(target)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=150)
-        _write(path, buffer.getvalue())
+        with atomic_write(path) as file:
+            figure.savefig(file, format=path.suffix[1:] or "png", dpi=150)
     return ax
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
