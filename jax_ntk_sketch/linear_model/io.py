@@ -143,9 +143,9 @@ def _leaf_name(key: tuple[Any, ...]) -> str:
 def _structure_literal(params: PyTree) -> str:
     """Return a Python literal of the structure of `params`, with 0 for each array."""
     literal = repr(jax.tree.map(lambda _: 0, params))
-    structure = jax.tree.structure(params)
+    structure: object = jax.tree.structure(params)
     try:
-        if jax.tree.structure(ast.literal_eval(literal)) == structure:
+        if structure == jax.tree.structure(ast.literal_eval(literal)):
             return literal
     except ValueError:  # a record, which is not a literal
         pass

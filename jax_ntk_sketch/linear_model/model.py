@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,13 @@ class RidgeInfo(NamedTuple):
         infinite where dof reaches the number of examples.
     """
 
-    count: ArrayLike
-    condition: ArrayLike = np.nan
-    effective_dof: ArrayLike = np.nan
-    residual: ArrayLike = np.nan
-    rounding: ArrayLike = np.nan
-    mse: ArrayLike = np.nan
-    gcv: ArrayLike = np.nan
+    count: Any  # `tuple.count` forbids a narrower type
+    condition: float | np.ndarray = np.nan
+    effective_dof: float | np.ndarray = np.nan
+    residual: float | np.ndarray = np.nan
+    rounding: float | np.ndarray = np.nan
+    mse: float | np.ndarray = np.nan
+    gcv: float | np.ndarray = np.nan
 
 
 @partial(
