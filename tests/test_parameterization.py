@@ -299,23 +299,23 @@ def test_variances_behind_pools(name):
         width = 16 if name == "local" else 4096
         for stage in layer_rule(net, spec, Context(method, False, width, 2)):
             f = stage.run(stage.init(jax.random.key(0)), f, **beside)
-        assert stage.spec.dropped == bool(layers and method != methods.Exact())
+        assert stage.spec.after_dropout == bool(layers and method != methods.Exact())
         return f
 
     with x64():
         x = jnp.asarray(x)
         f = features(methods.NTKSketch(), stax.Dropout(0.6))
         exact = features(methods.Exact(), stax.Dropout(0.6))
-        added = exact.norm2 - features(methods.Exact()).norm2
-        assert added.mean() > 0.1 * exact.norm2.mean()
+        added = exact.nngp_diag - features(methods.Exact()).nngp_diag
+        assert added.mean() > 0.1 * exact.nngp_diag.mean()
         if name == "local":
             np.testing.assert_allclose(dropout_variance(f), added, rtol=1e-9)
         else:
-            np.testing.assert_allclose(f.norm2, exact.norm2, rtol=1e-9)
+            np.testing.assert_allclose(f.nngp_diag, exact.nngp_diag, rtol=1e-9)
 
 
 def test_cosines_behind_dropout():
-    spec = Spec(3, 0, min_cosine=0.5, raw=False)
+    spec = Spec(3, 0, min_cosine=0.5, before_activations=False)
     (stage,) = layer_rule(
         stax.Dropout(0.6), spec, Context(methods.NTKSketch(), True, 8)
     )

@@ -57,8 +57,8 @@ def test_nothing_is_allocated():
     assert fmap.plan((1000,)).param_bytes > 10**8
 
 
-def test_the_fit_error_is_said():
+def test_the_bias_is_stated():
     plan = jns.feature_map(NETS["deep"], num_features=300, method="one_pass").plan(
         np.ones((2, 20))
     )
-    assert "fit error" in str(plan)
+    assert "bias <= 0.0" in str(plan)

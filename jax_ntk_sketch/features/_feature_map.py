@@ -219,7 +219,7 @@ class NetworkFeatureMap:
             for stage, p in zip(built, params[kind], strict=True):
                 f = stage.run(p, f, **inputs)
             out[kind] = getattr(f, kind)
-        return out[self.get] if isinstance(self.get, str) else KernelFeatures(**out)
+        return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 
     def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
         """Says sizes, operations and bytes before anything is allocated.
@@ -257,16 +257,16 @@ class NetworkFeatureMap:
                 spec = stage.spec
                 rows.append(
                     PlanRow(
-                        f"{kind}[{i}] {stage.name}"
-                        + (f", {stage.bias()}" if stage.bias else ""),
-                        spec.nngp,
-                        spec.ntk,
+                        f"{kind}[{i}] {stage.name}" + _bias_text(stage),
+                        spec.nngp_dim,
+                        spec.ntk_dim,
                         size,
                         stage.flops,
-                        stage.floats,
+                        stage.live_elements,
+                        max(stage.bias().values()) if stage.bias else None,
                     )
                 )
-            width += getattr(built[-1].spec, kind)
+            width += built[-1].single_spec.dim(kind)
             fit_bytes = max(fit_bytes, fit_peak_bytes(built, count))
         count = max(count, batch)
         errors = [self._expected_error(kind, shape, example) for kind in self.kinds]
@@ -286,7 +286,7 @@ class NetworkFeatureMap:
 
     def _expected_error(
         self,
-        kind: str,
+        kind: Kind,
         shape: tuple[int, ...],
         example: Any,
         num_examples: int | None = None,
@@ -393,6 +393,14 @@ def _inputs(x: jax.Array) -> Features:
     return Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
 
 
+def _bias_text(step: Step) -> str:
+    """Return what the plan's row states of the step's bias."""
+    if step.bias is None:
+        return ""
+    parts = (f"{value:g} of {kind}" for kind, value in step.bias().items())
+    return f", bias <= {', '.join(parts)}"
+
+
 def _is_shape(example: Any) -> bool:
     return isinstance(example, tuple | list) and all(
         isinstance(size, int | np.integer) for size in example
@@ -415,7 +423,7 @@ def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
 
 @functools.lru_cache(maxsize=256)
 def _stages(
-    fmap: NetworkFeatureMap, kind: str, shape: tuple[int, ...], batch: int
+    fmap: NetworkFeatureMap, kind: Kind, shape: tuple[int, ...], batch: int
 ) -> list[Step]:
     # Only "exact" depends on the batch; the others share one entry of the cache.
     if not isinstance(fmap.method, methods.Exact) and batch != 1:

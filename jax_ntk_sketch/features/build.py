@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.state import (
     Branches,
     ExactColumns,
@@ -51,8 +52,10 @@ def fit_peak_bytes(built: list[Step], count: int) -> int:
     most = 0
     for before, stage in itertools.pairwise(built[: last + 1]):
         batch = min(count, _FIT_BATCH)
-        passing = count * stage.spec.floats() + batch * stage.floats
-        most = max(most, count * before.spec.floats() + stage.fit_floats + passing)
+        passing = count * stage.spec.live_elements() + batch * stage.live_elements
+        most = max(
+            most, count * before.spec.live_elements() + stage.fit_elements + passing
+        )
     return 4 * most
 
 
@@ -81,7 +84,7 @@ _REMOVES = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
 def build_steps(
     net: stax.Layer,
     method: Method,
-    kind: str,
+    kind: Kind,
     num_features: int,
     shape: tuple[int, ...],
     batch: int,
@@ -99,7 +102,7 @@ def build_steps(
         axis = _channel_axis(net, len(shape) + 1)
         context = Context(method, kind == "ntk", width, batch, axis)
         first = _input(shape, axis)
-        built = [first, *network_rule(method, net, first.spec, context)]
+        built = [first, *network_rule(method, net, first.single_spec, context)]
         if isinstance(built[-1].spec, Branches):
             raise ValueError(
                 f"the network ends in {len(built[-1].spec.specs)} branches: end it "
@@ -137,11 +140,11 @@ def build_steps(
         low, high = (middle, high) if fits else (low, middle)
         middle = budget + 1 if low == budget else (low + high) // 2
     built = build(low)
-    return [*built, _output(kind, built[-1].spec, num_features)]
+    return [*built, _output(kind, built[-1].single_spec, num_features)]
 
 
-def _columns(built: list[Step], kind: str) -> int:
-    return getattr(built[-1].spec, kind)
+def _columns(built: list[Step], kind: Kind) -> int:
+    return built[-1].single_spec.dim(kind)
 
 
 def _input(shape: tuple[int, ...], axis: int) -> Step:
@@ -158,9 +161,15 @@ def _input(shape: tuple[int, ...], axis: int) -> Step:
         return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
     carried = ExactColumns(linears=tuple(range(dim)))
-    spec = Spec(dim, 0, shape=spatial, carried=carried, width=dim)
-    floats = 2 * spec.floats()
-    return Step("input", spec, apply, flops=3 * dim * spec.pixels, floats=floats)
+    spec = Spec(dim, 0, shape=spatial, exact_columns=carried, finite_channels=dim)
+    floats = 2 * spec.live_elements()
+    return Step(
+        name="input",
+        spec=spec,
+        apply=apply,
+        flops=3 * dim * spec.pixels,
+        live_elements=floats,
+    )
 
 
 def _channel_axis(net: stax.Layer, ndim: int) -> int:
@@ -208,9 +217,9 @@ def _with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
     return seen, False
 
 
-def _output(kind: str, spec: Spec, num_features: int) -> Step:
+def _output(kind: Kind, spec: Spec, num_features: int) -> Step:
     """Exactly `num_features` columns: zeros appended, or a final compression."""
-    columns = getattr(spec, kind)
+    columns = spec.dim(kind)
     out = Spec(num_features, 0) if kind == "nngp" else Spec(0, num_features)
     if columns <= num_features:
 
@@ -219,7 +228,9 @@ def _output(kind: str, spec: Spec, num_features: int) -> Step:
             z = jnp.pad(z, [(0, 0), (0, num_features - columns)])
             return f._replace(**{kind: z})
 
-        return Step("output", out, pad, floats=columns + num_features)
+        return Step(
+            name="output", spec=out, apply=pad, live_elements=columns + num_features
+        )
     kept = _kept(kind, spec, num_features)
     left = tuple(sorted(set(range(columns)) - set(kept)))
     sketch = SRHT(len(left), num_features - len(kept))
@@ -231,21 +242,21 @@ def _output(kind: str, spec: Spec, num_features: int) -> Step:
         return f._replace(**{kind: z})
 
     return Step(
-        "output (SRHT)",
-        out,
-        compress,
-        sketch.init,
-        sketch.flops,
-        2 * columns + num_features,
+        name="output (SRHT)",
+        spec=out,
+        apply=compress,
+        init=sketch.init,
+        flops=sketch.flops,
+        live_elements=2 * columns + num_features,
     )
 
 
-def _kept(kind: str, spec: Spec, num_features: int) -> tuple[int, ...]:
+def _kept(kind: Kind, spec: Spec, num_features: int) -> tuple[int, ...]:
     """Exact columns that are not compressed: half of `num_features` at most.
 
     All of them, or if they are too many the constants alone.
     """
-    c = spec.carried
+    c = spec.exact_columns
     constants, linears = c.constants, c.linears
     if kind == "ntk":
         constants, linears = c.ntk_constants, c.ntk_linears

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.state import (
     ExactColumns,
     Features,
@@ -37,12 +38,14 @@ __all__ = [
 def fits_concatenated(spec: Spec, columns: int) -> bool:
     """Whether patches of the NNGP features have at most `columns` channels."""
     assert spec.window is not None
-    return spec.window.patch_dim(spec.nngp, spec.bias) <= columns
+    return spec.window.patch_dim(spec.nngp_dim, spec.bias) <= columns
 
 
 def sketch_width(context: Context) -> int:
     """Columns of the sketch of each kernel's features."""
-    return max(1, context.width // 2 if context.ntk else context.width)
+    return max(
+        1, context.max_columns // 2 if context.wants_ntk else context.max_columns
+    )
 
 
 def materialize_patches(spec: Spec, context: Context) -> Step:
@@ -51,8 +54,8 @@ def materialize_patches(spec: Spec, context: Context) -> Step:
     It also fits where there was no nonlinear layer yet: the columns are then functions
     of few inputs.
     """
-    fits = fits_concatenated(spec, context.width)
-    if fits or spec.raw or isinstance(context.method, Exact):
+    fits = fits_concatenated(spec, context.max_columns)
+    if fits or spec.before_activations or isinstance(context.method, Exact):
         return concatenate_patches(spec)
     return sketch_patches(spec, context)
 
@@ -65,7 +68,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
     """
     assert spec.window is not None
     width = sketch_width(context)
-    c = spec.carried
+    c = spec.exact_columns
     constants, linears = len(c.constants), len(c.linears)
     exact = {
         "nngp": (*c.constants, *c.linears),
@@ -75,7 +78,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
     out = _without_window(
         spec,
         width + len(exact["nngp"]) + ones,
-        width + len(exact["ntk"]) + ones if spec.ntk else 0,
+        width + len(exact["ntk"]) + ones if spec.ntk_dim else 0,
     )
     if any(exact.values()):
         # A constant coordinate of the patches joins the constants, in front.
@@ -83,14 +86,14 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
         carried = ExactColumns(
             tuple(range(first)),
             tuple(range(first, first + linears)),
-            tuple(range(second)) if spec.ntk else (),
+            tuple(range(second)) if spec.ntk_dim else (),
             tuple(range(second, second + len(c.ntk_linears))),
         )
-        out = dataclasses.replace(out, carried=carried)
-    kinds = [kind for kind in ("nngp", "ntk") if getattr(spec, kind)]
+        out = dataclasses.replace(out, exact_columns=carried)
+    kinds = spec.kinds
     biases = {"nngp": spec.bias, "ntk": spec.ntk_bias}
     parts = {
-        kind: Patches(spec.window, getattr(spec, kind), biases[kind]).sketch(width)
+        kind: Patches(spec.window, spec.dim(kind), biases[kind]).sketch(width)
         for kind in kinds
     }
 
@@ -99,7 +102,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
         pairs = zip(parts.items(), keys, strict=False)
         return {kind: p.part.init(k) for (kind, p), k in pairs}
 
-    def one(params: Any, kind: str, x: jax.Array) -> jax.Array:
+    def one(params: Any, kind: Kind, x: jax.Array) -> jax.Array:
         part, columns = parts[kind], exact[kind]
         z = part.apply(params[kind], x)
         if not columns and not ones:
@@ -112,45 +115,60 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
 
     def apply(params, f: Features) -> Features:
         done = {kind: one(params, kind, getattr(f, kind)) for kind in kinds}
-        return Features(done["nngp"], done.get("ntk", done["nngp"][..., :0]), f.norm2)
+        return Features(
+            done["nngp"], done.get("ntk", done["nngp"][..., :0]), f.nngp_diag
+        )
 
     flops = sum(p.part.flops for p in parts.values()) * spec.pixels
-    floats = 2 * spec.floats() + 2 * out.floats()
-    return Step("patches (SRHT)", out, apply, init, flops, floats)
+    floats = 2 * spec.live_elements() + 2 * out.live_elements()
+    return Step(
+        name="patches (SRHT)",
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=flops,
+        live_elements=floats,
+    )
 
 
 def concatenate_patches(spec: Spec) -> Step:
     """Patches as features, all their channels side by side."""
     window, bias, ntk_bias = spec.window, spec.bias, spec.ntk_bias
     assert window is not None
-    ntk = window.patch_dim(spec.ntk, ntk_bias) if spec.ntk else 0
-    nngp = window.patch_dim(spec.nngp, bias)
-    carried = spec.carried.repeated(spec, window.size)
+    ntk = window.patch_dim(spec.ntk_dim, ntk_bias) if spec.ntk_dim else 0
+    nngp = window.patch_dim(spec.nngp_dim, bias)
+    carried = spec.exact_columns.repeated(spec, window.size)
     if bias:
         carried = carried._replace(constants=(*carried.constants, nngp - 1))
-        if spec.ntk:
+        if spec.ntk_dim:
             carried = carried._replace(ntk_constants=(*carried.ntk_constants, ntk - 1))
-    out = dataclasses.replace(_without_window(spec, nngp, ntk), carried=carried)
+    out = dataclasses.replace(_without_window(spec, nngp, ntk), exact_columns=carried)
 
     def apply(params, f: Features) -> Features:
         nngp = window.patches(f.nngp, bias)
-        ntk = window.patches(f.ntk, ntk_bias) if spec.ntk else nngp[..., :0]
-        return Features(nngp, ntk, f.norm2)
+        ntk = window.patches(f.ntk, ntk_bias) if spec.ntk_dim else nngp[..., :0]
+        return Features(nngp, ntk, f.nngp_diag)
 
-    floats = spec.floats() + out.floats()
-    return Step("patches", out, apply, flops=out.floats(), floats=floats)
+    floats = spec.live_elements() + out.live_elements()
+    return Step(
+        name="patches",
+        spec=out,
+        apply=apply,
+        flops=out.live_elements(),
+        live_elements=floats,
+    )
 
 
 def _without_window(spec: Spec, nngp: int, ntk: int) -> Spec:
     return dataclasses.replace(
         spec,
-        nngp=nngp,
-        ntk=ntk,
+        nngp_dim=nngp,
+        ntk_dim=ntk,
         shape=spec.positions,
         window=None,
         bias=0.0,
         ntk_bias=0.0,
-        carried=ExactColumns(),
+        exact_columns=ExactColumns(),
     )
 
 

@@ -34,7 +34,7 @@ class Product:
     def at(cls, left: int, right: int, most: int, spec: Spec, context: Context) -> Any:
         """At each position of each example."""
         exact = isinstance(context.method, Exact)
-        return cls(left, right, most, context.batch * spec.pixels if exact else 0)
+        return cls(left, right, most, context.batch_size * spec.pixels if exact else 0)
 
     @property
     def columns(self) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._typing import KINDS, Kind
 from jax_ntk_sketch.sketch import Window
 
 
@@ -27,7 +28,7 @@ class Features(NamedTuple):
 
     nngp: jax.Array
     ntk: jax.Array
-    norm2: jax.Array
+    nngp_diag: jax.Array
 
 
 class ExactColumns(NamedTuple):
@@ -51,7 +52,7 @@ class ExactColumns(NamedTuple):
         """After a linear layer has appended the NNGP features to the NTK's."""
 
         def behind(columns: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(spec.ntk + i for i in columns)
+            return tuple(spec.ntk_dim + i for i in columns)
 
         return self._replace(
             ntk_constants=self.ntk_constants + behind(self.constants),
@@ -65,10 +66,10 @@ class ExactColumns(NamedTuple):
             return tuple(width * k + i for k in range(times) for i in columns)
 
         return ExactColumns(
-            copies(self.constants, spec.nngp),
-            copies(self.linears, spec.nngp),
-            copies(self.ntk_constants, spec.ntk),
-            copies(self.ntk_linears, spec.ntk),
+            copies(self.constants, spec.nngp_dim),
+            copies(self.linears, spec.nngp_dim),
+            copies(self.ntk_constants, spec.ntk_dim),
+            copies(self.ntk_linears, spec.ntk_dim),
         )
 
 
@@ -92,19 +93,28 @@ class Spec:
       width: channels of the finite network.
     """
 
-    nngp: int
-    ntk: int
+    nngp_dim: int
+    ntk_dim: int
     gaussian: bool = False
     min_cosine: float = -1.0
     shape: tuple[int, ...] = ()
     window: Window | None = None
     bias: float = 0.0
     ntk_bias: float = 0.0
-    dropped: bool = False
-    own_norms: bool = False
-    raw: bool = True
-    carried: ExactColumns = ExactColumns()  # noqa: RUF009
-    width: int = 1
+    after_dropout: bool = False
+    norms_from_features: bool = False
+    before_activations: bool = True
+    exact_columns: ExactColumns = ExactColumns()  # noqa: RUF009
+    finite_channels: int = 1
+
+    def dim(self, kind: Kind) -> int:
+        """Return the columns of the features of one kernel."""
+        return self.nngp_dim if kind == "nngp" else self.ntk_dim
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kernels whose features have columns."""
+        return tuple(kind for kind in KINDS if self.dim(kind))
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -116,9 +126,9 @@ class Spec:
         """Number of positions."""
         return math.prod(self.positions)
 
-    def floats(self) -> int:
+    def live_elements(self) -> int:
         """Numbers in the arrays of one example."""
-        return math.prod(self.shape) * (self.nngp + self.ntk + 1)
+        return math.prod(self.shape) * (self.nngp_dim + self.ntk_dim + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,21 +138,21 @@ class Branches:
     specs: tuple[Spec, ...]
 
     @property
-    def nngp(self) -> int:
-        return sum(spec.nngp for spec in self.specs)
+    def nngp_dim(self) -> int:
+        return sum(spec.nngp_dim for spec in self.specs)
 
     @property
-    def ntk(self) -> int:
-        return sum(spec.ntk for spec in self.specs)
+    def ntk_dim(self) -> int:
+        return sum(spec.ntk_dim for spec in self.specs)
 
-    def floats(self) -> int:
+    def live_elements(self) -> int:
         """Numbers in the arrays of one example."""
-        return sum(spec.floats() for spec in self.specs)
+        return sum(spec.live_elements() for spec in self.specs)
 
 
 def after_weighted_sum(spec: Spec, signed: bool) -> Spec:
     """Behind weighted sums over positions, with weights that may be negative or not."""
-    carried = spec.carried
+    carried = spec.exact_columns
     if signed:
         # A constant column may have either sign then; a linear one always may.
         carried = ExactColumns(
@@ -150,7 +160,9 @@ def after_weighted_sum(spec: Spec, signed: bool) -> Spec:
             ntk_linears=carried.ntk_constants + carried.ntk_linears,
         )
     low = -1.0 if signed else min(spec.min_cosine, 0.0)
-    return dataclasses.replace(spec, min_cosine=low, own_norms=True, carried=carried)
+    return dataclasses.replace(
+        spec, min_cosine=low, norms_from_features=True, exact_columns=carried
+    )
 
 
 def dropout_variance(f: Features) -> jax.Array:
@@ -159,7 +171,7 @@ def dropout_variance(f: Features) -> jax.Array:
     Each position has it independently of the others, so that sums over positions with
     weights w have it with weights w^2.
     """
-    return f.norm2 - jnp.sum(f.nngp**2, axis=-1)
+    return f.nngp_diag - jnp.sum(f.nngp**2, axis=-1)
 
 
 def with_feature_norms(

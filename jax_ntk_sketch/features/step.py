@@ -9,96 +9,114 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.features.state import Spec
+from jax_ntk_sketch._typing import Key, Kind, PyTree
+from jax_ntk_sketch.features.state import Branches, Spec
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
+
+# Parameters from a key alone.
+Init = Callable[[Key], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every rule is told.
+    """What every rule needs to know besides the layer and the features before it.
 
     Attributes:
       method: the approximation method.
-      ntk: whether the NTK is wanted, or the NNGP kernel alone.
-      width: columns that a nonlinear layer may return, NNGP and NTK together.
-      batch: examples in the batch, for methods whose features depend on it.
-      channel_axis: of the input, counted with the batch axis; features have their
-        channels last whatever it is.
+      wants_ntk: whether the NTK is wanted, or the NNGP kernel alone.
+      max_columns: columns that an activation may return, NNGP and NTK together.
+      batch_size: examples in the batch, for methods whose features depend on it.
+      channel_axis: the axis of the channels in the input, counted with the batch axis;
+        features have their channels on the last axis.
     """
 
     method: Method
-    ntk: bool
-    width: int
-    batch: int = 1
+    wants_ntk: bool
+    max_columns: int
+    batch_size: int = 1
     channel_axis: int = -1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of a feature map: pure functions and what they cost per example.
 
     Attributes:
-      name: for the plan.
-      spec: of the features that it returns.
-      init: key to parameters; a step without randomness has none. Where there is a
-        `fit`, only their shapes and dtypes are right.
-      fit: (key, features of a sample) to parameters, for steps that learn from data.
-      error: cosines of the NNGP features that enter, (...), to the kernel of unit
-        vectors there and the mean square of its error, of steps whose noise is known in
-        closed form.
-      apply: (parameters, features) to features, and by keyword what it `takes`; called
-        by `run`.
+      name: the name in the plan.
+      spec: what is known of the features that the step returns.
+      apply: takes parameters and features, and by keyword the `extra_inputs`, and
+        returns features; it is called by `run`.
+      init: takes a key and returns parameters; a step without randomness has none.
+        Where there is a `fit`, only their shapes and dtypes are right.
+      fit: takes a key, the features of a sample and the `extra_inputs`, and returns
+        parameters, for steps that learn from data.
       flops: floating-point operations.
-      floats: numbers alive at once while it runs, inputs and outputs included.
-      fit_floats: numbers alive at once while `fit` runs, besides its input.
-      bias: gives the largest bias of the kernels of unit vectors, for the plan.
-      takes: names of the arrays beside x that `apply` and `fit` read, such as
-        "pattern"; a step made of others takes what they take (`taken`).
+      live_elements: numbers in memory at once while the step runs, its inputs and
+        outputs included.
+      fit_elements: numbers in memory at once while `fit` runs, besides its input.
+      bias: returns the largest bias of each kernel, relative to the kernel of unit
+        vectors at cosine 1; None for an unbiased step, or one whose bias is unknown.
+      error: takes cosines of the NNGP features that enter, and returns the kernel of
+        unit vectors there and the mean square of its error; None where the noise is
+        not known in closed form.
+      extra_inputs: names of the arrays besides x that `apply` and `fit` read, such as
+        "pattern".
     """
 
     name: str
-    spec: Any  # a Spec, or Branches
+    spec: Spec | Branches
     apply: Callable[..., Any]
-    init: Callable[[jax.Array], Any] = lambda key: ()
+    init: Init = lambda key: ()
+    fit: Callable[..., PyTree] | None = None
     flops: int = 0
-    floats: int = 0
-    fit: Callable[..., Any] | None = None
+    live_elements: int = 0
+    fit_elements: int = 0
+    bias: Callable[[], dict[Kind, float]] | None = None
     error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
-    fit_floats: int = 0
-    bias: Callable[[], str] | None = None
-    takes: tuple[str, ...] = ()
+    extra_inputs: tuple[str, ...] = ()
 
-    def run(self, params: Any, f: Any, **inputs: Any) -> Any:
-        """Features of the next step; of the `inputs` it is given what it takes."""
-        return self.apply(params, f, **self._own(inputs))
+    @property
+    def single_spec(self) -> Spec:
+        """The spec, of a step that does not return branches."""
+        assert isinstance(self.spec, Spec)
+        return self.spec
 
-    def learn(self, key: jax.Array, f: Any, **inputs: Any) -> Any:
-        """Parameters: by `fit` where there is one, else by `init`."""
+    def run(self, params: PyTree, f: Any, **inputs: Any) -> Any:
+        """Return the features after this step.
+
+        Args:
+          params: the parameters, as returned by `init` or `learn`.
+          f: the `Features` before this step, or a list of them in branches.
+          **inputs: all extra inputs of the map; the step reads its own.
+        """
+        return self.apply(params, f, **self._select(inputs))
+
+    def learn(self, key: Key, f: Any, **inputs: Any) -> PyTree:
+        """Return parameters, from `fit` if the step has one, else from `init`."""
         if self.fit is None:
             return self.init(key)
-        return self.fit(key, f, **self._own(inputs))
+        return self.fit(key, f, **self._select(inputs))
 
-    def _own(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {name: inputs[name] for name in self.takes if name in inputs}
+    def _select(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: inputs[name] for name in self.extra_inputs if name in inputs}
 
 
-def extra_inputs(stages: Iterable[Step]) -> tuple[str, ...]:
-    """What these steps take together, each name once."""
-    return tuple(dict.fromkeys(name for stage in stages for name in stage.takes))
+def extra_inputs(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Return the names of all extra inputs of the steps, each name once."""
+    return tuple(dict.fromkeys(name for step in steps for name in step.extra_inputs))
 
 
 @functools.singledispatch
 def layer_rule(layer: stax.Layer, spec: Any, context: Context) -> list[Step]:
-    """The stages of one layer; one implementation per record type, in this package.
+    """Return the steps of one layer; each record type has an implementation.
 
     Raises:
-      TypeError: there is none for this record.
-      ValueError: the layer cannot follow what precedes it, or the method does not
+      TypeError: this type of record has no implementation.
+      ValueError: the layer cannot follow the layers before it, or the method does not
         support it.
     """
     raise TypeError(
@@ -109,7 +127,7 @@ def layer_rule(layer: stax.Layer, spec: Any, context: Context) -> list[Step]:
 
 @functools.singledispatch
 def accepts_patches(method: Method, spec: Spec, context: Context) -> bool:
-    """Whether the method's `nonlinear` reads such patches from their image."""
+    """Return whether the method's `activation_rule` reads patches from their image."""
     return False
 
 
@@ -117,16 +135,16 @@ def accepts_patches(method: Method, spec: Spec, context: Context) -> bool:
 def activation_rule(
     method: Method, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    """The stage of an activation; one implementation per layer-by-layer method.
+    """Return the step of an activation; each layer-by-layer method implements it.
 
-    It returns at most `context.width` columns, NNGP and NTK together (NNGP alone
-    where the NTK is not wanted), or the least that it can.
+    The step returns at most `context.max_columns` columns, NNGP and NTK together (NNGP
+    alone if the NTK is not wanted), or as few as the method can.
     """
     raise TypeError(f"method {method!r} has no rule for activations")
 
 
 def layer_by_layer(net: stax.Layer, spec: Spec, context: Context) -> list[Step]:
-    """The stages of `net`, layer by layer."""
+    """Return the steps of `net`, layer by layer."""
     return layer_rule(stax.serial(net), spec, context)
 
 
@@ -134,8 +152,8 @@ def layer_by_layer(net: stax.Layer, spec: Spec, context: Context) -> list[Step]:
 def network_rule(
     method: Method, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    """The stages between input and output; by default those of each layer in turn.
+    """Return the steps between input and output; by default those of each layer.
 
-    Methods that read the network as a whole register an implementation of their own.
+    A method that reads the network as a whole registers an implementation.
     """
     return layer_by_layer(net, spec, context)

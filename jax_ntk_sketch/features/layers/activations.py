@@ -36,7 +36,7 @@ def activation_steps(
     before: list[Step] = []
     if spec.window and not accepts_patches(context.method, spec, context):
         before = [materialize_patches(spec, context)]
-        spec = before[-1].spec
+        spec = before[-1].single_spec
     dual = _dual(layer)
     stage = activation_rule(context.method, dual, spec, context)
     if dual.max_variance < math.inf:
@@ -44,13 +44,13 @@ def activation_steps(
             stage, apply=_checked(stage.apply, dual.max_variance)
         )
     out = dataclasses.replace(
-        stage.spec,
+        stage.single_spec,
         min_cosine=_low(dual, spec.min_cosine),
         shape=spec.positions,
-        own_norms=spec.own_norms,
-        dropped=spec.dropped,
-        raw=False,
-        width=spec.width,
+        norms_from_features=spec.norms_from_features,
+        after_dropout=spec.after_dropout,
+        before_activations=False,
+        finite_channels=spec.finite_channels,
     )
     return [
         *before,
@@ -65,10 +65,10 @@ def _checked(apply: Callable[..., Features], most: float) -> Callable[..., Featu
     """
 
     def checked(params: Any, f: Features) -> Features:
-        finite = f.norm2 < most
+        finite = f.nngp_diag < most
         out = apply(params, f)
         nngp, ntk = (jnp.where(finite[..., None], z, jnp.nan) for z in out[:2])
-        return Features(nngp, ntk, jnp.where(finite, out.norm2, jnp.nan))
+        return Features(nngp, ntk, jnp.where(finite, out.nngp_diag, jnp.nan))
 
     return checked
 

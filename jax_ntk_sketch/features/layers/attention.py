@@ -79,7 +79,7 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
         """(n, positions, positions), of queries and keys."""
         rows = _rows(f.nngp)
         cov = jnp.einsum("nia,nja->nij", rows, rows, precision="highest")
-        norm2 = f.norm2.reshape(len(rows), -1, 1)
+        norm2 = f.nngp_diag.reshape(len(rows), -1, 1)
         cov = jnp.where(jnp.eye(spec.pixels, dtype=bool), norm2, cov)
         scores = product * embedded.covariance(cov)
         if mask is None:
@@ -90,11 +90,11 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
         return jnp.where(keys, mechanism(scores), 0)
 
     bias = int(bool(layer.b_std))
-    columns, mixed = spec.nngp + values.columns, spec.ntk + values.columns
+    columns, mixed = spec.nngp_dim + values.columns, spec.ntk_dim + values.columns
     after = after_weighted_sum(spec, layer.attention_mechanism == "IDENTITY")
-    c = after.carried
+    c = after.exact_columns
     carried = c._replace(constants=(*c.constants, *[columns] * bias))
-    if context.ntk:
+    if context.wants_ntk:
         carried = carried._replace(
             ntk_constants=(
                 *c.ntk_constants,
@@ -105,12 +105,12 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
         )
     out = dataclasses.replace(
         after,
-        nngp=columns + bias,
-        ntk=mixed + bias + columns if context.ntk else 0,
+        nngp_dim=columns + bias,
+        ntk_dim=mixed + bias + columns if context.wants_ntk else 0,
         gaussian=True,
-        raw=False,
-        carried=carried,
-        width=layer.n_chan_out,
+        before_activations=False,
+        exact_columns=carried,
+        finite_channels=layer.n_chan_out,
     )
 
     def apply(params: Any, f: Features, mask: jax.Array | None = None) -> Features:
@@ -125,20 +125,27 @@ def _linear(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> St
         nngp = mix(values.features(f.nngp))
         ones = [constant_column(nngp, layer.b_std)] if layer.b_std else []
         ntk = f.ntk
-        if context.ntk:
+        if context.wants_ntk:
             # The values' weights and those of the output are trained.
             trained = [mix(values.features(f.ntk)), *ones, math.sqrt(2) * nngp]
             ntk = jnp.concatenate(trained, axis=-1)
         more: jax.Array | float = 0.0
-        if spec.dropped:
+        if spec.after_dropout:
             more = values.weight * dropout_variance(f).reshape(len(g), -1, 1)
-            more = jnp.matmul((std * g) ** 2, more).reshape(f.norm2.shape)
+            more = jnp.matmul((std * g) ** 2, more).reshape(f.nngp_diag.shape)
         return with_feature_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, more)
 
     pixels = spec.pixels
-    flops = 2 * pixels**2 * (2 * spec.nngp + spec.ntk + 2 * values.columns + 3)
-    floats = spec.floats() + out.floats() + 2 * pixels**2
-    return Step(repr(layer), out, apply, flops=flops, floats=floats, takes=("mask",))
+    flops = 2 * pixels**2 * (2 * spec.nngp_dim + spec.ntk_dim + 2 * values.columns + 3)
+    floats = spec.live_elements() + out.live_elements() + 2 * pixels**2
+    return Step(
+        name=repr(layer),
+        spec=out,
+        apply=apply,
+        flops=flops,
+        live_elements=floats,
+        extra_inputs=("mask",),
+    )
 
 
 def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Step:
@@ -153,12 +160,12 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Step
     def at(left: int, right: int, most: int) -> Product:
         return Product.at(left, right, most, spec, context)
 
-    a, b = spec.nngp + embedded.columns, spec.nngp + values.columns
+    a, b = spec.nngp_dim + embedded.columns, spec.nngp_dim + values.columns
     parts = {"sum": at(a, b, width)}
     total = parts["sum"].columns
     parts["nngp"] = at(total, a, width)
-    if context.ntk:
-        ntk_a, ntk_b = spec.ntk + embedded.columns, spec.ntk + values.columns
+    if context.wants_ntk:
+        ntk_a, ntk_b = spec.ntk_dim + embedded.columns, spec.ntk_dim + values.columns
         parts["sum1"], parts["sum2"] = at(a, ntk_b, half), at(b, ntk_a, half)
         every = total + parts["sum1"].columns + parts["sum2"].columns
         parts["ntk1"], parts["ntk2"] = at(every, a, half), at(total, ntk_a, half)
@@ -166,14 +173,14 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Step
     ntk = sum(parts[name].columns for name in ("ntk1", "ntk2") if name in parts)
     out = dataclasses.replace(
         spec,
-        nngp=nngp + bias,
-        ntk=ntk + bias if context.ntk else 0,
+        nngp_dim=nngp + bias,
+        ntk_dim=ntk + bias if context.wants_ntk else 0,
         gaussian=True,
         min_cosine=-1.0,
-        own_norms=True,
-        raw=False,
-        carried=ExactColumns(),
-        width=layer.n_chan_out,
+        norms_from_features=True,
+        before_activations=False,
+        exact_columns=ExactColumns(),
+        finite_channels=layer.n_chan_out,
     )
 
     def init(key: jax.Array) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Step
         nngp = std * times("nngp", u, phi)
         ones = [constant_column(nngp, layer.b_std)] if layer.b_std else []
         ntk = f.ntk
-        if context.ntk:
+        if context.wants_ntk:
             psi, psi_v = embedded.features(f.ntk), values.features(f.ntk)
             trained = [times("sum1", phi, psi_v), times("sum2", v, psi)]
             trained = [*map(over, trained), 2 * u]
@@ -207,19 +214,27 @@ def _root(layer: stax.GlobalSelfAttention, spec: Spec, context: Context) -> Step
             second = times("ntk2", u, psi)
             ntk = jnp.concatenate([std * first, std * second, *ones], axis=-1)
         more: jax.Array | float = 0.0
-        if spec.dropped:
+        if spec.after_dropout:
             own = jnp.sum(f.nngp**2, axis=-1)
             once, twice = (
-                embedded.variance(q) * values.variance(q) for q in (own, f.norm2)
+                embedded.variance(q) * values.variance(q) for q in (own, f.nngp_diag)
             )
             dot = jnp.sum(u**2, axis=-1) + over((twice - once)[..., None])[..., 0]
-            more = std**2 * dot * embedded.variance(f.norm2)
+            more = std**2 * dot * embedded.variance(f.nngp_diag)
             more = more - jnp.sum(nngp**2, axis=-1)
         return with_feature_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, more)
 
     flops = spec.pixels * sum(part.flops for part in parts.values())
-    floats = spec.floats() + out.floats() + spec.pixels * 4 * width
-    return Step(repr(layer), out, apply, init, flops, floats, takes=("mask",))
+    floats = spec.live_elements() + out.live_elements() + spec.pixels * 4 * width
+    return Step(
+        name=repr(layer),
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=flops,
+        live_elements=floats,
+        extra_inputs=("mask",),
+    )
 
 
 class _Embedded(NamedTuple):
@@ -245,8 +260,8 @@ class _Embedded(NamedTuple):
             return cls.none()
         weight, other = 1.0, layer.W_pos_emb_std**2
         if layer.pos_emb_type == "CONCAT":
-            channels = layer.n_chan_pos_emb or spec.width
-            weight = spec.width / (spec.width + channels)
+            channels = layer.n_chan_pos_emb or spec.finite_channels
+            weight = spec.finite_channels / (spec.finite_channels + channels)
             other *= 1 - weight
         between = other * _covariances(layer, spec.shape)
         values, vectors = np.linalg.eigh(between)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.build import fit_peak_bytes, fit_steps
 from jax_ntk_sketch.features.patches import materialize_patches, sketch_width
 from jax_ntk_sketch.features.products import Product
@@ -30,7 +31,14 @@ def fan_out_steps(layer: stax.FanOut, spec: Spec, context: Context) -> list[Step
         return [f] * layer.num
 
     out = Branches((spec,) * layer.num)
-    return [Step(repr(layer), out, apply, floats=spec.floats() + out.floats())]
+    return [
+        Step(
+            name=repr(layer),
+            spec=out,
+            apply=apply,
+            live_elements=spec.live_elements() + out.live_elements(),
+        )
+    ]
 
 
 @layer_rule.register
@@ -93,21 +101,31 @@ def _side_by_side(built: list[list[Step]], spec: Branches) -> Step:
     biases = [stage.bias for stage in every if stage.bias]
     learns = any(stage.fit for stage in every)
     return Step(
-        f"[{names}]",
-        Branches(tuple(specs)),
-        apply,
-        init,
-        sum(stage.flops for stage in every),
-        spec.floats() + max((stage.floats for stage in every), default=0),
+        name=f"[{names}]",
+        spec=Branches(tuple(specs)),
+        apply=apply,
+        init=init,
+        flops=sum(stage.flops for stage in every),
+        live_elements=spec.live_elements()
+        + max((stage.live_elements for stage in every), default=0),
         fit=fit if learns else None,
-        fit_floats=max(
+        fit_elements=max(
             (fit_peak_bytes(stages, 1) // 4 for stages in built if stages),
             default=0,
         )
-        + sum(stage.fit_floats for stage in every),
-        bias=(lambda: "; ".join(bias() for bias in biases)) if biases else None,
-        takes=extra_inputs(every),
+        + sum(stage.fit_elements for stage in every),
+        bias=(lambda: _largest(biases)) if biases else None,
+        extra_inputs=extra_inputs(every),
     )
+
+
+def _largest(biases: list[Callable[[], dict[Kind, float]]]) -> dict[Kind, float]:
+    """Return the largest bias of each kernel."""
+    largest: dict[Kind, float] = {}
+    for bias in biases:
+        for kind, value in bias().items():
+            largest[kind] = max(value, largest.get(kind, 0.0))
+    return largest
 
 
 @layer_rule.register
@@ -132,7 +150,15 @@ def fan_in_sum_steps(
             functools.reduce(jnp.add, norm2),
         )
 
-    return [*before, Step(repr(layer), out, apply, floats=2 * out.floats())]
+    return [
+        *before,
+        Step(
+            name=repr(layer),
+            spec=out,
+            apply=apply,
+            live_elements=2 * out.live_elements(),
+        ),
+    ]
 
 
 @layer_rule.register
@@ -158,9 +184,9 @@ def fan_in_concat_steps(
 def _channels(layer: stax.FanInConcat, specs: tuple[Spec, ...], spec: Branches) -> Step:
     """Channels side by side: kernels weighted by the finite network's widths."""
     _check_equal(layer, specs, spec, widths=False)
-    total = sum(one.width for one in specs)
-    shares = [one.width / total for one in specs]
-    out = dataclasses.replace(_joined(specs), gaussian=False, width=total)
+    total = sum(one.finite_channels for one in specs)
+    shares = [one.finite_channels / total for one in specs]
+    out = dataclasses.replace(_joined(specs), gaussian=False, finite_channels=total)
 
     def apply(params: Any, fs: list[Features]) -> Features:
         roots = [math.sqrt(share) for share in shares]
@@ -168,11 +194,13 @@ def _channels(layer: stax.FanInConcat, specs: tuple[Spec, ...], spec: Branches) 
             jnp.concatenate([r * f.nngp for r, f in zip(roots, fs, strict=True)], -1),
             jnp.concatenate([r * f.ntk for r, f in zip(roots, fs, strict=True)], -1),
             functools.reduce(
-                jnp.add, [w * f.norm2 for w, f in zip(shares, fs, strict=True)]
+                jnp.add, [w * f.nngp_diag for w, f in zip(shares, fs, strict=True)]
             ),
         )
 
-    return Step(repr(layer), out, apply, floats=2 * out.floats())
+    return Step(
+        name=repr(layer), spec=out, apply=apply, live_elements=2 * out.live_elements()
+    )
 
 
 def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> Step:
@@ -184,10 +212,10 @@ def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> S
         )
     shapes = [one.shape for one in specs]
     others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-    if len(others) > 1 or len({one.width for one in specs}) > 1:
+    if len(others) > 1 or len({one.finite_channels for one in specs}) > 1:
         raise ValueError(
             f"{layer!r}: branches must agree in all other axes; their positions are "
-            f"{shapes}, their widths {[one.width for one in specs]}"
+            f"{shapes}, their widths {[one.finite_channels for one in specs]}"
         )
     shape = list(shapes[0])
     shape[axis] = sum(s[axis] for s in shapes)
@@ -197,10 +225,10 @@ def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> S
         min_cosine=min(0.0, *(one.min_cosine for one in specs)),
     )
     # What is constant on one branch is not on the others.
-    linears = out.carried
+    linears = out.exact_columns
     out = dataclasses.replace(
         out,
-        carried=ExactColumns(
+        exact_columns=ExactColumns(
             linears=linears.constants + linears.linears,
             ntk_linears=linears.ntk_constants + linears.ntk_linears,
         ),
@@ -219,10 +247,12 @@ def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> S
         return Features(
             blocks([f.nngp for f in fs]),
             blocks([f.ntk for f in fs]),
-            jnp.concatenate([f.norm2 for f in fs], axis=1 + axis),
+            jnp.concatenate([f.nngp_diag for f in fs], axis=1 + axis),
         )
 
-    return Step(repr(layer), out, apply, floats=2 * out.floats())
+    return Step(
+        name=repr(layer), spec=out, apply=apply, live_elements=2 * out.live_elements()
+    )
 
 
 @layer_rule.register
@@ -236,11 +266,11 @@ def fan_in_prod_steps(
     _check_equal(layer, specs, spec)
     if len(specs) == 1:
         first: Callable = lambda params, fs: fs[0]  # noqa: E731
-        return [*before, Step(repr(layer), specs[0], first)]
+        return [*before, Step(name=repr(layer), spec=specs[0], apply=first)]
     steps, one = [], specs[0]
     for other in specs[1:]:
         steps.append(_product(one, other, context))
-        one = steps[-1].spec
+        one = steps[-1].single_spec
 
     def init(key: jax.Array) -> list[Any]:
         keys = jax.random.split(key, len(steps))
@@ -253,8 +283,18 @@ def fan_in_prod_steps(
         return f
 
     flops = sum(step.flops for step in steps)
-    floats = spec.floats() + sum(step.floats for step in steps)
-    return [*before, Step(repr(layer), one, apply, init, flops, floats)]
+    floats = spec.live_elements() + sum(step.live_elements for step in steps)
+    return [
+        *before,
+        Step(
+            name=repr(layer),
+            spec=one,
+            apply=apply,
+            init=init,
+            flops=flops,
+            live_elements=floats,
+        ),
+    ]
 
 
 def _product(a: Spec, b: Spec, context: Context) -> Step:
@@ -262,11 +302,11 @@ def _product(a: Spec, b: Spec, context: Context) -> Step:
     width = sketch_width(context)
     half = max(1, width // 2)
     parts = {
-        "nngp": Product.at(a.nngp, b.nngp, width, a, context),
-        "ntk1": Product.at(a.ntk, b.nngp, half, a, context),
-        "ntk2": Product.at(a.nngp, b.ntk, half, a, context),
+        "nngp": Product.at(a.nngp_dim, b.nngp_dim, width, a, context),
+        "ntk1": Product.at(a.ntk_dim, b.nngp_dim, half, a, context),
+        "ntk2": Product.at(a.nngp_dim, b.ntk_dim, half, a, context),
     }
-    if not context.ntk:
+    if not context.wants_ntk:
         parts = {"nngp": parts["nngp"]}
     nngp, *ntk = (part.columns for part in parts.values())
     out = Spec(
@@ -274,10 +314,10 @@ def _product(a: Spec, b: Spec, context: Context) -> Step:
         sum(ntk),
         min_cosine=min(a.min_cosine * b.min_cosine, a.min_cosine, b.min_cosine),
         shape=a.shape,
-        own_norms=a.own_norms or b.own_norms,
-        dropped=a.dropped or b.dropped,
-        raw=False,
-        width=a.width,
+        norms_from_features=a.norms_from_features or b.norms_from_features,
+        after_dropout=a.after_dropout or b.after_dropout,
+        before_activations=False,
+        finite_channels=a.finite_channels,
     )
 
     def init(key: jax.Array) -> dict[str, Any]:
@@ -291,13 +331,20 @@ def _product(a: Spec, b: Spec, context: Context) -> Step:
         nngp, *ntk = (
             part.apply(params[name], *pairs[name]) for name, part in parts.items()
         )
-        norm2 = f.norm2 * g.norm2
-        if out.own_norms and not out.dropped:
+        norm2 = f.nngp_diag * g.nngp_diag
+        if out.norms_from_features and not out.after_dropout:
             norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(nngp, jnp.concatenate([nngp[..., :0], *ntk], axis=-1), norm2)
 
     flops = out.pixels * sum(part.flops for part in parts.values())
-    return Step("product", out, apply, init, flops, 2 * out.floats())
+    return Step(
+        name="product",
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=flops,
+        live_elements=2 * out.live_elements(),
+    )
 
 
 def _settled(spec: Branches, context: Context) -> tuple[list[Step], tuple[Spec, ...]]:
@@ -315,7 +362,7 @@ def _settled(spec: Branches, context: Context) -> tuple[list[Step], tuple[Spec, 
 def _check_equal(
     layer: stax.FanIn, specs: tuple[Spec, ...], spec: Branches, widths: bool = True
 ) -> None:
-    shapes = [(*one.shape, one.width) for one in specs]
+    shapes = [(*one.shape, one.finite_channels) for one in specs]
     compared = shapes if widths else [shape[:-1] for shape in shapes]
     if len(set(compared)) > 1:
         raise ValueError(
@@ -330,26 +377,26 @@ def _joined(specs: tuple[Spec, ...]) -> Spec:
     """Of the columns of all branches side by side."""
     nngp, ntk, carried = 0, 0, ExactColumns()
     for one in specs:
-        c = one.carried
+        c = one.exact_columns
         carried = ExactColumns(
             carried.constants + tuple(nngp + i for i in c.constants),
             carried.linears + tuple(nngp + i for i in c.linears),
             carried.ntk_constants + tuple(ntk + i for i in c.ntk_constants),
             carried.ntk_linears + tuple(ntk + i for i in c.ntk_linears),
         )
-        nngp, ntk = nngp + one.nngp, ntk + one.ntk
+        nngp, ntk = nngp + one.nngp_dim, ntk + one.ntk_dim
     return dataclasses.replace(
         specs[0],
-        nngp=nngp,
-        ntk=ntk,
+        nngp_dim=nngp,
+        ntk_dim=ntk,
         gaussian=all(one.gaussian for one in specs),
         min_cosine=specs[0].min_cosine
         if len(specs) == 1
         else min(0.0, *(s.min_cosine for s in specs)),
-        own_norms=any(one.own_norms for one in specs),
-        dropped=any(one.dropped for one in specs),
-        raw=all(one.raw for one in specs),
-        carried=carried,
+        norms_from_features=any(one.norms_from_features for one in specs),
+        after_dropout=any(one.after_dropout for one in specs),
+        before_activations=all(one.before_activations for one in specs),
+        exact_columns=carried,
     )
 
 

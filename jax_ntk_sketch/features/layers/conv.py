@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.layers._spatial import _check_window
 from jax_ntk_sketch.features.patches import materialize_patches, sketch_width
 from jax_ntk_sketch.features.state import (
@@ -52,11 +53,13 @@ def conv_transpose_steps(
     )
 
     def apply(params, f: Features) -> Features:
-        norm2 = spread(f.norm2[..., None])[..., 0]
+        norm2 = spread(f.nngp_diag[..., None])[..., 0]
         return Features(spread(f.nngp), spread(f.ntk), norm2)
 
-    floats = spec.floats() + stuffed.floats()
-    first = Step("zeros between pixels", stuffed, apply, floats=floats)
+    floats = spec.live_elements() + stuffed.live_elements()
+    first = Step(
+        name="zeros between pixels", spec=stuffed, apply=apply, live_elements=floats
+    )
     conv = stax.Conv(
         layer.out_chan,
         layer.filter_shape,
@@ -101,10 +104,10 @@ def conv_local_steps(layer: stax.ConvLocal, spec: Spec, context: Context) -> lis
         s=layer.s,
     )
     stages = layer_rule(conv, spec, context)
-    if stages[-1].spec.window:
-        stages.append(materialize_patches(stages[-1].spec, context))
+    if stages[-1].single_spec.window:
+        stages.append(materialize_patches(stages[-1].single_spec, context))
     stages[0] = dataclasses.replace(stages[0], name=repr(layer))
-    return [*stages, _decorrelate_positions(stages[-1].spec, context)]
+    return [*stages, _decorrelate_positions(stages[-1].single_spec, context)]
 
 
 def _decorrelate_positions(spec: Spec, context: Context) -> Step:
@@ -114,28 +117,26 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
     sketch of its own, whose random signs make products with others zero on average.
     """
     pixels = spec.pixels
-    kinds = [kind for kind in ("nngp", "ntk") if getattr(spec, kind)]
+    kinds = spec.kinds
     width = sketch_width(context)
     whole = {
         kind: isinstance(context.method, Exact)
         or pixels == 1
-        or pixels * getattr(spec, kind) <= width
+        or pixels * spec.dim(kind) <= width
         for kind in kinds
     }
-    parts = {
-        kind: SRHT(getattr(spec, kind), width) for kind in kinds if not whole[kind]
-    }
+    parts = {kind: SRHT(spec.dim(kind), width) for kind in kinds if not whole[kind]}
     columns = {
-        kind: pixels * getattr(spec, kind) if whole[kind] else width for kind in kinds
+        kind: pixels * spec.dim(kind) if whole[kind] else width for kind in kinds
     }
     out = dataclasses.replace(
         spec,
-        nngp=columns["nngp"],
-        ntk=columns.get("ntk", 0),
+        nngp_dim=columns["nngp"],
+        ntk_dim=columns.get("ntk", 0),
         # Cosines between positions are zero up to the noise of the sketches.
         min_cosine=min(spec.min_cosine, 0.0 if all(whole.values()) else -1.0),
-        own_norms=spec.own_norms or "nngp" in parts,
-        carried=ExactColumns(),
+        norms_from_features=spec.norms_from_features or "nngp" in parts,
+        exact_columns=ExactColumns(),
     )
 
     def init(key: jax.Array) -> Any:
@@ -145,7 +146,7 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
             for (kind, part), own in zip(parts.items(), keys, strict=False)
         }
 
-    def one(params: Any, kind: str, x: jax.Array) -> jax.Array:
+    def one(params: Any, kind: Kind, x: jax.Array) -> jax.Array:
         rows = x.reshape(len(x), pixels, -1)
         if kind in parts:
             sketch = jax.vmap(parts[kind].apply, in_axes=(0, 1), out_axes=1)
@@ -158,14 +159,21 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
     def apply(params, f: Features) -> Features:
         nngp, ntk = one(params, "nngp", f.nngp), one(params, "ntk", f.ntk)
         if "nngp" not in parts:
-            return Features(nngp, ntk, f.norm2)
+            return Features(nngp, ntk, f.nngp_diag)
         return with_feature_norms(
-            nngp, ntk, dropout_variance(f) if spec.dropped else 0.0
+            nngp, ntk, dropout_variance(f) if spec.after_dropout else 0.0
         )
 
-    flops = pixels * sum(part.flops for part in parts.values()) + out.floats()
-    floats = spec.floats() + out.floats()
-    return Step("positions apart", out, apply, init, flops, floats)
+    flops = pixels * sum(part.flops for part in parts.values()) + out.live_elements()
+    floats = spec.live_elements() + out.live_elements()
+    return Step(
+        name="positions apart",
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=flops,
+        live_elements=floats,
+    )
 
 
 def _check_rank(layer: stax.ConvTranspose | stax.ConvLocal, spec: Spec) -> None:
@@ -195,26 +203,36 @@ def conv_steps(layer: stax.Conv, spec: Spec, context: Context) -> list[Step]:
     b_std = layer.b_std or 0.0
     standard = layer.parameterization == "standard"
     # Of the NNGP features among those of the NTK; the filter's size is in the mean.
-    appended = math.sqrt(spec.width / layer.s[0]) if standard else scale
+    appended = math.sqrt(spec.finite_channels / layer.s[0]) if standard else scale
     out = dataclasses.replace(
         spec,
-        ntk=spec.ntk + spec.nngp if context.ntk else 0,
+        ntk_dim=spec.ntk_dim + spec.nngp_dim if context.wants_ntk else 0,
         gaussian=True,
-        carried=spec.carried.joined(spec) if context.ntk else spec.carried,
+        exact_columns=spec.exact_columns.joined(spec)
+        if context.wants_ntk
+        else spec.exact_columns,
         min_cosine=min(spec.min_cosine, 0.0),
         window=window,
         bias=b_std,
         ntk_bias=float(b_std > 0) if standard else b_std,
-        width=layer.out_chan * layer.s[1],
+        finite_channels=layer.out_chan * layer.s[1],
     )
 
     def apply(params, f: Features) -> Features:
         nngp = scale * f.nngp
         ntk = f.ntk
-        if context.ntk:
+        if context.wants_ntk:
             ntk = jnp.concatenate([scale * ntk, appended * f.nngp], axis=-1)
-        norm2 = scale**2 * window.sum(f.norm2[..., None])[..., 0] + b_std**2
+        norm2 = scale**2 * window.sum(f.nngp_diag[..., None])[..., 0] + b_std**2
         return Features(nngp, ntk, norm2)
 
-    floats = spec.floats() + out.floats()
-    return [Step(repr(layer), out, apply, flops=out.floats(), floats=floats)]
+    floats = spec.live_elements() + out.live_elements()
+    return [
+        Step(
+            name=repr(layer),
+            spec=out,
+            apply=apply,
+            flops=out.live_elements(),
+            live_elements=floats,
+        )
+    ]

@@ -70,22 +70,31 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
                 rows = _sum_over_edges(rows, *(_squared(*edges) if squares else edges))
             return jnp.moveaxis(rows.reshape(x.shape), front, back)
 
-        nngp, ntk = spread(f.nngp), spread(f.ntk) if spec.ntk else f.ntk
+        nngp, ntk = spread(f.nngp), spread(f.ntk) if spec.ntk_dim else f.ntk
         more = (
             spread(dropout_variance(f)[..., None], True)[..., 0]
-            if spec.dropped
+            if spec.after_dropout
             else 0.0
         )
         return with_feature_norms(nngp, ntk, more)
 
-    columns = spec.nngp + spec.ntk
-    name, flops = repr(layer), 2 * spec.nngp * spec.pixels
+    columns = spec.nngp_dim + spec.ntk_dim
+    name, flops = repr(layer), 2 * spec.nngp_dim * spec.pixels
     if dense:
         flops += 2 * nodes * columns * spec.pixels
     else:
         name += f", and {2 * columns} flops and {columns} floats per edge"
-    floats = 2 * spec.floats() + (nodes**2 if dense else 0)
-    return [Step(name, out, apply, flops=flops, floats=floats, takes=("pattern",))]
+    floats = 2 * spec.live_elements() + (nodes**2 if dense else 0)
+    return [
+        Step(
+            name=name,
+            spec=out,
+            apply=apply,
+            flops=flops,
+            live_elements=floats,
+            extra_inputs=("pattern",),
+        )
+    ]
 
 
 def _node_axes(layer: stax.Aggregate, spec: Spec) -> tuple[int, ...]:

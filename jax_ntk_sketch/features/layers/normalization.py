@@ -26,13 +26,21 @@ def layer_norm_steps(layer: stax.LayerNorm, spec: Spec, context: Context) -> lis
     axes = _normalised_axes(layer, spec, context)
 
     def apply(params, f: Features) -> Features:
-        variance = f.norm2.mean(axis=axes, keepdims=True) if axes else f.norm2
-        total = variance + jnp.asarray(layer.eps, f.norm2.dtype)
+        variance = f.nngp_diag.mean(axis=axes, keepdims=True) if axes else f.nngp_diag
+        total = variance + jnp.asarray(layer.eps, f.nngp_diag.dtype)
         scale = jax.lax.rsqrt(total)[..., None]
-        return Features(f.nngp * scale, f.ntk * scale, f.norm2 / total)
+        return Features(f.nngp * scale, f.ntk * scale, f.nngp_diag / total)
 
-    floats = 2 * spec.floats()
-    return [Step(repr(layer), spec, apply, flops=spec.floats(), floats=floats)]
+    floats = 2 * spec.live_elements()
+    return [
+        Step(
+            name=repr(layer),
+            spec=spec,
+            apply=apply,
+            flops=spec.live_elements(),
+            live_elements=floats,
+        )
+    ]
 
 
 def _normalised_axes(
@@ -66,26 +74,33 @@ def dropout_steps(layer: stax.Dropout, spec: Spec, context: Context) -> list[Ste
     """
     if layer.mode == "test" or layer.rate == 1:
         return []
-    if spec.raw and not spec.gaussian:
+    if spec.before_activations and not spec.gaussian:
         raise ValueError(
             "Dropout cannot follow the input, which has no limit of many channels; "
             "put a linear layer before it"
         )
-    rows = context.batch * spec.pixels if isinstance(context.method, Exact) else 0
+    rows = context.batch_size * spec.pixels if isinstance(context.method, Exact) else 0
     out = dataclasses.replace(
         spec,
-        nngp=spec.nngp + rows,
+        nngp_dim=spec.nngp_dim + rows,
         gaussian=False,
         min_cosine=min(spec.min_cosine, layer.rate * spec.min_cosine),
-        dropped=not rows,
+        after_dropout=not rows,
     )
 
     def apply(params, f: Features) -> Features:
-        norm2 = f.norm2 / layer.rate
+        norm2 = f.nngp_diag / layer.rate
         if not rows:
-            return f._replace(norm2=norm2)
-        columns = jnp.diag(safe_sqrt(norm2 - f.norm2).reshape(-1))
+            return f._replace(nngp_diag=norm2)
+        columns = jnp.diag(safe_sqrt(norm2 - f.nngp_diag).reshape(-1))
         columns = columns.reshape(*norm2.shape, rows)
         return Features(jnp.concatenate([f.nngp, columns], axis=-1), f.ntk, norm2)
 
-    return [Step(repr(layer), out, apply, floats=spec.floats() + out.floats())]
+    return [
+        Step(
+            name=repr(layer),
+            spec=out,
+            apply=apply,
+            live_elements=spec.live_elements() + out.live_elements(),
+        )
+    ]

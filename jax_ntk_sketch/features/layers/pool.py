@@ -30,7 +30,7 @@ def pool_steps(
         spec,
         min_cosine=min(spec.min_cosine, 0.0),
         shape=window.output_shape(spec.shape),
-        own_norms=True,
+        norms_from_features=True,
     )
 
     def pool(x: jax.Array, power: int = 1) -> jax.Array:
@@ -43,12 +43,18 @@ def pool_steps(
         return total * jnp.asarray(window.size**-power, x.dtype)
 
     def apply(params, f: Features) -> Features:
-        more = pool(dropout_variance(f)[..., None], 2)[..., 0] if spec.dropped else 0.0
+        more = (
+            pool(dropout_variance(f)[..., None], 2)[..., 0]
+            if spec.after_dropout
+            else 0.0
+        )
         return with_feature_norms(pool(f.nngp), pool(f.ntk), more)
 
-    floats = spec.floats() + out.floats()
-    flops = 2 * spec.floats() + 2 * out.floats()
-    return [Step(repr(layer), out, apply, flops=flops, floats=floats)]
+    floats = spec.live_elements() + out.live_elements()
+    flops = 2 * spec.live_elements() + 2 * out.live_elements()
+    return [
+        Step(name=repr(layer), spec=out, apply=apply, flops=flops, live_elements=floats)
+    ]
 
 
 @layer_rule.register(stax.GlobalAvgPool)
@@ -59,7 +65,7 @@ def global_pool_steps(
     """With a mask of the nodes of padded graphs, over those that exist."""
     check_spatial(layer, spec)
     out = dataclasses.replace(
-        spec, min_cosine=min(spec.min_cosine, 0.0), shape=(), own_norms=True
+        spec, min_cosine=min(spec.min_cosine, 0.0), shape=(), norms_from_features=True
     )
     mean = isinstance(layer, stax.GlobalAvgPool)
     axes = tuple(range(1, 1 + len(spec.shape)))
@@ -76,11 +82,20 @@ def global_pool_steps(
             return jnp.where(mask[..., None], x, 0).sum(axes) / count
 
         more: jax.Array | float = 0.0
-        if spec.dropped:
+        if spec.after_dropout:
             more = (reduced(dropout_variance(f)[..., None]) / count)[..., 0]
         return with_feature_norms(reduced(f.nngp), reduced(f.ntk), more)
 
-    floats = spec.floats() + out.floats()
-    flops = spec.floats()
+    floats = spec.live_elements() + out.live_elements()
+    flops = spec.live_elements()
     name = repr(layer)
-    return [Step(name, out, apply, flops=flops, floats=floats, takes=("mask",))]
+    return [
+        Step(
+            name=name,
+            spec=out,
+            apply=apply,
+            flops=flops,
+            live_elements=floats,
+            extra_inputs=("mask",),
+        )
+    ]

@@ -62,17 +62,19 @@ def image_resize_steps(
         return x
 
     def apply(params, f: Features) -> Features:
-        more = squares(dropout_variance(f)) if spec.dropped else 0.0
+        more = squares(dropout_variance(f)) if spec.after_dropout else 0.0
         return with_feature_norms(resize(f.nngp), resize(f.ntk), more)
 
-    floats = spec.floats() + out.floats()
+    floats = spec.live_elements() + out.live_elements()
     # At most a matrix for each axis.
     flops = (
         2
         * sum(max(a, b) for a, b in zip(spec.shape, shape, strict=True))
-        * max(spec.floats(), out.floats())
+        * max(spec.live_elements(), out.live_elements())
     )
-    return [Step(repr(layer), out, apply, flops=flops, floats=floats)]
+    return [
+        Step(name=repr(layer), spec=out, apply=apply, flops=flops, live_elements=floats)
+    ]
 
 
 @layer_rule.register
@@ -112,22 +114,30 @@ def dot_general_steps(
     signed = bool((other < 0).any())
     out = dataclasses.replace(after_weighted_sum(spec, signed), shape=shape)
     if not contracts:
-        out = dataclasses.replace(out, own_norms=spec.own_norms)
+        out = dataclasses.replace(out, norms_from_features=spec.norms_from_features)
 
     def apply(params, f: Features) -> Features:
         nngp, ntk = run(f.nngp), run(f.ntk)
         if not contracts:
-            norm2 = run(f.norm2[..., None], other**2)[..., 0]
+            norm2 = run(f.nngp_diag[..., None], other**2)[..., 0]
             return Features(nngp, ntk, norm2)
         more = (
             run(dropout_variance(f)[..., None], other**2)[..., 0]
-            if spec.dropped
+            if spec.after_dropout
             else 0.0
         )
         return with_feature_norms(nngp, ntk, more)
 
-    floats = spec.floats() + out.floats()
-    return [Step(repr(layer), out, apply, flops=2 * other.size * floats, floats=floats)]
+    floats = spec.live_elements() + out.live_elements()
+    return [
+        Step(
+            name=repr(layer),
+            spec=out,
+            apply=apply,
+            flops=2 * other.size * floats,
+            live_elements=floats,
+        )
+    ]
 
 
 def _dot_axes(layer: stax.DotGeneral, ndims: tuple[int, int]) -> list[int | None]:
@@ -160,10 +170,10 @@ def index_steps(layer: stax.Index, spec: Spec, context: Context) -> list[Step]:
     out = dataclasses.replace(spec, shape=shape)
 
     def apply(params, f: Features) -> Features:
-        return Features(f.nngp[index], f.ntk[index], f.norm2[index])
+        return Features(f.nngp[index], f.ntk[index], f.nngp_diag[index])
 
-    floats = spec.floats() + out.floats()
-    return [Step(repr(layer), out, apply, floats=floats)]
+    floats = spec.live_elements() + out.live_elements()
+    return [Step(name=repr(layer), spec=out, apply=apply, live_elements=floats)]
 
 
 def _spatial_items(layer: stax.Index, spec: Spec) -> tuple[Any, ...]:
@@ -199,24 +209,28 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
         return []
     scale = spec.pixels**-0.5
     flat = dataclasses.replace(spec, min_cosine=min(spec.min_cosine, 0.0), shape=())
-    whole = spec.raw or isinstance(context.method, Exact)
-    if whole or spec.pixels * spec.nngp <= sketch_width(context):
-        nngp, ntk = spec.pixels * spec.nngp, spec.pixels * spec.ntk
-        carried = spec.carried.repeated(spec, spec.pixels)
+    whole = spec.before_activations or isinstance(context.method, Exact)
+    if whole or spec.pixels * spec.nngp_dim <= sketch_width(context):
+        nngp, ntk = spec.pixels * spec.nngp_dim, spec.pixels * spec.ntk_dim
+        carried = spec.exact_columns.repeated(spec, spec.pixels)
         name, sketch = "Flatten", None
     else:  # the image is one patch
         sketch = sketch_patches(
             dataclasses.replace(spec, window=Window(spec.shape)), context
         )
-        nngp, ntk = sketch.spec.nngp, sketch.spec.ntk
-        carried = sketch.spec.carried
+        nngp, ntk = sketch.single_spec.nngp_dim, sketch.single_spec.ntk_dim
+        carried = sketch.single_spec.exact_columns
         name = "Flatten (SRHT)"
     out = dataclasses.replace(
-        flat, nngp=nngp, ntk=ntk, carried=carried, width=spec.width * spec.pixels
+        flat,
+        nngp_dim=nngp,
+        ntk_dim=ntk,
+        exact_columns=carried,
+        finite_channels=spec.finite_channels * spec.pixels,
     )
 
     def apply(params, f: Features) -> Features:
-        norm2 = f.norm2.mean(axis=tuple(range(1, f.norm2.ndim)))
+        norm2 = f.nngp_diag.mean(axis=tuple(range(1, f.nngp_diag.ndim)))
         factor = jnp.asarray(scale, f.nngp.dtype)
         f = Features(f.nngp * factor, f.ntk * factor, norm2)
         if sketch is not None:
@@ -224,8 +238,25 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
         n = len(norm2)
         return Features(f.nngp.reshape(n, nngp), f.ntk.reshape(n, ntk), norm2)
 
-    floats = 2 * spec.floats() + out.floats()
+    floats = 2 * spec.live_elements() + out.live_elements()
     if sketch is None:
-        return [Step(name, out, apply, flops=spec.floats(), floats=floats)]
-    flops = spec.floats() + sketch.flops
-    return [Step(name, out, apply, sketch.init, flops, floats)]
+        return [
+            Step(
+                name=name,
+                spec=out,
+                apply=apply,
+                flops=spec.live_elements(),
+                live_elements=floats,
+            )
+        ]
+    flops = spec.live_elements() + sketch.flops
+    return [
+        Step(
+            name=name,
+            spec=out,
+            apply=apply,
+            init=sketch.init,
+            flops=flops,
+            live_elements=floats,
+        )
+    ]

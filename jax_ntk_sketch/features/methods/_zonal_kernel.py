@@ -120,13 +120,13 @@ def before_relu(
 ) -> list[Step]:
     """The stages of the linear layers before the first Relu."""
     stages = layer_by_layer(
-        kernel.prefix, spec, dataclasses.replace(context, ntk=False)
+        kernel.prefix, spec, dataclasses.replace(context, wants_ntk=False)
     )
-    if not (stages and stages[-1].spec.gaussian):
+    if not (stages and stages[-1].single_spec.gaussian):
         raise ValueError("Relu must follow a linear layer such as Dense")
-    if stages[-1].spec.shape:
+    if stages[-1].single_spec.shape:
         raise ValueError(
             f"{method} is for flat examples, but the first Relu still has spatial "
-            f"axes, of sizes {stages[-1].spec.shape}: begin with Flatten"
+            f"axes, of sizes {stages[-1].single_spec.shape}: begin with Flatten"
         )
     return stages

@@ -15,26 +15,26 @@ __all__ = ["factor"]
 def exact_step(
     method: Exact, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    n = context.batch * spec.pixels  # all positions of all examples are rows
-    out = Spec(n, n if context.ntk else 0)
+    n = context.batch_size * spec.pixels  # all positions of all examples are rows
+    out = Spec(n, n if context.wants_ntk else 0)
 
     def apply(params, f: Features) -> Features:
-        pair = dual.kernels(_gram(f.nngp), f.norm2.reshape(-1))
+        pair = dual.kernels(_gram(f.nngp), f.nngp_diag.reshape(-1))
         # Too few nodes of a quadrature depend on which of two inputs comes first.
         nngp, derivative = ((k + k.T) / 2 for k in pair)
         ntk = f.ntk
-        if context.ntk:
-            ntk = factor(_gram(f.ntk) * derivative).reshape(*f.norm2.shape, n)
-        nngp = factor(nngp).reshape(*f.norm2.shape, n)
-        return Features(nngp, ntk, dual.diagonal(f.norm2)[0])
+        if context.wants_ntk:
+            ntk = factor(_gram(f.ntk) * derivative).reshape(*f.nngp_diag.shape, n)
+        nngp = factor(nngp).reshape(*f.nngp_diag.shape, n)
+        return Features(nngp, ntk, dual.diagonal(f.nngp_diag)[0])
 
-    kinds = 2 if context.ntk else 1
+    kinds = 2 if context.wants_ntk else 1
     return Step(
-        "exact",
-        out,
-        apply,
-        flops=spec.pixels * (2 * n * (spec.nngp + spec.ntk) + kinds * n * n),
-        floats=spec.floats() + 3 * kinds * n * spec.pixels,
+        name="exact",
+        spec=out,
+        apply=apply,
+        flops=spec.pixels * (2 * n * (spec.nngp_dim + spec.ntk_dim) + kinds * n * n),
+        live_elements=spec.live_elements() + 3 * kinds * n * spec.pixels,
     )
 
 

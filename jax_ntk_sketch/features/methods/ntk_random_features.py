@@ -40,18 +40,18 @@ def ntk_random_features_step(
 ) -> Step:
     first, product = _shares(method, context)
     num1 = (first + 1) // 2 if method.antithetic else first
-    phi = Patches(spec.window, spec.nngp, spec.bias)
+    phi = Patches(spec.window, spec.nngp_dim, spec.bias)
     parts: dict[str, Any] = {"kappa1": _directions(method, spec, num1)}
-    if context.ntk:
+    if context.wants_ntk:
         parts["kappa0"] = _directions(method, spec, product)
         parts["mix"] = _sketch(spec, product)
-    if context.ntk and method.product == "tensor_srht":
+    if context.wants_ntk and method.product == "tensor_srht":
         parts["turn"] = SRHT(product, product)
     # Behind Dropout all functions are smoothed, and none is homogeneous.
     for name, lengthy in zip(
         ("kappa1", "kappa0"), dual.needs_normal_lengths, strict=True
     ):
-        lengthy = lengthy or spec.dropped
+        lengthy = lengthy or spec.after_dropout
         if name in parts and lengthy and method.directions != "gaussian":
             parts[name] = NormalLengths(parts[name], _dim(parts[name]))
 
@@ -61,10 +61,10 @@ def ntk_random_features_step(
         return {name: part.init(k) for (name, part), k in pairs}
 
     def apply(params, f: Features) -> Features:
-        norm2 = own = f.norm2
+        norm2 = own = f.nngp_diag
         value: Any = dual.value
         slope: Any = dual.slope
-        if spec.dropped:
+        if spec.after_dropout:
             own = phi.norm2(f.nngp)
             norm2 = jnp.maximum(norm2, own)
             kept = own * safe_reciprocal(norm2)
@@ -80,7 +80,7 @@ def ntk_random_features_step(
             z = jnp.concatenate([z, -z[..., : first - num1]], axis=-1)
         nngp = value(z, s) * jnp.asarray(first**-0.5, z.dtype)
         ntk = nngp[..., :0]
-        if context.ntk:
+        if context.wants_ntk:
             slopes = slope(normal("kappa0"), s)
             if "turn" in parts:
                 slopes = parts["turn"].apply(params["turn"], slopes)
@@ -90,12 +90,12 @@ def ntk_random_features_step(
 
     flops = sum(part.flops for part in parts.values()) + 2 * first + 4 * product
     return Step(
-        "random features",
-        Spec(first, product),
-        apply,
-        init,
-        flops * spec.pixels,
-        spec.floats() + (first + 3 * product) * spec.pixels,
+        name="random features",
+        spec=Spec(first, product),
+        apply=apply,
+        init=init,
+        flops=flops * spec.pixels,
+        live_elements=spec.live_elements() + (first + 3 * product) * spec.pixels,
     )
 
 
@@ -109,21 +109,21 @@ def _dim(directions: Any) -> int:
 
 def _shares(method: NTKRandomFeatures, context: Context) -> tuple[int, int]:
     """Columns of the NNGP features and of the product."""
-    if not context.ntk:
-        return max(1, context.width), 0
-    first = max(1, int(method.nngp_fraction * context.width))
-    return first, max(1, context.width - first)
+    if not context.wants_ntk:
+        return max(1, context.max_columns), 0
+    first = max(1, int(method.nngp_fraction * context.max_columns))
+    return first, max(1, context.max_columns - first)
 
 
 def _directions(method: NTKRandomFeatures, spec: Spec, num: int) -> Any:
     """Projections of the NNGP features on random directions."""
     if spec.window:
-        return HadamardPatchDirections(spec.window, spec.nngp, num, spec.bias)
-    return DIRECTIONS[method.directions](spec.nngp, num)
+        return HadamardPatchDirections(spec.window, spec.nngp_dim, num, spec.bias)
+    return DIRECTIONS[method.directions](spec.nngp_dim, num)
 
 
 def _sketch(spec: Spec, num: int) -> SRHT | PatchSRHT:
     """A linear sketch of the NTK features."""
     if spec.window:
-        return PatchSRHT(spec.window, max(1, spec.ntk), num, spec.ntk_bias)
-    return SRHT(max(1, spec.ntk), num)
+        return PatchSRHT(spec.window, max(1, spec.ntk_dim), num, spec.ntk_bias)
+    return SRHT(max(1, spec.ntk_dim), num)

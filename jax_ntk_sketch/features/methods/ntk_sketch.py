@@ -38,27 +38,27 @@ def noise_weights(coefficients: np.ndarray) -> np.ndarray:
 def ntk_sketch_step(
     method: NTKSketch, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    a = spec.nngp
+    a = spec.nngp_dim
     degree = method.degree
-    if context.ntk:
+    if context.wants_ntk:
         degree = max(degree, method.derivative_degree)
     value, slope = _series(method, dual, spec.min_cosine, degree)
 
     # Columns: kappa1's one constant and sizes[j] of power j. kappa0's are not part of
     # the output; its powers from 2 on weigh so little that a quarter of the width is
     # enough for them, and what the Hadamard transform would pad with is used too.
-    first = context.width // 2 if context.ntk else context.width
+    first = context.max_columns // 2 if context.wants_ntk else context.max_columns
     sizes = np.array(
         allocate_columns(noise_weights(value.squares)[1:], max(first - 1, 0))
     )
     sizes[0] = min(sizes[0], a)
     first = 1 + int(sizes.sum())
-    product = max(1, context.width - first) if context.ntk else 0
+    product = max(1, context.max_columns - first) if context.wants_ntk else 0
     inner = np.zeros_like(sizes)
-    if context.ntk:
+    if context.wants_ntk:
         weights = noise_weights(slope.squares)[1:]
         weights[0] = 0  # the linear part of kappa0 is the features themselves
-        padded = next_power_of_two(1 + a + context.width // 4)
+        padded = next_power_of_two(1 + a + context.max_columns // 4)
         inner = np.array(allocate_columns(weights, padded - 1 - a))
     # Exact columns are left out of the final compression, which is of flat features.
     carried = ExactColumns()
@@ -67,14 +67,19 @@ def ntk_sketch_step(
         if sizes[0] == a:  # the first power is the features themselves
             constants, linears = (
                 tuple(1 + i for i in columns)
-                for columns in (spec.carried.constants, spec.carried.linears)
+                for columns in (
+                    spec.exact_columns.constants,
+                    spec.exact_columns.linears,
+                )
             )
             carried = ExactColumns(carried.constants + constants, linears)
     dims = tuple(int(max(s, i)) for s, i in zip(sizes, inner, strict=True))
-    columns = context.width if context.ntk else min(first, context.width)
+    columns = (
+        context.max_columns if context.wants_ntk else min(first, context.max_columns)
+    )
     poly = PolySketch(a, degree, dims, polysketch_width(columns), method.leaf)
     dotted = 1 + a + int(inner.sum())
-    mix = TensorSRHT((max(1, spec.ntk), dotted), max(1, product))
+    mix = TensorSRHT((max(1, spec.ntk_dim), dotted), max(1, product))
 
     def powers(z, coefficients: jax.Array, columns):
         """The powers of z (..., .) side by side, times coefficients (..., degree+1)."""
@@ -88,30 +93,31 @@ def ntk_sketch_step(
     def init(key: jax.Array):
         poly_key, mix_key = jax.random.split(key)
         params = {"powers": poly.init(poly_key)}
-        return params | ({"mix": mix.init(mix_key)} if context.ntk else {})
+        return params | ({"mix": mix.init(mix_key)} if context.wants_ntk else {})
 
     def apply(params, f: Features) -> Features:
-        unit = normalize_rows(f.nngp, f.norm2)
-        s = safe_sqrt(f.norm2)
+        unit = normalize_rows(f.nngp, f.nngp_diag)
+        s = safe_sqrt(f.nngp_diag)
         z = poly.apply(params["powers"], unit)
         nngp = powers(z, value.at(s), sizes)
         ntk = f.ntk
-        if context.ntk:
+        if context.wants_ntk:
             dot = powers((z[0], unit, *z[2:]), slope.at(s), [a, *inner[1:]])
             ntk = mix.apply(params["mix"], ntk, dot)
-        norm2 = dual.diagonal(f.norm2)[0]
-        if spec.own_norms and not spec.dropped:
+        norm2 = dual.diagonal(f.nngp_diag)[0]
+        if spec.norms_from_features and not spec.after_dropout:
             norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(nngp, ntk, norm2)
 
     return Step(
-        "sketch",
-        Spec(first, product, carried=carried),
-        apply,
-        init,
+        name="sketch",
+        spec=Spec(first, product, exact_columns=carried),
+        apply=apply,
+        init=init,
         flops=spec.pixels
-        * (poly.flops + (mix.flops + dotted if context.ntk else 0) + first),
-        floats=spec.floats() + spec.pixels * (sum(dims) + dotted + 4 * context.width),
+        * (poly.flops + (mix.flops + dotted if context.wants_ntk else 0) + first),
+        live_elements=spec.live_elements()
+        + spec.pixels * (sum(dims) + dotted + 4 * context.max_columns),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
     before_relu,
@@ -49,26 +50,26 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
 def one_pass_network_steps(
     method: OnePass, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    kernel = zonal_kernel(net, context.ntk, "one_pass")
+    kernel = zonal_kernel(net, context.wants_ntk, "one_pass")
     if kernel is None:
         return layer_by_layer(net, spec, context)
     stages = before_relu(method, kernel, spec, context)
-    return [*stages, _polynomial(method, kernel, stages[-1].spec, context)]
+    return [*stages, _polynomial(method, kernel, stages[-1].single_spec, context)]
 
 
 def _polynomial(
     method: OnePass, kernel: ZonalKernel, spec: Spec, context: Context
 ) -> Step:
     fit = polynomial(method, kernel)
-    a, c = spec.nngp, fit.coefficients
+    a, c = spec.nngp_dim, fit.coefficients
     ones = int(c[0] > 0) + int(kernel.constant > 0)
-    sizes = _sizes(c[1:], a, context.width - ones)
+    sizes = _sizes(c[1:], a, context.max_columns - ones)
     columns = ones + sum(sizes)
     poly = PolySketch(a, len(sizes), sizes, polysketch_width(columns), method.leaf)
 
     def apply(params, f: Features) -> Features:
-        z = poly.apply(params, normalize_rows(f.nngp, f.norm2))
-        norm = safe_sqrt(f.norm2)[..., None]
+        z = poly.apply(params, normalize_rows(f.nngp, f.nngp_diag))
+        norm = safe_sqrt(f.nngp_diag)[..., None]
         parts = [
             norm * jnp.asarray(math.sqrt(cj), zj.dtype) * zj
             for cj, zj in zip(c, z, strict=True)
@@ -77,15 +78,25 @@ def _polynomial(
         if kernel.constant > 0:
             parts.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
         out = jnp.concatenate(parts, axis=-1)
-        norm2 = f.norm2 * float(c.sum()) + kernel.constant
-        if context.ntk:
+        norm2 = f.nngp_diag * float(c.sum()) + kernel.constant
+        if context.wants_ntk:
             return Features(out[:, :0], out, norm2)
         return Features(out, out[:, :0], norm2)
 
-    out = Spec(0, columns) if context.ntk else Spec(columns, 0)
-    name = f"one polynomial of degree {len(sizes)}, fit error {fit.max_error:.1g}"
+    out = Spec(0, columns) if context.wants_ntk else Spec(columns, 0)
+    name = f"one polynomial of degree {len(sizes)}"
+    kind: Kind = "ntk" if context.wants_ntk else "nngp"
+    bias = math.ceil(1e4 * fit.max_error) / 1e4
     floats = 2 * a + 2 * columns + 4 * poly.inner_width
-    return Step(name, out, apply, poly.init, poly.flops + 2 * columns, floats)
+    return Step(
+        name=name,
+        spec=out,
+        apply=apply,
+        init=poly.init,
+        flops=poly.flops + 2 * columns,
+        live_elements=floats,
+        bias=lambda: {kind: bias},
+    )
 
 
 def _sizes(c: np.ndarray, input_dim: int, total: int) -> tuple[int, ...]:

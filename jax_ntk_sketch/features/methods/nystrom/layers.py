@@ -48,7 +48,7 @@ def nystrom_accepts_patches(method: Nystrom, spec: Spec, context: Context) -> bo
 def nystrom_step(
     method: Nystrom, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    width, both = context.width, context.ntk
+    width, both = context.max_columns, context.wants_ntk
     first = max(1, round(_SHARE * width)) if both else width
     product = max(1, width - first) if both else 0
     slots = math.ceil(method.oversample * (width / 2 if both else width))
@@ -56,11 +56,14 @@ def nystrom_step(
     # Without a convolution each position is its own patch.
     window, bias = spec.window or Window((1,) * len(spec.shape)), spec.bias
     ntk_bias = spec.ntk_bias
-    dims = window.patch_dim(spec.nngp, bias), window.patch_dim(spec.ntk, ntk_bias)
+    dims = (
+        window.patch_dim(spec.nngp_dim, bias),
+        window.patch_dim(spec.ntk_dim, ntk_bias),
+    )
 
     def variances(norm2: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
         """For k and for k'."""
-        if not spec.dropped:
+        if not spec.after_dropout:
             return norm2, own
         # No cosine is 1, not that of an example and itself.
         return (jnp.maximum(norm2, own),) * 2
@@ -75,8 +78,8 @@ def nystrom_step(
     @jax.jit
     def learn(key: jax.Array, f: Features) -> dict[str, jax.Array]:
         k1, k2 = jax.random.split(key)
-        index = candidates(k1, f.norm2.size, slots)
-        norm2 = f.norm2.reshape(-1)[index]
+        index = candidates(k1, f.nngp_diag.size, slots)
+        norm2 = f.nngp_diag.reshape(-1)[index]
         x = _patches(window, bias, f.nngp, index)
         x2 = jnp.sum(x**2, axis=-1)
         q = variances(norm2, x2)
@@ -94,13 +97,13 @@ def nystrom_step(
 
         num = min(slots, len(index))
         value, slope = dual.diagonal(q[0])[0], dual.diagonal(q[1])[1]
-        if spec.dropped:
+        if spec.after_dropout:
             value, slope = dual.covariances(x2, q[0], q[0])
         own = value + jnp.sum(psi**2, axis=-1) * slope
         i = choose(method, k2, column, own, num)
         kernel, ntk = kernels(i)
         z = (q[0][i], q[1][i])
-        same = z if spec.dropped else None
+        same = z if spec.after_dropout else None
         gram, derivative = _kernels(dual, _dot(x[i], x[i]), z, same)
         params = {"z": x[i], "norm2": norm2[i]}
         params["root1"] = principal_sqrt(kernel, gram, first)
@@ -123,7 +126,7 @@ def nystrom_step(
         z = variances(params["norm2"], jnp.sum(params["z"] ** 2, axis=-1))
         x2 = window.sum(jnp.sum(f.nngp**2, axis=-1, keepdims=True))[..., 0] + bias**2
         dots = _project(window, bias, f.nngp, params["z"])
-        q = variances(f.norm2, x2)
+        q = variances(f.nngp_diag, x2)
         kernel, derivative = _kernels(dual, dots, q, z)
         nngp = _dot(kernel, params["root1"].T)
         ntk = nngp[..., :0]
@@ -131,22 +134,22 @@ def nystrom_step(
             derivative *= _project(window, ntk_bias, f.ntk, params["psi"])
             ntk = _dot(derivative, params["root0"].T)
         norm2 = dual.diagonal(q[0])[0]
-        if spec.own_norms and not spec.dropped:
+        if spec.norms_from_features and not spec.after_dropout:
             norm2 = jnp.sum(nngp**2, axis=-1)
         return Features(*(x.astype(dtype) for x in (nngp, ntk, norm2)))
 
     kinds = 2 if both else 1
     flops = slots * (2 * sum(dims) + kinds * FLOPS_PER_KERNEL_ENTRY + 2 * width)
-    floats = spec.floats() + spec.pixels * (4 * kinds * slots + width)
+    floats = spec.live_elements() + spec.pixels * (4 * kinds * slots + width)
     return Step(
-        f"{slots} landmarks",
-        Spec(first, product),
-        apply,
-        init,
-        spec.pixels * flops,
-        floats,
-        fit,
-        fit_floats=most_candidates(slots) * (sum(dims) + 4 * slots + width),
+        name=f"{slots} landmarks",
+        spec=Spec(first, product),
+        apply=apply,
+        init=init,
+        flops=spec.pixels * flops,
+        live_elements=floats,
+        fit=fit,
+        fit_elements=most_candidates(slots) * (sum(dims) + 4 * slots + width),
     )
 
 

@@ -35,7 +35,7 @@ def nystrom_network_steps(
         return by_layers
     first, rest = _flattening(net)
     flat = layer_by_layer(first, spec, context)
-    spec = flat[-1].spec if flat else spec
+    spec = flat[-1].single_spec if flat else spec
     if spec.shape:
         return by_layers
     return [*flat, _kernel_stage(method, rest, spec, context)]
@@ -64,9 +64,9 @@ def _kernel_stage(
     method: Nystrom, net: stax.Serial, spec: Spec, context: Context
 ) -> Step:
     """All of the network at once: its exact kernel with the landmarks."""
-    d, m = spec.nngp, context.width
+    d, m = spec.nngp_dim, context.max_columns
     slots = math.ceil(method.oversample * m)
-    kind = "ntk" if context.ntk else "nngp"
+    kind = "ntk" if context.wants_ntk else "nngp"
 
     def kernel(x: jax.Array, z: jax.Array | None = None) -> jax.Array:
         return getattr(pairwise_kernels(net, x, z), kind)
@@ -95,22 +95,22 @@ def _kernel_stage(
         z, root = (params[name].astype(x.dtype) for name in ("landmarks", "root"))
         phi = jnp.matmul(kernel(x, z), root, precision=jax.lax.Precision.HIGHEST)
         phi = phi.astype(f.nngp.dtype)
-        both = (phi[:, :0], phi) if context.ntk else (phi, phi[:, :0])
-        return Features(*both, f.norm2)
+        both = (phi[:, :0], phi) if context.wants_ntk else (phi, phi[:, :0])
+        return Features(*both, f.nngp_diag)
 
     nonlinear = sum(
         isinstance(layer, stax.Activation)
         for layer in stax.walk(net, into_branches=True)
     )
     return Step(
-        f"kernel with {slots} landmarks",
-        Spec(0, m) if context.ntk else Spec(m, 0),
-        apply,
-        init,
+        name=f"kernel with {slots} landmarks",
+        spec=Spec(0, m) if context.wants_ntk else Spec(m, 0),
+        apply=apply,
+        init=init,
         flops=(2 * d + FLOPS_PER_KERNEL_ENTRY * nonlinear + 2 * m) * slots,
-        floats=d + 4 * slots + m,
+        live_elements=d + 4 * slots + m,
         fit=fit,
-        fit_floats=most_candidates(slots) * (d + 3 * slots + m),
+        fit_elements=most_candidates(slots) * (d + 3 * slots + m),
     )
 
 

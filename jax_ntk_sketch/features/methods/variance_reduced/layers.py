@@ -27,6 +27,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch._numerics import evaluate_eagerly, safe_reciprocal, safe_sqrt
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.patches import Patches
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
@@ -63,24 +64,24 @@ def variance_reduced_accepts_patches(
 def variance_reduced_step(
     method: VarianceReduced, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    columns = context.width
-    first = max(1, columns // 2 if context.ntk else columns)
-    c = spec.carried
+    columns = context.max_columns
+    first = max(1, columns // 2 if context.wants_ntk else columns)
+    c = spec.exact_columns
     # Even functions have no linear part, unless something constant shifts them.
     means_known = bool(c.constants) or bool(spec.bias)
     some = means_known or reference_coefficients(dual, 1)[0][1] > 0
     linears = c.linears if some and 4 * len(c.linears) <= first else ()
-    phi = Patches(spec.window, spec.nngp, spec.bias)
+    phi = Patches(spec.window, spec.nngp_dim, spec.bias)
     num1 = max(1, first - 1 - len(linears))
     first = 1 + len(linears) + num1
     parts = {"kappa1": phi.directions(num1)}
 
-    psi = Patches(spec.window, max(1, spec.ntk), spec.ntk_bias)
+    psi = Patches(spec.window, max(1, spec.ntk_dim), spec.ntk_bias)
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
     has_constant = bool(c.ntk_constants) or bool(spec.ntk_bias)
     tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
-    if context.ntk:
+    if context.wants_ntk:
         share = max(1, columns - first)
         both = len(c.ntk_linears) + has_constant * len(linears)
         if 2 * both <= share:
@@ -102,14 +103,14 @@ def variance_reduced_step(
         x, y = f.nngp.astype(wide), f.ntk.astype(wide)
         own = q = phi.norm2(x)
         r: Any = 1.0
-        if spec.dropped:
-            q = jnp.maximum(f.norm2.astype(wide), own)
+        if spec.after_dropout:
+            q = jnp.maximum(f.nngp_diag.astype(wide), own)
             r = own * safe_reciprocal(q)
         constants = phi.means(x, c.constants)
         a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * safe_reciprocal(q)
         a2 = jnp.clip(a2, 0, r)
         rho = safe_sqrt(1 - a2)
-        ratio = (r - a2) * safe_reciprocal(1 - a2) if spec.dropped else 1.0
+        ratio = (r - a2) * safe_reciprocal(1 - a2) if spec.after_dropout else 1.0
         to_unit = safe_sqrt(safe_reciprocal(q * (r - a2)))[..., None]
         means = phi.means(x, linears) * to_unit
 
@@ -136,14 +137,14 @@ def variance_reduced_step(
             return all_degrees, linear
 
         total, slopes = (
-            dual.covariances(own, q, q) if spec.dropped else dual.diagonal(q)
+            dual.covariances(own, q, q) if spec.after_dropout else dual.diagonal(q)
         )
         g = _weights(dual, 1, q, a2, rho, parts["kappa1"].dim, not means_known, ratio)
         values, linear = zonal("kappa1", g, total)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
         nngp = jnp.concatenate([g[0][..., None], g[1][..., None] * means, rest], -1)
         ntk = nngp[..., :0]
-        if context.ntk:
+        if context.wants_ntk:
             dim = parts["kappa0"].dim
             g = _weights(dual, 0, q, a2, rho, dim, not means_known, ratio)
             values, linear = zonal("kappa0", g, jnp.where(q > 0, slopes, 0))
@@ -169,7 +170,7 @@ def variance_reduced_step(
                 out = [merged * g0, merged * g1 * means, *out]
             ntk = jnp.concatenate(out, axis=-1)
         norm2 = jnp.sum(nngp**2, axis=-1)
-        if spec.dropped:
+        if spec.after_dropout:
             norm2 = dual.diagonal(q)[0]
         return Features(*(z.astype(dtype) for z in (nngp, ntk, norm2)))
 
@@ -178,37 +179,35 @@ def variance_reduced_step(
     carried = ExactColumns(
         (0,),
         tuple(range(1, 1 + len(linears))),
-        (0,) if has_constant and context.ntk else (),
-        tuple(range(start, start + more)) if context.ntk else (),
+        (0,) if has_constant and context.wants_ntk else (),
+        tuple(range(start, start + more)) if context.wants_ntk else (),
     )
 
-    def bias() -> str:
-        orders = (1, 0) if context.ntk else (1,)
-        worst = [
-            _bias(
+    def bias() -> dict[Kind, float]:
+        orders: dict[Kind, int] = {"nngp": 1}
+        if context.wants_ntk:
+            orders["ntk"] = 0
+        return {
+            kind: _bias(
                 dual,
-                o,
-                parts[f"kappa{o}"].dim,
-                bool(tails.get(o)),
+                order,
+                parts[f"kappa{order}"].dim,
+                bool(tails.get(order)),
                 means_known,
-                spec.dropped,
+                spec.after_dropout,
             )
-            for o in orders
-        ]
-        return "bias <= " + ", ".join(
-            f"{value:.2f} of {kind}"
-            for value, kind in zip(worst, ("nngp", "ntk"), strict=False)
-        )
+            for kind, order in orders.items()
+        }
 
     flops = sum(p.part.flops for p in parts.values())
     flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
     return Step(
-        "constant, linear, zonal",
-        Spec(first, product, carried=carried),
-        apply,
-        init,
-        flops * spec.pixels,
-        spec.floats() + (first + 4 * product) * spec.pixels,
+        name="constant, linear, zonal",
+        spec=Spec(first, product, exact_columns=carried),
+        apply=apply,
+        init=init,
+        flops=flops * spec.pixels,
+        live_elements=spec.live_elements() + (first + 4 * product) * spec.pixels,
         bias=bias,
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
     before_relu,
@@ -35,12 +36,12 @@ _SERIES = 40
 def variance_reduced_network_steps(
     method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    if not is_zonal(net, context.ntk):
+    if not is_zonal(net, context.wants_ntk):
         return layer_by_layer(net, spec, context)
-    kernel = zonal_kernel(net, context.ntk, "variance_reduced")
+    kernel = zonal_kernel(net, context.wants_ntk, "variance_reduced")
     assert kernel is not None
     stages = before_relu(method, kernel, spec, context)
-    return [*stages, _zonal(method, kernel, stages[-1].spec, context)]
+    return [*stages, _zonal(method, kernel, stages[-1].single_spec, context)]
 
 
 def zonal_fit(
@@ -61,9 +62,9 @@ def zonal_fit(
 def _zonal(
     method: VarianceReduced, kernel: ZonalKernel, spec: Spec, context: Context
 ) -> Step:
-    d = spec.nngp
+    d = spec.nngp_dim
     ones = int(kernel.constant > 0)
-    fit = zonal_fit(method, kernel, d, max(1, context.width - ones))
+    fit = zonal_fit(method, kernel, d, max(1, context.max_columns - ones))
     linear = min(fit.linear_columns, d)
     parts: dict[str, SRHT | ZonalFeatures] = {}
     if linear < d:
@@ -88,8 +89,8 @@ def _zonal(
     gap = math.ceil(1e3 * gap) / 1e3
 
     def apply(params, f: Features) -> Features:
-        unit = normalize_rows(f.nngp, f.norm2)
-        norm = safe_sqrt(f.norm2)[..., None]
+        unit = normalize_rows(f.nngp, f.nngp_diag)
+        norm = safe_sqrt(f.nngp_diag)[..., None]
         flat = parts["linear"].apply(params["linear"], unit) if linear < d else unit
         out = [flat * (norm * math.sqrt(fit.linear))]
         if fit.constant > 0:
@@ -99,8 +100,8 @@ def _zonal(
         if kernel.constant > 0:
             out.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
         phi = jnp.concatenate(out, axis=-1)
-        norm2 = f.norm2 * float(fit.values(np.array(1.0))) + kernel.constant
-        if context.ntk:
+        norm2 = f.nngp_diag * float(fit.values(np.array(1.0))) + kernel.constant
+        if context.wants_ntk:
             return Features(phi[..., :0], phi, norm2)
         return Features(phi, phi[..., :0], norm2)
 
@@ -108,15 +109,16 @@ def _zonal(
         exact = kernel.function(alpha)
         return exact, (fit.values(alpha) - exact) ** 2 + fit.variance(alpha)
 
-    out = Spec(0, columns) if context.ntk else Spec(columns, 0)
+    out = Spec(0, columns) if context.wants_ntk else Spec(columns, 0)
+    kind: Kind = "ntk" if context.wants_ntk else "nngp"
     degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
     return Step(
-        f"constant, {linear} linear, {fit.zonal_columns} zonal columns of degree <= {degree}, "
-        f"bias <= {gap:.3f} K(x, x)",
-        out,
-        apply,
-        init,
-        sum(part.flops for part in parts.values()) + 2 * columns,
-        3 * d + 4 * columns,
+        name=f"constant, {linear} linear, {fit.zonal_columns} zonal columns of degree <= {degree}",
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=sum(part.flops for part in parts.values()) + 2 * columns,
+        live_elements=3 * d + 4 * columns,
         error=error,
+        bias=lambda: {kind: gap},
     )
