@@ -51,7 +51,7 @@ DISAGREE = "disagree on the axis of the channels; give all layers before"
         (
             (stax.Conv(1, (3,), dilation=(3,)), RELU, MEAN),
             (6, 3),
-            r"the image, \(6,\), is smaller than the window, \(7,\)",
+            r"at least as large as the window, \(7,\), got \(6,\)",
         ),
         (
             (CONV, RELU, stax.AvgPool((4, 2)), MEAN),

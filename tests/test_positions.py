@@ -353,7 +353,7 @@ def test_records_refuse(make, error, match):
     [
         ((up(3), MEAN), (6,), r"needs 1 spatial axes, but there are 0"),
         ((local(3), MEAN), (4, 4, 2), r"ConvLocal\(1, \(3,\).* needs 1 spatial axes"),
-        ((local(5), MEAN), (4, 2), "is smaller than the window"),
+        ((local(5), MEAN), (4, 2), "at least as large as the window"),
         ((resize(3, 3), MEAN), (4, 2), "an entry for each of the 3 axes"),
         ((index(Slice[:, 7]), MEAN), (4, 2), "out of bounds"),
         ((index(Slice[:, 4:]), MEAN), (4, 2), "leaves nothing of the spatial axes"),

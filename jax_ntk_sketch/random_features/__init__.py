@@ -1,30 +1,24 @@
-"""Random features of dual kernels, built on random directions of several kinds."""
+"""Random directions of several kinds, and features of kernels of the cosine.
 
-from jax_ntk_sketch.random_features.arc_cosine import ReluFeatures, StepFeatures
+Each is a frozen record of sizes with `init(key) -> params` and `apply(params, x)`, as in
+`jax_ntk_sketch.sketch`. `directions` has the directions, and `zonal` the features
+`f(w.x)` of one function f.
+"""
+
 from jax_ntk_sketch.random_features.directions import (
-    DIRECTIONS,
-    Directions,
     GaussianDirections,
     HadamardDirections,
     HadamardPatchDirections,
-    NormalLengths,
     OrthogonalDirections,
     SphereDirections,
 )
-from jax_ntk_sketch.random_features.zonal import ZonalFeatures, sphere_dim, zonal_sum
+from jax_ntk_sketch.random_features.zonal import ZonalFeatures
 
 __all__ = [
-    "DIRECTIONS",
-    "Directions",
     "GaussianDirections",
     "HadamardDirections",
     "HadamardPatchDirections",
-    "NormalLengths",
     "OrthogonalDirections",
-    "ReluFeatures",
     "SphereDirections",
-    "StepFeatures",
     "ZonalFeatures",
-    "sphere_dim",
-    "zonal_sum",
 ]

@@ -1,8 +1,8 @@
-"""Oblivious sketches: random linear maps drawn without looking at the data.
+"""Oblivious sketches: random linear maps that are drawn without looking at the data.
 
-Each is a frozen record of sizes with `init(key) -> params` and
-`apply(params, x) -> sketch`, pure functions that run under `jit`, `vmap` and `grad`;
-parameters are pytrees of small integers. Vectors lie along the last axis; `PatchSRHT`
+Each sketch is a frozen record of sizes with `init(key) -> params` and
+`apply(params, x) -> sketch`, pure functions that run under `jit`, `vmap` and `grad`.
+Parameters are pytrees of small integers. Vectors lie along the last axis; `PatchSRHT`
 also slides a `Window` over the axes before it.
 """
 
@@ -12,7 +12,6 @@ from jax_ntk_sketch.sketch.hashed_osnap import HashedOSNAP
 from jax_ntk_sketch.sketch.patch_srht import PatchSRHT
 from jax_ntk_sketch.sketch.poly_sketch import PolySketch
 from jax_ntk_sketch.sketch.srht import SRHT
-from jax_ntk_sketch.sketch.tensor_sketch import TensorSketch
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
 from jax_ntk_sketch.sketch.window import Window
 
@@ -24,7 +23,6 @@ __all__ = [
     "PatchSRHT",
     "PolySketch",
     "TensorSRHT",
-    "TensorSketch",
     "Window",
     "hadamard_transform",
 ]

@@ -2,36 +2,36 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch._checks import check_input, check_key
+from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.count_sketch import OSNAP
 
 __all__ = ["HashedOSNAP"]
 
 # Coordinates are int32.
-_LARGEST = 2**31 - 1
+_MAX_INPUT_DIM = 2**31 - 1
 
-# Coordinates hashed at a time: what is alive then stays in a CPU's caches, which
-# halves the time or better.
+# Coordinates that are hashed at a time. Their arrays then stay in a CPU's caches, which
+# at least halves the time.
 _BLOCK = 2**15
 
-# Whatever the default is: other implementations give bits that depend on the shape,
-# or on the device.
-_IMPL = "threefry2x32"
+# The default generator of JAX may be another one, whose bits depend on the shape or on
+# the device.
+_GENERATOR = "threefry2x32"
 
 
 @dataclasses.dataclass(frozen=True)
 class HashedOSNAP(OSNAP):
-    r"""OSNAP for vectors of any length d: parameters of `4 s` bytes, whatever d is.
+    r"""OSNAP for vectors of any length d, with parameters of `4 s` bytes.
 
-    Buckets and signs of coordinate i are random bits that a counter-based generator
-    (Threefry) makes of the key and i, so that two vectors agree on them however they
-    are stored, and nothing of size d exists unless x itself is dense.
+    A counter-based generator (Threefry) makes the buckets and the sign of coordinate i
+    from the key and i. Two vectors thus agree on them however they are stored, and
+    nothing of size d exists unless x itself is dense.
 
     Args:
       input_dim: d, at most 2^31 - 1.
@@ -39,15 +39,18 @@ class HashedOSNAP(OSNAP):
       sparsity: s, nonzeros per input coordinate, 1 <= s <= m.
 
     Raises:
-      TypeError, ValueError: a size of the wrong type or range, named.
+      TypeError: a size is not an integer.
+      ValueError: a size is out of its range.
 
-    Cost: `s` additions and s/2 hashes per nonzero of x (some 50 ns on a CPU for s = 4,
-    half of it for the hashes). Memory of a sparse batch: its arrays and the output.
-    Guarantee: that of `OSNAP`: unbiased, variance at most
+    Cost: `s` additions and s/2 hashes per nonzero of x. A sparse batch needs memory for
+    its arrays and the output.
+    Guarantee: as for `OSNAP`: unbiased, with variance at most
     :math:`(\|x\|^2\|y\|^2 + \langle x, y\rangle^2)/m`, up to 2^-31 m.
-    Source: Nelson and Nguyen (2013), as `OSNAP`; Salmon, Moraes, Dror, Shaw,
+    Source: Nelson and Nguyen (2013), as for `OSNAP`; Salmon, Moraes, Dror, Shaw,
     "Parallel random numbers: as easy as 1, 2, 3" (2011).
 
+    >>> import jax, jax.numpy as jnp
+    >>> from jax_ntk_sketch.sketch import HashedOSNAP
     >>> sketch = HashedOSNAP(10**9, 8, sparsity=2)
     >>> params = sketch.init(jax.random.key(0))
     >>> i, rows, values = jnp.array([7, 10**8]), jnp.array([0, 1]), jnp.ones(2)
@@ -57,43 +60,42 @@ class HashedOSNAP(OSNAP):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input_dim > _LARGEST:
+        if self.input_dim > _MAX_INPUT_DIM:
             raise ValueError(
                 f"HashedOSNAP: input_dim must be at most 2^31 - 1, got {self.input_dim}"
             )
 
-    def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Draws `seed` `(ceil(s / 2), 2)` int32: a key for every two blocks."""
+    def init(self, key: Key) -> dict[str, Array]:
+        """Draw `seed` `(ceil(s / 2), 2)` int32: a key for each two blocks."""
         key = check_key("HashedOSNAP", key)
         bits = jax.random.bits(key, (-(-self.sparsity // 2), 2), jnp.uint32)
         return {"seed": jax.lax.bitcast_convert_type(bits, jnp.int32)}
 
-    def entries(
-        self, params: dict[str, jax.Array], indices: jax.Array
-    ) -> dict[str, jax.Array]:
-        """`bucket` (s, k) int32 and `sign` (s, k) int8 of coordinates (k,)."""
-        hashed = functools.partial(self._entries, params["seed"])
+    def entries(self, params: dict[str, Array], indices: Array) -> dict[str, Array]:
+        """Return `bucket` (s, k) int32 and `sign` (s, k) int8 of coordinates (k,)."""
+        hash_block = functools.partial(self._hash, params["seed"])
         indices = indices.astype(jnp.uint32)
         k = len(indices)
         if k <= _BLOCK:
-            return hashed(indices)
+            return hash_block(indices)
         blocks = -(-k // _BLOCK)
         padded = jnp.pad(indices, (0, blocks * _BLOCK - k)).reshape(blocks, _BLOCK)
-        out = jax.lax.map(hashed, padded)
         return {
             name: jnp.moveaxis(z, 0, 1).reshape(self.sparsity, -1)[:, :k]
-            for name, z in out.items()
+            for name, z in jax.lax.map(hash_block, padded).items()
         }
 
-    def _entries(self, seed: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
-        def words(two: jax.Array) -> jax.Array:
-            """Two words for each coordinate: what `fold_in` makes of key and number."""
-            key = jax.random.wrap_key_data(two, impl=_IMPL)
+    def _hash(self, seed: Array, indices: Array) -> dict[str, Array]:
+        """Return the `entries` of one block of coordinates."""
+
+        def two_words(seed_of_two: Array) -> Array:
+            """Return two words for each coordinate: `fold_in` of key and number."""
+            key = jax.random.wrap_key_data(seed_of_two, impl=_GENERATOR)
             folded = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             return jax.random.key_data(folded).T
 
         seed = jax.lax.bitcast_convert_type(seed, jnp.uint32)
-        word = jax.vmap(words)(seed).reshape(-1, len(indices))[: self.sparsity]
+        word = jax.vmap(two_words)(seed).reshape(-1, len(indices))[: self.sparsity]
         edges = np.arange(self.sparsity + 1) * self.output_dim // self.sparsity
         size = np.diff(edges).astype(np.uint32)[:, None]
         start = edges[:-1].astype(np.int32)[:, None]
@@ -103,28 +105,28 @@ class HashedOSNAP(OSNAP):
             "sign": 1 - 2 * (word & 1).astype(jnp.int8),
         }
 
-    def apply(self, params: dict[str, jax.Array], x: Any) -> jax.Array:
-        """Sketches dense `x` `(..., d)` to `(..., m)`, dtype of `x`."""
+    def apply(self, params: dict[str, Array], x: ArrayLike) -> Array:
+        """Sketch dense `x` `(..., d)` to `(..., m)`, in the dtype of `x`."""
         x = check_input("HashedOSNAP", "x", x, self.input_dim)
-        every = self.entries(params, jnp.arange(self.input_dim, dtype=jnp.int32))
-        return super().apply(every, x)
+        entries = self.entries(params, jnp.arange(self.input_dim, dtype=jnp.int32))
+        return super().apply(entries, x)
 
     def apply_sparse(
         self,
-        params: dict[str, jax.Array],
-        indices: jax.Array,
-        rows: jax.Array,
-        values: jax.Array,
+        params: dict[str, Array],
+        indices: Array,
+        rows: Array,
+        values: Array,
         *,
         num_rows: int,
-    ) -> jax.Array:
-        """Sketches vectors given by their nonzeros.
+    ) -> Array:
+        """Sketch vectors that are given by their nonzeros.
 
         Args:
-          params: what `init` returned.
+          params: the parameters that `init` returned.
           indices, rows, values: (k,) coordinate, number of the vector and value, in any
-            order; values of one coordinate are added. Rows outside 0..n - 1 count
-            nothing.
+            order. Values of one coordinate are added. Entries of rows outside 0..n - 1
+            are ignored.
           num_rows: n.
 
         Returns:
@@ -133,19 +135,22 @@ class HashedOSNAP(OSNAP):
         values = check_input("HashedOSNAP", "values", values, len(indices))
         scale = jnp.asarray(self.sparsity**-0.5, values.dtype)
 
-        def add(out: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-            i, r, v = block
-            entries = self._entries(params["seed"], i.astype(jnp.uint32))
+        def add_block(
+            out: Array, block: tuple[Array, Array, Array]
+        ) -> tuple[Array, None]:
+            index, row, value = block
+            entries = self._hash(params["seed"], index.astype(jnp.uint32))
             for bucket, sign in zip(entries["bucket"], entries["sign"], strict=True):
-                signed = v * (sign.astype(v.dtype) * scale)
-                out = out.at[r, bucket].add(signed, mode="drop")
+                signed = value * (sign.astype(value.dtype) * scale)
+                out = out.at[row, bucket].add(signed, mode="drop")
             return out, None
 
         out = jnp.zeros((num_rows, self.output_dim), values.dtype)
-        arrays = indices, rows, values
         if len(indices) <= _BLOCK:
-            return add(out, arrays)[0]
+            return add_block(out, (indices, rows, values))[0]
         blocks = -(-len(indices) // _BLOCK)
-        fill = (0, blocks * _BLOCK - len(indices))
-        padded = (jnp.pad(z, fill).reshape(blocks, _BLOCK) for z in arrays)
-        return jax.lax.scan(add, out, tuple(padded))[0]
+        padding = (0, blocks * _BLOCK - len(indices))
+        padded = tuple(
+            jnp.pad(z, padding).reshape(blocks, _BLOCK) for z in (indices, rows, values)
+        )
+        return jax.lax.scan(add_block, out, padded)[0]

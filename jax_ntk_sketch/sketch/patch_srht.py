@@ -1,20 +1,17 @@
-"""PatchSRHT: a sketch of the patches of an image, without forming the patches."""
+"""PatchSRHT: a sketch of the patches of an image that does not form the patches."""
 
 import dataclasses
 import functools
 import math
-from typing import Any
+import operator
 
 import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch._numerics import next_power_of_two
-from jax_ntk_sketch.sketch.hadamard import (
-    hadamard_flops,
-    hadamard_transform,
-    pad_to,
-)
+from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
+from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
 from jax_ntk_sketch.sketch.signs import random_signs
 from jax_ntk_sketch.sketch.srht import SRHT
 from jax_ntk_sketch.sketch.window import Window
@@ -22,26 +19,27 @@ from jax_ntk_sketch.sketch.window import Window
 __all__ = ["PatchSRHT"]
 
 # A window of more pixels is folded axis by axis.
-_MOST_SHIFTS = 32
+_MAX_SHIFTS = 32
 
-# Channels by which neighbouring shifts are moved against each other.
+# Channels by which neighboring shifts are moved against each other.
 _ROLL = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchSRHT:
-    r"""Sketches the patch :math:`\bigoplus_\delta x(p + \delta)` at each position p.
+    r"""A sketch of the patch :math:`\bigoplus_\delta x(p + \delta)` at each position p.
 
     .. math:: S x(p) = m^{-1/2} H \sum_\delta \sigma_\delta\, x(p + \delta)
 
-    with independent signs for each offset and channel: the shifted images are folded
+    with independent signs for each offset and channel. The shifted images are folded
     onto D channels, D the next power of two of m, and then rotated by one Hadamard
-    transform of entries ±1. The direct sum, q times as large, is never formed. Where
-    it has no more than m channels, its concatenation goes through `SRHT` instead.
+    transform of entries ±1. The direct sum, q times as large for q offsets, is never
+    formed. Where it has at most m channels, its concatenation goes through `SRHT`
+    instead.
 
-    Different offsets also move along the channels by different amounts, so that the
-    same channel of neighbouring pixels, nearly equal in natural images, does not fall
-    on itself: that would triple the variance.
+    Different offsets also move along the channels by different amounts. Otherwise the
+    same channel of neighboring pixels, nearly equal in natural images, would fall on
+    itself and triple the variance.
 
     Args:
       window: the offsets, a `Window`.
@@ -50,16 +48,19 @@ class PatchSRHT:
       bias: a constant coordinate of this value is part of the direct sum; 0 for none.
 
     Raises:
-      TypeError, ValueError: a size out of range, named.
+      TypeError: a size is not an integer.
+      ValueError: a size is below 1.
 
-    Cost: q c multiply-adds and one Hadamard transform of size D a position; windows
-    of more than 32 pixels are folded axis by axis, with the cost of the sum of the
-    sides instead of their product and up to twice the variance.
+    Cost: q c multiply-adds and one Hadamard transform of size D a position. Windows of
+    more than 32 pixels are folded axis by axis, with the cost of the sum of the sides
+    instead of their product and up to twice the variance.
     Guarantee: unbiased,
     :math:`E\langle Sx(p), Sy(r)\rangle = \sum_\delta \langle x(p+\delta),
     y(r+\delta)\rangle + \mathrm{bias}^2`; variance about that of a CountSketch,
-    2/m relative, for channels of like size.
+    2/m relative, for channels of similar size.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from jax_ntk_sketch.sketch import PatchSRHT, Window
     >>> sketch = PatchSRHT(Window((3, 3), padding="SAME"), channels=8, output_dim=32)
     >>> params = sketch.init(jax.random.key(0))
     >>> sketch.apply(params, jnp.ones((2, 5, 5, 8))).shape
@@ -82,13 +83,13 @@ class PatchSRHT:
     @property
     def flops(self) -> int:
         """Floating-point operations per position."""
-        if self._whole is not None:
-            return self._whole.flops
-        folds = sum(2 * r.shifts * r.channels for r in self._rounds)
+        if self._of_concatenation is not None:
+            return self._of_concatenation.flops
+        folds = sum(2 * fold.shifts * fold.channels for fold in self._folds)
         return folds + hadamard_flops(self._folded_dim) + self.output_dim
 
     @property
-    def _whole(self) -> SRHT | None:
+    def _of_concatenation(self) -> SRHT | None:
         """The sketch of the concatenated patch, where that is small."""
         if self.patch_dim <= self.output_dim:
             return SRHT(self.patch_dim, self.output_dim)
@@ -99,50 +100,52 @@ class PatchSRHT:
         return next_power_of_two(self.output_dim)
 
     @functools.cached_property
-    def _rounds(self) -> list["_Round"]:
+    def _folds(self) -> list["_Fold"]:
         dim = self._folded_dim
-        if self.window.size <= _MOST_SHIFTS:
-            return [_Round(self.window, self.channels, dim)]
-        rounds, channels = [], self.channels
+        if self.window.size <= _MAX_SHIFTS:
+            return [_Fold(self.window, self.channels, dim)]
+        folds, channels = [], self.channels
         for i in range(self.window.rank):
             axis = self.window.axis(i)
             if not axis.trivial:
-                rounds.append(_Round(axis, channels, dim))
+                folds.append(_Fold(axis, channels, dim))
                 channels = dim
-        return rounds
+        return folds
 
-    def init(self, key: jax.Array) -> Any:
-        """Draws the signs, int8, of each round of folding."""
+    def init(self, key: Key) -> PyTree:
+        """Draw the signs, int8, of each fold."""
         key = check_key("PatchSRHT", key)
-        if self._whole is not None:
-            return self._whole.init(key)
-        *keys, bias_key = jax.random.split(key, len(self._rounds) + 1)
-        signs = [r.init(k) for r, k in zip(self._rounds, keys, strict=True)]
+        if self._of_concatenation is not None:
+            return self._of_concatenation.init(key)
+        *keys, bias_key = jax.random.split(key, len(self._folds) + 1)
+        signs = [fold.init(k) for fold, k in zip(self._folds, keys, strict=True)]
         return {"fold": signs, "bias": random_signs(bias_key, (self.output_dim,))}
 
-    def apply(self, params: Any, x: Any) -> jax.Array:
-        """Sketches `x` `(..., *spatial, c)` to `(..., *positions, m)`."""
+    def apply(self, params: PyTree, x: ArrayLike) -> Array:
+        """Sketch `x` `(..., *spatial, c)` to `(..., *positions, m)`."""
         x = check_input("PatchSRHT", "x", x, self.channels)
-        if self._whole is not None:
-            return self._whole.apply(params, self.window.patches(x, self.bias))
-        for r, signs in zip(self._rounds, params["fold"], strict=True):
-            x = r.apply(signs, x)
+        if self._of_concatenation is not None:
+            patches = self.window.patches(x, self.bias)
+            return self._of_concatenation.apply(params, patches)
+        for fold, signs in zip(self._folds, params["fold"], strict=True):
+            x = fold.apply(signs, x)
         x = hadamard_transform(x)[..., : self.output_dim]
         if self.bias:
-            # A sign for each column: one for all of them would be noise that no number
+            # A sign for each column. One for all of them would be noise that no number
             # of columns averages, where columns are directions or factors of a product.
-            each = self.bias * self._folded_dim**-0.5
-            x = x + jnp.asarray(each, x.dtype) * params["bias"].astype(x.dtype)
+            value = self.bias * self._folded_dim**-0.5
+            x = x + jnp.asarray(value, x.dtype) * params["bias"].astype(x.dtype)
         scale = math.sqrt(self._folded_dim / self.output_dim)
         return x * jnp.asarray(scale, x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Round:
-    """Signed shifts of `channels` channels, added up on `dim` channels.
+class _Fold:
+    """Signed shifts of an image of `channels` channels, added up on `dim` channels.
 
-    `channels` is padded to A: a multiple of `dim`, cut into pieces; or, where smaller,
-    a power of two, of which as many shifts as fit lie side by side in one piece.
+    The channels are padded: to a multiple of `dim`, which is cut into pieces of `dim`;
+    or, where there are fewer, to a power of two, so that `dim` channels hold several
+    shifts side by side.
     """
 
     window: Window
@@ -159,32 +162,35 @@ class _Round:
             return -(-self.channels // self.dim) * self.dim
         return next_power_of_two(self.channels)
 
-    def init(self, key: jax.Array) -> jax.Array:
+    def init(self, key: Key) -> Array:
         return random_signs(key, (self.shifts, self.padded_channels))
 
-    def apply(self, signs: jax.Array, x: jax.Array) -> jax.Array:
-        window, wide = self.window, self.padded_channels
+    def apply(self, signs: Array, x: Array) -> Array:
+        window, width = self.window, self.padded_channels
         out = window.output_shape(x.shape[-1 - window.rank : -1])
-        x = window.padded(pad_to(x, wide))
+        x = window.padded(pad_to(x, width))
         signs = signs.astype(x.dtype)
-        together = max(1, self.dim // wide)
-        # Layers of shifts that fall on each other, each moved along the channels: by
-        # slices of a copy that wraps around.
-        layers = next_power_of_two(-(-self.shifts // together))
-        roll = max(1, min(_ROLL, wide // layers))
-        steps = wide // roll
-        most = min(layers, steps) - 1
-        x = jnp.concatenate([x, x[..., : most * roll]], axis=-1) if most else x
-        total: Any = 0
-        for start in range(0, self.shifts, together):
-            parts = []
-            for k in range(start, min(start + together, self.shifts)):
-                shifted = window.shift(x, window.offsets[k], out)
-                begin = k // together % steps * roll
-                parts.append(shifted[..., begin : begin + wide] * signs[k])
-            piece = parts[0]
-            if together > 1:
-                piece = pad_to(jnp.concatenate(parts, axis=-1), self.dim)
-            for i in range(0, piece.shape[-1], self.dim):
-                total = total + piece[..., i : i + self.dim]
-        return total
+        side_by_side = max(1, self.dim // width)
+        # Layers of shifts fall on each other. Each is moved along the channels by
+        # another multiple of `roll`, as a slice of a copy that wraps around.
+        layers = next_power_of_two(-(-self.shifts // side_by_side))
+        roll = max(1, min(_ROLL, width // layers))
+        num_moves = width // roll
+        wrapped = (min(layers, num_moves) - 1) * roll
+        x = jnp.concatenate([x, x[..., :wrapped]], axis=-1) if wrapped else x
+
+        def signed_shift(k: int) -> Array:
+            shifted = window.shift(x, window.offsets[k], out)
+            begin = k // side_by_side % num_moves * roll
+            return shifted[..., begin : begin + width] * signs[k]
+
+        pieces = []
+        for start in range(0, self.shifts, side_by_side):
+            stop = min(start + side_by_side, self.shifts)
+            parts = [signed_shift(k) for k in range(start, stop)]
+            layer = parts[0]
+            if side_by_side > 1:
+                layer = pad_to(jnp.concatenate(parts, axis=-1), self.dim)
+            for i in range(0, layer.shape[-1], self.dim):
+                pieces.append(layer[..., i : i + self.dim])
+        return functools.reduce(operator.add, pieces)

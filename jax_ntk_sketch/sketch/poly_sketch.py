@@ -4,47 +4,58 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._checks import check_input, check_key, check_size, set_sizes
+from jax_ntk_sketch._checks import (
+    check_choice,
+    check_input,
+    check_key,
+    check_size,
+    set_sizes,
+)
+from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
 from jax_ntk_sketch.sketch.srht import SRHT, SignedHadamardRows
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
 
-__all__ = ["PolySketch"]
+__all__ = ["LEAVES", "PolySketch"]
 
-_LEAVES = ("identity", "count_sketch", "osnap", "srht")
+# The names of the sketches that leaves apply.
+LEAVES = ("identity", "srht", "osnap", "count_sketch")
 
 
 @dataclasses.dataclass(frozen=True)
 class PolySketch:
-    r"""Sketches :math:`x^{\otimes j}` for every j = 0..p from one pass over a tree.
+    r"""Sketches of :math:`x^{\otimes j}` for each j = 0..p, from one pass over a tree.
 
-    The tree has p leaves and an independent TensorSRHT at every inner node. A node
-    over the leaves a+1..b carries the powers 1..b-a of x: the lower ones are handed
-    up from its left child as they are, the higher ones are products of its left
-    child's full power with the powers of its right child. (The published tree feeds
-    a fixed unit vector to the unused leaves instead, which adds noise and work and
-    estimates the same powers.) Any p is allowed, not only powers of two.
+    The tree has p leaves and an independent TensorSRHT at each inner node. A node over
+    the leaves a+1..b carries the powers 1..b-a of x. It takes the lower powers from its
+    left child as they are. The higher ones are products of its left child's full power
+    with the powers of its right child. Any p is allowed, not only powers of two.
+
+    The published tree feeds a fixed unit vector to the unused leaves instead. That adds
+    noise and work and estimates the same powers.
 
     Args:
       input_dim: d, the size of the vectors.
       degree: p >= 1, the highest power.
       output_dim: m, the columns of each power, or one size for each of the degrees
-        1..p; a degree of size 0 is neither returned nor, if no other needs it,
+        1..p. A degree of size 0 is not returned and, if no other needs it, not
         computed.
       width: columns of the products inside the tree; by default the largest of
         `output_dim`. The noise of a high degree is about that of its inner nodes at
         this width plus that of its last node at its own size.
-      leaf: what the leaves do to x: "identity" (nothing, the least noise), or an
-        independent "srht", "osnap" or "count_sketch" to `width` columns; the last two
-        touch only the nonzeros of x.
+      leaf: the sketch that the leaves apply to x: "identity" (none, the least noise),
+        or an independent "srht", "osnap" or "count_sketch" to `width` columns. The last
+        two touch only the nonzeros of x.
 
     Raises:
-      TypeError, ValueError: a size or name out of range, named.
+      TypeError: a size is not an integer.
+      ValueError: a size is out of its range, `output_dim` does not have p sizes, or
+        `leaf` is not a known name.
 
     Cost: about :math:`(p/2) \log_2 2p` Hadamard transforms of size `width`.
     Guarantee: unbiased,
@@ -52,6 +63,8 @@ class PolySketch:
     variance that grows linearly with j (about 2/m a product).
     Source: Ahle et al., arXiv 1909.01410; its use here: Zandieh, arXiv 2104.00415.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from jax_ntk_sketch.sketch import PolySketch
     >>> sketch = PolySketch(10, degree=3, output_dim=32)
     >>> params = sketch.init(jax.random.key(0))
     >>> [z.shape for z in sketch.apply(params, jnp.ones((5, 10)))]
@@ -81,11 +94,7 @@ class PolySketch:
             set_sizes(self, "output_dim")
         if self.width is not None:
             set_sizes(self, "width")
-        if self.leaf not in _LEAVES:
-            raise ValueError(
-                f"PolySketch: leaf must be one of {', '.join(map(repr, _LEAVES))}, "
-                f"got {self.leaf!r}"
-            )
+        check_choice("PolySketch", "leaf", self.leaf, LEAVES)
 
     @property
     def output_dims(self) -> tuple[int, ...]:
@@ -102,35 +111,37 @@ class PolySketch:
     @property
     def flops(self) -> int:
         """Floating-point operations per vector."""
-        head = 0 if self._head is None else self._head.flops
-        return head + _tree(self).flops
+        linear = 0 if self._linear is None else self._linear.flops
+        return linear + _tree(self).flops
 
     @property
-    def _head(self) -> OSNAP | SRHT | None:
-        """What makes the columns of degree 1: nothing where x itself does."""
+    def _linear(self) -> OSNAP | SRHT | None:
+        """The sketch that makes the columns of degree 1; None where x itself does."""
         size = self.output_dims[1]
         if size == 0 or (self.leaf == "identity" and size == self.input_dim):
             return None
-        return _leaf(self.leaf, self.input_dim, size) or SRHT(self.input_dim, size)
+        return _leaf_sketch(self.leaf, self.input_dim, size) or SRHT(
+            self.input_dim, size
+        )
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """Draws the randomness of every node."""
-        head_key, tree_key = jax.random.split(check_key("PolySketch", key))
-        head = self._head
+    def init(self, key: Key) -> dict[str, PyTree]:
+        """Draw the randomness of each node."""
+        linear_key, tree_key = jax.random.split(check_key("PolySketch", key))
+        linear = self._linear
         return {
-            "head": {} if head is None else head.init(head_key),
+            "linear": {} if linear is None else linear.init(linear_key),
             "tree": _tree(self).init(tree_key),
         }
 
-    def apply(self, params: dict[str, Any], x: Any) -> tuple[jax.Array, ...]:
-        """The powers of `x` `(..., d)`: a tuple of p + 1 arrays `(..., m_j)`.
+    def apply(self, params: dict[str, PyTree], x: ArrayLike) -> tuple[Array, ...]:
+        """Sketch the powers of `x` `(..., d)` to p + 1 arrays `(..., m_j)`.
 
-        The entry of degree 0 is a column of ones.
+        The power of degree 0 is a column of ones.
         """
         x = check_input("PolySketch", "x", x, self.input_dim)
         powers = _tree(self).apply(params["tree"], x)
-        if self._head is not None:
-            powers[1] = self._head.apply(params["head"], x)
+        if self._linear is not None:
+            powers[1] = self._linear.apply(params["linear"], x)
         elif self.output_dims[1]:
             powers[1] = x
         out = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
@@ -142,7 +153,7 @@ class PolySketch:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """x itself, or an independent sketch of it."""
+    """A leaf of the tree: x itself, or an independent sketch of it."""
 
     sketch: OSNAP | SRHT | None
     input_dim: int
@@ -154,23 +165,27 @@ class _Leaf:
     def flops(self) -> int:
         return 0 if self.sketch is None else self.sketch.flops
 
-    def init(self, key: jax.Array) -> Any:
+    def init(self, key: Key) -> PyTree:
         return () if self.sketch is None else self.sketch.init(key)
 
-    def apply(self, params: Any, x: jax.Array) -> dict[int, jax.Array]:
+    def apply(self, params: PyTree, x: Array) -> dict[int, Array]:
         return {1: x if self.sketch is None else self.sketch.apply(params, x)}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Node:
-    """Products of the left child's full power with powers of the right child.
+    """A node of the tree: products of the left child's full power with right powers.
 
-    `rows[j]` is the number of rows of the product of degree j made here.
+    Attributes:
+      left, right: the children.
+      split: leaves below the left child, which is the degree of its full power.
+      width: columns of inner products.
+      rows: for each degree j of a product made here, (j, its number of rows).
     """
 
-    left: "_Leaf | _Node"
-    right: "_Leaf | _Node"
-    split: int  # leaves below the left child, so the degree of its full power
+    left: "_Tree"
+    right: "_Tree"
+    split: int
     width: int
     rows: tuple[tuple[int, int], ...]
 
@@ -179,92 +194,97 @@ class _Node:
 
     @functools.cached_property
     def products(self) -> dict[int, TensorSRHT]:
+        """The products made here, by degree."""
+        left_dim = self.left.dim(self.split)
         return {
-            j: TensorSRHT(
-                (self.left.dim(self.split), self.right.dim(j - self.split)), rows
-            )
+            j: TensorSRHT((left_dim, self.right.dim(j - self.split)), rows)
             for j, rows in self.rows
         }
 
     @property
     def shared(self) -> SignedHadamardRows:
-        """The left factor, the same rows for every product of this node."""
-        return SignedHadamardRows(
-            self.left.dim(self.split), max(rows for _, rows in self.rows)
-        )
+        """The left factor, the same rows for each product of this node."""
+        most_rows = max(rows for _, rows in self.rows)
+        return SignedHadamardRows(self.left.dim(self.split), most_rows)
 
     @property
     def flops(self) -> int:
-        own = (p.factors[1].flops + 2 * p.output_dim for p in self.products.values())
-        return self.left.flops + self.right.flops + self.shared.flops + sum(own)
+        right_factors = sum(
+            product.factors[1].flops + 2 * product.output_dim
+            for product in self.products.values()
+        )
+        return self.left.flops + self.right.flops + self.shared.flops + right_factors
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        left_key, right_key, shared_key, own_key = jax.random.split(key, 4)
-        own_keys = jax.random.split(own_key, len(self.products))
+    def init(self, key: Key) -> dict[str, PyTree]:
+        left_key, right_key, shared_key, products_key = jax.random.split(key, 4)
+        product_keys = jax.random.split(products_key, len(self.products))
         return {
             "left": self.left.init(left_key),
             "right": self.right.init(right_key),
             "shared": self.shared.init(shared_key),
-            "own": [
-                p.factors[1].init(k)
-                for p, k in zip(self.products.values(), own_keys, strict=True)
+            "products": [
+                product.factors[1].init(k)
+                for product, k in zip(self.products.values(), product_keys, strict=True)
             ],
         }
 
-    def apply(self, params: dict[str, Any], x: jax.Array) -> dict[int, jax.Array]:
+    def apply(self, params: dict[str, PyTree], x: Array) -> dict[int, Array]:
         powers = self.left.apply(params["left"], x)
         right = self.right.apply(params["right"], x)
-        full = _inner(powers, self.split, self.width)
+        full = _as_factor(powers, self.split, self.width)
         shared = self.shared.apply(params["shared"], full)
-        for (j, product), own in zip(self.products.items(), params["own"], strict=True):
-            other = _inner(right, j - self.split, self.width)
-            rows = product.factors[1].apply(own, other)
+        products = zip(self.products.items(), params["products"], strict=True)
+        for (j, product), right_params in products:
+            power = _as_factor(right, j - self.split, self.width)
+            rows = product.factors[1].apply(right_params, power)
             scale = jnp.asarray(product.scale, x.dtype)
             powers[j] = shared[..., : product.output_dim] * rows * scale
         return powers
 
 
-def _inner(powers: dict[int, jax.Array], degree: int, width: int) -> jax.Array:
-    """A child's power as its parent uses it: a leaf whole, a product's first rows."""
+_Tree: TypeAlias = _Leaf | _Node
+
+
+def _as_factor(powers: dict[int, Array], degree: int, width: int) -> Array:
+    """Return a child's power as its parent uses it: a leaf whole, else `width` rows."""
     power = powers[degree]
     return power if degree == 1 else _first_rows(power, width)
 
 
-def _first_rows(z: jax.Array, size: int) -> jax.Array:
-    """The sketch that the first `size` rows of the sketch `z` are by themselves."""
+def _first_rows(z: Array, size: int) -> Array:
+    """Return the first `size` rows of the sketch `z`, scaled to be a sketch too."""
     if z.shape[-1] == size:
         return z
     return z[..., :size] * jnp.asarray(math.sqrt(z.shape[-1] / size), z.dtype)
 
 
-def _leaf(name: str, input_dim: int, output_dim: int) -> OSNAP | SRHT | None:
-    """The sketch of a leaf by its name; None is the identity."""
+def _leaf_sketch(name: str, input_dim: int, output_dim: int) -> OSNAP | SRHT | None:
+    """Return the sketch of a leaf by its name; None is the identity."""
     if name == "identity":
         return None
-    if name == "osnap":  # of its usual sparsity, where there is room for it
-        usual = OSNAP.sparsity
-        return OSNAP(input_dim, output_dim, min(usual, output_dim))
+    if name == "osnap":  # of its usual sparsity, where the output has that many rows
+        return OSNAP(input_dim, output_dim, min(OSNAP.sparsity, output_dim))
     return (SRHT if name == "srht" else CountSketch)(input_dim, output_dim)
 
 
 @functools.lru_cache(maxsize=256)
-def _tree(sketch: PolySketch) -> "_Leaf | _Node":
-    wanted = {j: size for j, size in enumerate(sketch.output_dims) if j >= 2 and size}
-    return _grow(sketch, sketch.degree, wanted)
+def _tree(sketch: PolySketch) -> _Tree:
+    rows = {j: size for j, size in enumerate(sketch.output_dims) if j >= 2 and size}
+    return _subtree(sketch, sketch.degree, rows)
 
 
-def _grow(sketch: PolySketch, leaves: int, wanted: dict[int, int]) -> "_Leaf | _Node":
-    """The subtree over `leaves` leaves that makes `wanted` (degree -> rows)."""
-    if leaves == 1 or not any(j >= 2 for j in wanted):
-        leaf = _leaf(sketch.leaf, sketch.input_dim, sketch.inner_width)
+def _subtree(sketch: PolySketch, leaves: int, rows: dict[int, int]) -> _Tree:
+    """Return the subtree over `leaves` leaves that makes `rows[j]` rows of degree j."""
+    if leaves == 1 or not any(j >= 2 for j in rows):
+        leaf = _leaf_sketch(sketch.leaf, sketch.input_dim, sketch.inner_width)
         return _Leaf(leaf, sketch.input_dim)
     split = (leaves + 1) // 2
-    below = {j: rows for j, rows in wanted.items() if j <= split}
-    above = {j: rows for j, rows in wanted.items() if j > split}
+    low = {j: size for j, size in rows.items() if j <= split}
+    high = {j: size for j, size in rows.items() if j > split}
     width = sketch.inner_width
-    if not above:
-        return _grow(sketch, split, below)
-    below[split] = max(below.get(split, 0), width)
-    left = _grow(sketch, split, below)
-    right = _grow(sketch, leaves - split, {j - split: width for j in above})
-    return _Node(left, right, split, width, tuple(above.items()))
+    if not high:
+        return _subtree(sketch, split, low)
+    low[split] = max(low.get(split, 0), width)
+    left = _subtree(sketch, split, low)
+    right = _subtree(sketch, leaves - split, {j - split: width for j in high})
+    return _Node(left, right, split, width, tuple(high.items()))

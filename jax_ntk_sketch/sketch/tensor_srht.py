@@ -2,20 +2,24 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, check_size, set_sizes
+from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.srht import SignedHadamardRows
 
 __all__ = ["TensorSRHT"]
 
+# Parameters of the rows that multiply each of the two vectors.
+_Params: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorSRHT:
-    r"""Sketches :math:`u \otimes v` without forming it.
+    r"""A sketch of :math:`u \otimes v` that does not form the tensor product.
 
     .. math:: S(u \otimes v)_i = m^{-1/2}\,(H_1\sigma_1 u)_{r_i}\,(H_2\sigma_2 v)_{q_i}
 
@@ -26,14 +30,20 @@ class TensorSRHT:
       input_dims: (d1, d2), the sizes of the two vectors.
       output_dim: m, the size of the sketch, any positive integer.
 
+    Raises:
+      TypeError: a size is not an integer.
+      ValueError: a size is below 1, or `input_dims` is not a pair.
+
     Cost: one Hadamard transform of each vector (of size m at least) and m products.
     Guarantee: unbiased,
     :math:`E\langle S(u\otimes v), S(u'\otimes v')\rangle
     = \langle u, u'\rangle\langle v, v'\rangle`; variance at most about
     :math:`((a + s)(b + t) - s t)/m` with :math:`s = \langle u, u'\rangle^2`,
-    :math:`a = \|u\|^2\|u'\|^2 + s` and b, t likewise for v.
+    :math:`a = \|u\|^2\|u'\|^2 + s`, and b, t the same numbers of v and v'.
     Source: Ahle et al., arXiv 1909.01410.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from jax_ntk_sketch.sketch import TensorSRHT
     >>> sketch = TensorSRHT((3, 5), 16)
     >>> params = sketch.init(jax.random.key(0))
     >>> sketch.apply(params, jnp.ones((2, 3)), jnp.ones((2, 5))).shape
@@ -62,7 +72,7 @@ class TensorSRHT:
 
     @property
     def scale(self) -> float:
-        """What turns products of orthonormal rows into the sketch."""
+        """The factor between products of orthonormal rows and the sketch."""
         first, second = self.factors
         return math.sqrt(first.padded_dim * second.padded_dim / self.output_dim)
 
@@ -71,15 +81,14 @@ class TensorSRHT:
         """Floating-point operations per pair of vectors."""
         return sum(f.flops for f in self.factors) + 2 * self.output_dim
 
-    def init(self, key: jax.Array) -> tuple[dict[str, jax.Array], ...]:
-        """Draws signs and rows for each of the two vectors."""
-        keys = jax.random.split(check_key("TensorSRHT", key))
-        return tuple(f.init(k) for f, k in zip(self.factors, keys, strict=True))
+    def init(self, key: Key) -> _Params:
+        """Draw signs and rows for each of the two vectors."""
+        first_key, second_key = jax.random.split(check_key("TensorSRHT", key))
+        first, second = self.factors
+        return first.init(first_key), second.init(second_key)
 
-    def apply(
-        self, params: tuple[dict[str, jax.Array], ...], u: Any, v: Any
-    ) -> jax.Array:
-        """Sketches `u` `(..., d1)` and `v` `(..., d2)` to `(..., m)`."""
+    def apply(self, params: _Params, u: ArrayLike, v: ArrayLike) -> Array:
+        """Sketch `u` `(..., d1)` and `v` `(..., d2)` to `(..., m)`."""
         u = check_input("TensorSRHT", "u", u, self.input_dims[0])
         v = check_input("TensorSRHT", "v", v, self.input_dims[1])
         first, second = self.factors

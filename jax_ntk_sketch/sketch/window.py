@@ -1,11 +1,14 @@
-"""Windows over spatial axes: what lies below a filter at each position."""
+"""Windows over spatial axes: the pixels that a filter covers at each position."""
 
 import dataclasses
+import functools
 import itertools
 import math
+import operator
 
-import jax
 import jax.numpy as jnp
+
+from jax_ntk_sketch._typing import Array, Shape
 
 __all__ = ["Window"]
 
@@ -18,13 +21,18 @@ class Window:
       shape: pixels for each spatial axis.
       strides: steps between windows; None for 1.
       padding: "VALID", "SAME" (zeros, as in `jax.lax`) or "CIRCULAR" (wrapped).
-      dilation: distance of neighbouring pixels in the window; None for 1.
+      dilation: distance of neighboring pixels in the window; None for 1.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch.sketch import Window
+    >>> Window((2, 2)).patches(jnp.ones((5, 8, 8, 3))).shape
+    (5, 7, 7, 12)
     """
 
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None = None
+    shape: Shape
+    strides: Shape | None = None
     padding: str = "VALID"
-    dilation: tuple[int, ...] | None = None
+    dilation: Shape | None = None
 
     @property
     def size(self) -> int:
@@ -42,22 +50,24 @@ class Window:
         return self.size == 1 and all(s == 1 for s in self.strides or ())
 
     @property
-    def offsets(self) -> list[tuple[int, ...]]:
+    def offsets(self) -> list[Shape]:
         """The pixels of the window, row by row."""
         return list(itertools.product(*map(range, self.shape)))
 
     def axis(self, i: int) -> "Window":
-        """The window along spatial axis i alone; windows are products of these."""
+        """Return the window along spatial axis i; windows are products of these."""
         ones = (1,) * self.rank
 
-        def only(values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        def along_axis(values: Shape | None) -> Shape | None:
             return values and (*ones[:i], values[i], *ones[i + 1 :])
 
         shape = (*ones[:i], self.shape[i], *ones[i + 1 :])
-        return Window(shape, only(self.strides), self.padding, only(self.dilation))
+        return Window(
+            shape, along_axis(self.strides), self.padding, along_axis(self.dilation)
+        )
 
-    def output_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """Positions of the window on an image of size `spatial`.
+    def output_shape(self, spatial: Shape) -> Shape:
+        """Return the positions of the window on an image of size `spatial`.
 
         Raises:
           ValueError: the image has another number of axes, or is smaller than the
@@ -65,8 +75,8 @@ class Window:
         """
         if len(spatial) != self.rank:
             raise ValueError(
-                f"a window of shape {self.shape} needs {self.rank} spatial axes, but "
-                f"there are {len(spatial)}, of sizes {spatial}"
+                f"Window: an image must have {self.rank} spatial axes for a window of "
+                f"shape {self.shape}, got {len(spatial)}, of sizes {spatial}"
             )
         out = []
         for size, reach, stride in zip(
@@ -76,31 +86,32 @@ class Window:
                 out.append(-(-size // stride))
             elif size < reach:
                 raise ValueError(
-                    f"the image, {spatial}, is smaller than the window, "
-                    f"{tuple(self._reach)}: use padding 'SAME' or a smaller window"
+                    f"Window: the image must be at least as large as the window, "
+                    f"{tuple(self._reach)}, got {spatial}; use padding 'SAME' or a "
+                    "smaller window"
                 )
             else:
                 out.append((size - reach) // stride + 1)
         return tuple(out)
 
     @property
-    def _strides(self) -> tuple[int, ...]:
+    def _strides(self) -> Shape:
         return self.strides or (1,) * self.rank
 
     @property
-    def _dilation(self) -> tuple[int, ...]:
+    def _dilation(self) -> Shape:
         return self.dilation or (1,) * self.rank
 
     @property
     def _reach(self) -> list[int]:
-        """Pixels from the first to the last of the window."""
+        """Pixels from the first to the last one of the window."""
         return [
             (n - 1) * step + 1
             for n, step in zip(self.shape, self._dilation, strict=True)
         ]
 
-    def padded(self, x: jax.Array) -> jax.Array:
-        """`x` `(..., *spatial, c)` with its border, on which the window slides."""
+    def padded(self, x: Array) -> Array:
+        """Return `x` `(..., *spatial, c)` with the border that the window covers."""
         if self.padding == "VALID":
             return x
         spatial = x.shape[-1 - self.rank : -1]
@@ -113,10 +124,8 @@ class Window:
         pads.append((0, 0))
         return jnp.pad(x, pads, "wrap" if self.padding == "CIRCULAR" else "constant")
 
-    def shift(
-        self, padded: jax.Array, offset: tuple[int, ...], out: tuple[int, ...]
-    ) -> jax.Array:
-        """What lies at `offset` of each window: `(..., *out, c)`."""
+    def shift(self, padded: Array, offset: Shape, out: Shape) -> Array:
+        """Return the pixel at `offset` of each window, `(..., *out, c)`."""
         index: list[slice] = []
         for i, step, stride, count in zip(
             offset, self._dilation, self._strides, out, strict=True
@@ -125,31 +134,28 @@ class Window:
             index.append(slice(start, start + (count - 1) * stride + 1, stride))
         return padded[(..., *index, slice(None))]
 
-    def shifts(self, x: jax.Array) -> list[jax.Array]:
-        """Every pixel of each window: for each offset `(..., *out, c)`."""
+    def shifts(self, x: Array) -> list[Array]:
+        """Return all pixels of each window: for each offset `(..., *out, c)`."""
         out = self.output_shape(x.shape[-1 - self.rank : -1])
         padded = self.padded(x)
         return [self.shift(padded, offset, out) for offset in self.offsets]
 
     def patch_dim(self, channels: int, bias: float = 0.0) -> int:
-        """Channels of the patches of an image with `channels`; see `patches`."""
+        """Return the channels of `patches` of an image with `channels`."""
         return self.size * channels + int(bias != 0)
 
-    def patches(self, x: jax.Array, bias: float = 0.0) -> jax.Array:
-        """The direct sum over the window: `(..., *out, patch_dim)`.
+    def patches(self, x: Array, bias: float = 0.0) -> Array:
+        """Return the direct sum over the window, `(..., *out, patch_dim)`.
 
-        With a `bias`, one more channel of this value.
+        With a `bias` it has one more channel, of this value.
         """
         parts = self.shifts(x)
         if bias:
             parts.append(jnp.full((*parts[0].shape[:-1], 1), bias, x.dtype))
         return jnp.concatenate(parts, axis=-1)
 
-    def sum(self, x: jax.Array) -> jax.Array:
-        """The sum over the window, axis by axis: `(..., *out, c)`."""
+    def sum(self, x: Array) -> Array:
+        """Return the sum over the window, axis by axis: `(..., *out, c)`."""
         for i in range(self.rank):
-            shifts = self.axis(i).shifts(x)
-            x = shifts[0]
-            for other in shifts[1:]:
-                x = x + other
+            x = functools.reduce(operator.add, self.axis(i).shifts(x))
         return x
