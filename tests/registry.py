@@ -12,7 +12,6 @@ import numpy as np
 from references import (
     cosines,
     kappa0,
-    kappa1,
     network_kernels,
     one_pass_kernel,
     sketch_kernels,
@@ -20,8 +19,9 @@ from references import (
 )
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import methods, random_features, sketch, stax
+from jax_ntk_sketch import methods, sketch, stax
 from jax_ntk_sketch._numerics import next_power_of_two
+from jax_ntk_sketch.random_features.directions import DIRECTIONS
 
 DIM = 6
 ROOT2 = 2**0.5
@@ -279,36 +279,9 @@ def _powers_of(x, sizes):
 # Random features.
 
 
-def relu_kernel(x):
-    product, alpha = cosines(inner(x))
-    return product * kappa1(alpha) / 2
-
-
 def step_kernel(x):
     product, alpha = cosines(inner(x))
     return (product > 0) * kappa0(alpha) / 2
-
-
-def step_variance(x, num):
-    p = step_kernel(x)
-    return p * (1 - p) / num
-
-
-def relu_squares(x, sphere):
-    """E relu(w.x)^2 relu(w.y)^2: the arc-cosine kernel of degree 2 over 2 pi."""
-    product, alpha = cosines(inner(x))
-    angle = np.arccos(np.clip(alpha, -1, 1))
-    j2 = 3 * np.sin(angle) * alpha + (np.pi - angle) * (1 + 2 * alpha**2)
-    # Directions of fixed length instead of normal ones: a factor of d / (d + 2).
-    return product**2 * j2 / (2 * np.pi) * (DIM / (DIM + 2) if sphere else 1)
-
-
-def relu_variance(x, num, sphere, antithetic):
-    """Independent directions or, if antithetic, pairs of them and one for odd `num`."""
-    pairs = num // 2 if antithetic else 0
-    second, mean = relu_squares(x, sphere), relu_kernel(x)
-    pair, single = 2 * second - 4 * mean**2, second - mean**2
-    return (pairs * pair + (num - 2 * pairs) * single) / num**2
 
 
 def direction_variance(x, num, sphere):
@@ -319,42 +292,23 @@ def direction_variance(x, num, sphere):
 
 def _random_features() -> list[Case]:
     cases, num = [], 11
-    for name, directions in random_features.DIRECTIONS.items():
-        # "hadamard" is not exactly uniform.
-        slack = 0.005 if name == "hadamard" else 0.0
-        # Elsewhere directions depend on each other, and there are no formulas.
-        known, sphere = name in ("gaussian", "sphere"), name == "sphere"
-        anti = name in ("gaussian", "orthogonal")
-        step = random_features.StepFeatures(DIM, num, name)
-        relu = random_features.ReluFeatures(DIM, num, name, antithetic=anti)
-        bare = directions(DIM, num)
-        formulas = (
-            (step, step_kernel, functools.partial(step_variance, num=num)),
-            (
-                relu,
-                relu_kernel,
-                functools.partial(
-                    relu_variance, num=num, sphere=sphere, antithetic=anti
-                ),
-            ),
-            (
-                bare,
-                lambda x: num * inner(x),
-                functools.partial(direction_variance, num=num, sphere=sphere),
-            ),
+    for name, directions in DIRECTIONS.items():
+        record = directions(DIM, num)
+        variance = functools.partial(
+            direction_variance, num=num, sphere=name == "sphere"
         )
-        cases += [
+        # Elsewhere directions depend on each other, and there are no formulas.
+        known = name in ("gaussian", "sphere")
+        cases.append(
             Case(
                 f"{type(record).__name__}-{name}",
                 record,
                 (num,),
-                lambda x, kernel=kernel: [kernel(x)],
-                dataclasses.replace(record, input_dim=784, num=10**6),
+                lambda x: [num * inner(x)],
+                directions(784, 10**6),
                 variance if known else None,
-                0.0 if record is bare else slack,
             )
-            for record, kernel, variance in formulas
-        ]
+        )
     return cases
 
 

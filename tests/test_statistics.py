@@ -137,26 +137,6 @@ def test_one_pass_estimates_its_polynomial(degree, coefficients):
     assert fit.max() <= kernel.max_error * 1.001 + 1e-5
 
 
-@pytest.mark.parametrize("num", [5, 16])
-def test_variance_of_step_features(num):
-    r"""Independent directions: Var = p (1 - p) / m with p = kappa0 / 2."""
-    features = jns.random_features.StepFeatures(3, num)
-    x = X[:4, :3]
-
-    def gram(key):
-        phi = features.apply(features.init(key), x)
-        return phi @ phi.T
-
-    seeds = 20000
-    keys = jax.random.split(jax.random.key(2), seeds)
-    g = np.asarray(jax.jit(jax.vmap(gram))(keys), np.float64)
-    lengths = np.linalg.norm(x, axis=1)
-    p = np.asarray(kernels.kappa0((x @ x.T) / np.outer(lengths, lengths))) / 2
-    # A sample variance has a relative error of about sqrt(2 / seeds).
-    np.testing.assert_allclose(g.var(axis=0), p * (1 - p) / num, rtol=0.06)
-    np.testing.assert_allclose(g.mean(axis=0), p, atol=5 * 0.5 / np.sqrt(num * seeds))
-
-
 def test_variance_of_count_sketch():
     """Var <Sx, Sy> = (|x|² |y|² + <x, y>² - 2 Σ x² y²) / m."""
     m, seeds = 7, 20000

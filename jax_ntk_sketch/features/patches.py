@@ -17,11 +17,10 @@ from jax_ntk_sketch.features.state import (
 from jax_ntk_sketch.features.step import Context, Step
 from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.random_features import (
-    HadamardDirections,
     HadamardPatchDirections,
     OrthogonalDirections,
-    sphere_dim,
 )
+from jax_ntk_sketch.random_features.zonal import uniform_directions
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
 
 __all__ = [
@@ -225,12 +224,10 @@ class Patches:
         window, dim = self.window, self.dim
         small = dim <= max(_SMALL_PATCH, num)
         if window is not None and not small:
-            part = HadamardPatchDirections(window, self.channels, num, self.bias)
-            return Projection(self, part, dim, False)
-        kind = OrthogonalDirections if dim <= _SMALL_PATCH else HadamardDirections
-        return Projection(
-            self, kind(max(2, dim), num), sphere_dim(dim), window is not None
-        )
+            folded = HadamardPatchDirections(window, self.channels, num, self.bias)
+            return Projection(self, folded, dim, False)
+        part = uniform_directions(dim, num)
+        return Projection(self, part, part.sphere_dim, window is not None)
 
     def sketch(self, num: int) -> "Projection":
         """A linear sketch of unbiased inner products."""

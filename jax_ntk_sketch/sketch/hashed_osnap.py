@@ -135,9 +135,7 @@ class HashedOSNAP(OSNAP):
         values = check_input("HashedOSNAP", "values", values, len(indices))
         scale = jnp.asarray(self.sparsity**-0.5, values.dtype)
 
-        def add_block(
-            out: Array, block: tuple[Array, Array, Array]
-        ) -> tuple[Array, None]:
+        def add_block(out: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
             index, row, value = block
             entries = self._hash(params["seed"], index.astype(jnp.uint32))
             for bucket, sign in zip(entries["bucket"], entries["sign"], strict=True):

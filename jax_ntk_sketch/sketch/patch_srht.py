@@ -123,20 +123,20 @@ class PatchSRHT:
 
     def apply(self, params: PyTree, x: ArrayLike) -> Array:
         """Sketch `x` `(..., *spatial, c)` to `(..., *positions, m)`."""
-        x = check_input("PatchSRHT", "x", x, self.channels)
+        image = check_input("PatchSRHT", "x", x, self.channels)
         if self._of_concatenation is not None:
-            patches = self.window.patches(x, self.bias)
+            patches = self.window.patches(image, self.bias)
             return self._of_concatenation.apply(params, patches)
         for fold, signs in zip(self._folds, params["fold"], strict=True):
-            x = fold.apply(signs, x)
-        x = hadamard_transform(x)[..., : self.output_dim]
+            image = fold.apply(signs, image)
+        z = hadamard_transform(image)[..., : self.output_dim]
         if self.bias:
             # A sign for each column. One for all of them would be noise that no number
             # of columns averages, where columns are directions or factors of a product.
             value = self.bias * self._folded_dim**-0.5
-            x = x + jnp.asarray(value, x.dtype) * params["bias"].astype(x.dtype)
+            z = z + jnp.asarray(value, z.dtype) * params["bias"].astype(z.dtype)
         scale = math.sqrt(self._folded_dim / self.output_dim)
-        return x * jnp.asarray(scale, x.dtype)
+        return z * jnp.asarray(scale, z.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """`RandomMap`: what sketches, directions and random features have in common."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
 
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 
-__all__ = ["RandomMap"]
+__all__ = ["RandomMap", "init_each"]
 
 
 class RandomMap(Protocol):
@@ -15,10 +18,17 @@ class RandomMap(Protocol):
         """Floating-point operations per vector."""
         ...
 
-    def init(self, key: Key) -> PyTree:
-        """Draw the parameters."""
+    def init(self, key: Key) -> Any:
+        """Draw the parameters, a pytree."""
         ...
 
-    def apply(self, params: PyTree, x: ArrayLike) -> Array:
+    def apply(self, params: Any, x: ArrayLike) -> Array:
         """Map `x`, whose vectors lie along the last axis."""
         ...
+
+
+def init_each(parts: Mapping[str, RandomMap], key: Key) -> dict[str, PyTree]:
+    """Draw the parameters of each of several maps, with a key for each."""
+    keys = jax.random.split(key, len(parts))
+    pairs = zip(parts.items(), keys, strict=True)
+    return {name: part.init(part_key) for (name, part), part_key in pairs}

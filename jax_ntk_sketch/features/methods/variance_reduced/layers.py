@@ -40,7 +40,7 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     orthonormal_values,
 )
 from jax_ntk_sketch.methods import VarianceReduced
-from jax_ntk_sketch.random_features import zonal_sum
+from jax_ntk_sketch.random_features.zonal import gegenbauer_series_sum
 
 __all__: list[str] = []
 
@@ -132,7 +132,9 @@ def variance_reduced_step(
                 bent = -jnp.abs(z) if tail.power else jnp.sign(z)
                 jump = scale * bent
                 weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
-            all_degrees = zonal_sum(z * part.dim**-0.5, weights, part.dim) + jump
+            all_degrees = (
+                gegenbauer_series_sum(z * part.dim**-0.5, weights, part.dim) + jump
+            )
             linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
 

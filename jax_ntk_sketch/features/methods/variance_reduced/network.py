@@ -23,7 +23,8 @@ from jax_ntk_sketch.kernels.zonal_fit import (
     zonal_fit_min_error,
 )
 from jax_ntk_sketch.methods import VarianceReduced
-from jax_ntk_sketch.random_features import ZonalFeatures, sphere_dim
+from jax_ntk_sketch.random_features import ZonalFeatures
+from jax_ntk_sketch.random_features.zonal import sphere_dim
 from jax_ntk_sketch.sketch import SRHT
 
 __all__ = ["zonal_fit"]
