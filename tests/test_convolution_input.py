@@ -46,7 +46,7 @@ DISAGREE = "disagree on the axis of the channels; give all layers before"
         (
             (stax.Conv(1, (5, 5)), RELU, MEAN),
             (4, 6, 3),
-            r"Conv\(1, \(5, 5\)\): the image, \(4, 6\), is smaller.*padding 'SAME'",
+            r"Conv\(1, \(5, 5\)\): the image must be .*, got \(4, 6\); use padding 'SAME'",
         ),
         (
             (stax.Conv(1, (3,), dilation=(3,)), RELU, MEAN),
@@ -56,11 +56,11 @@ DISAGREE = "disagree on the axis of the channels; give all layers before"
         (
             (CONV, RELU, stax.AvgPool((4, 2)), MEAN),
             (4, 6, 3),
-            r"AvgPool\(\(4, 2\)\): the image, \(3, 5\), is smaller",
+            r"AvgPool\(\(4, 2\)\): the image must be .*, got \(3, 5\)",
         ),
-        ((CONV, RELU, MEAN), (9, 3), "needs 2 spatial axes, but there are 1"),
-        ((CONV, RELU, MEAN), (3, 4, 5, 3), "needs 2 spatial axes, but there are 3"),
-        ((stax.Conv(1, (2,)), RELU, MEAN), (4, 5, 3), "needs 1 spatial axes"),
+        ((CONV, RELU, MEAN), (9, 3), "must have 2 spatial axes .* got 1"),
+        ((CONV, RELU, MEAN), (3, 4, 5, 3), "must have 2 spatial axes .* got 3"),
+        ((stax.Conv(1, (2,)), RELU, MEAN), (4, 5, 3), "must have 1 spatial axes"),
         ((CONV, RELU, MEAN), (60,), NEEDS_AXES),
         ((CONV, RELU, MEAN, stax.Conv(1, (1,)), RELU), (4, 5, 3), NEEDS_AXES),
         ((stax.SumPool((2, 2)), stax.Flatten(), DENSE), (60,), NEEDS_AXES),
@@ -228,7 +228,7 @@ def test_patches_of_bad_sizes_are_named():
         params = record.init(KEY)
         with pytest.raises(ValueError, match="last axis of x must have size 3"):
             record.apply(params, jnp.ones((4, 4, 2)))
-        with pytest.raises(ValueError, match="smaller than the window"):
+        with pytest.raises(ValueError, match="at least as large as the window"):
             record.apply(params, jnp.ones((4, 2, 3)))
-    with pytest.raises(ValueError, match="needs 2 spatial axes, but there are 1"):
+    with pytest.raises(ValueError, match="must have 2 spatial axes .* got 1"):
         window.output_shape((5,))

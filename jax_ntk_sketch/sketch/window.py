@@ -66,8 +66,10 @@ class Window:
             shape, along_axis(self.strides), self.padding, along_axis(self.dilation)
         )
 
-    def output_shape(self, spatial: Shape) -> Shape:
+    def output_shape(self, spatial: Shape, *, owner: str = "Window") -> Shape:
         """Return the positions of the window on an image of size `spatial`.
+
+        `owner` is named in error messages.
 
         Raises:
           ValueError: the image has another number of axes, or is smaller than the
@@ -75,7 +77,7 @@ class Window:
         """
         if len(spatial) != self.rank:
             raise ValueError(
-                f"Window: an image must have {self.rank} spatial axes for a window of "
+                f"{owner}: the image must have {self.rank} spatial axes for a window of "
                 f"shape {self.shape}, got {len(spatial)}, of sizes {spatial}"
             )
         out = []
@@ -86,7 +88,7 @@ class Window:
                 out.append(-(-size // stride))
             elif size < reach:
                 raise ValueError(
-                    f"Window: the image must be at least as large as the window, "
+                    f"{owner}: the image must be at least as large as the window, "
                     f"{tuple(self._reach)}, got {spatial}; use padding 'SAME' or a "
                     "smaller window"
                 )

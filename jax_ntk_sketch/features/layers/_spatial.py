@@ -7,10 +7,7 @@ from jax_ntk_sketch.sketch import Window
 
 def _check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
     check_spatial(layer, spec)
-    try:
-        window.output_shape(spec.shape)
-    except ValueError as error:
-        raise ValueError(f"{layer!r}: {error}") from None
+    window.output_shape(spec.shape, owner=repr(layer))
 
 
 def check_spatial(layer: stax.Layer, spec: Spec) -> None:
