@@ -1,4 +1,7 @@
-"""Exact kernels, in NumPy and float64; they share nothing with the package."""
+"""Exact kernels in NumPy and float64, independent of the code under test.
+
+Of the package this file imports the records of networks alone.
+"""
 
 import functools
 import itertools
@@ -6,10 +9,7 @@ import math
 
 import numpy as np
 
-from jax_ntk_sketch import kernels, methods, stax
-from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
-from jax_ntk_sketch.features.methods.one_pass import polynomial
-from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
+from jax_ntk_sketch import stax
 
 
 def kappa0(alpha):
@@ -100,24 +100,74 @@ def network_kernels(net, x, kappa0=kappa0, kappa1=kappa1) -> dict[str, np.ndarra
     return {"nngp": nngp, "ntk": ntk}
 
 
-def sketch_kernels(net, method: methods.NTKSketch, x) -> dict[str, np.ndarray]:
-    """What "ntk_sketch" estimates: for one hidden layer its mean is exactly this."""
-    kappas = []
-    for kappa, taylor, degree in (
-        (kappa0, kernels.kappa0_coefficients, method.derivative_degree),
-        (kappa1, kernels.kappa1_coefficients, method.degree),
-    ):
-        if method.coefficients == "fit":
-            c = fit_nonnegative(kappa, degree).coefficients
-        else:
-            c = taylor(degree)
-        kappas.append(np.polynomial.Polynomial(np.array(c)))
+def power_series(f, degree: int) -> np.ndarray:
+    """The power series of a function that is analytic in the unit disk.
+
+    Cauchy's integral over a circle, by the trapezoidal rule: with 256 nodes at radius
+    1/2 the error is below 1e-12.
+    """
+    nodes, radius = 256, 0.5
+    z = radius * np.exp(2j * np.pi * np.arange(nodes) / nodes)
+    c = np.fft.fft(f(z)) / nodes
+    return c.real[: degree + 1] * radius ** -np.arange(degree + 1.0)
+
+
+def complex_kappa0(alpha):
+    return 1 - np.arccos(alpha) / np.pi
+
+
+def complex_kappa1(alpha):
+    return np.sqrt(1 - alpha * alpha) / np.pi + alpha * complex_kappa0(alpha)
+
+
+class CosineKernel:
+    """The kernel of a fully connected network as N f(cos) + c.
+
+    N and cos are the norms and the cosine after the linear layers that precede the
+    first `Relu`; c comes from biases after the last one.
+    """
+
+    def __init__(self, net, kind: str):
+        layers = list(stax.walk(net))
+        relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
+        self.kind, self.prefix = kind, stax.serial(*layers[: relus[0]])
+        self.rest = layers[relus[0] :]
+        self.entering = sum(isinstance(x, stax.Dense) for x in layers[: relus[0]])
+        self.constant = self._propagate(np.array(1.0 + 0j))[1]
+
+    def __call__(self, alpha):
+        """f, of real or complex cosines."""
+        values = self._propagate(np.asarray(alpha, complex))[0]
+        return values if np.iscomplexobj(alpha) else values.real
+
+    def _propagate(self, alpha):
+        """f at cosines, and c; `g` and `h` are the NNGP kernel and the NTK over N."""
+        g, h, at_one = alpha, self.entering * alpha, 1.0
+        c_nngp, c_ntk = 0.0, 0.0
+        for layer in self.rest:
+            if isinstance(layer, stax.Dense):
+                square, bias = layer.W_std**2, (layer.b_std or 0) ** 2
+                g, at_one, c_nngp = square * g, square * at_one, square * c_nngp + bias
+                h, c_ntk = square * h + g, square * c_ntk + c_nngp
+            elif isinstance(layer, stax.Relu):
+                cosine = g / at_one
+                h = h * complex_kappa0(cosine) / 2
+                g, at_one = at_one * complex_kappa1(cosine) / 2, at_one / 2
+        return (h, c_ntk) if self.kind == "ntk" else (g, c_nngp)
+
+
+def sketch_kernels(net, c0, c1, x) -> dict[str, np.ndarray]:
+    """What "ntk_sketch" estimates, given the coefficients of both polynomials.
+
+    For one hidden layer this is exactly the mean.
+    """
+    kappas = (np.polynomial.Polynomial(np.array(c)) for c in (c0, c1))
     return network_kernels(net, x, *kappas)
 
 
-def one_pass_kernel(net, method: methods.OnePass, kind: str, x) -> np.ndarray:
+def one_pass_kernel(net, kind: str, coefficients, x) -> np.ndarray:
     """What "one_pass" estimates: the kernel with the polynomial in place of f."""
-    kernel = zonal_kernel(net, kind == "ntk", "one_pass")
+    kernel = CosineKernel(net, kind)
     product, alpha = cosines(network_kernels(kernel.prefix, x)["nngp"])
-    f = np.polynomial.Polynomial(polynomial(method, kernel).coefficients)
+    f = np.polynomial.Polynomial(np.array(coefficients))
     return product * f(alpha) + kernel.constant

@@ -10,10 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 from references import (
+    CosineKernel,
+    complex_kappa0,
+    complex_kappa1,
     cosines,
     kappa0,
+    kappa1,
     network_kernels,
     one_pass_kernel,
+    power_series,
     sketch_kernels,
     window_matrices,
 )
@@ -21,6 +26,7 @@ from references import (
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, sketch, stax
 from jax_ntk_sketch._numerics import next_power_of_two
+from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.random_features.directions import DIRECTIONS
 
 DIM = 6
@@ -398,19 +404,40 @@ _CONVOLUTIONS: dict[str, tuple] = {
 }  # fmt: skip
 
 
+def coefficients(method, function, degree: int, exact) -> np.ndarray:
+    """Of the polynomial that a method has for a function of the cosine.
+
+    Args:
+      method: with `coefficients`, "taylor" or "fit".
+      function: the oracle's own, of real cosines.
+      degree: of the polynomial.
+      exact: the same function, of complex numbers.
+    """
+    if method.coefficients == "taylor":
+        return power_series(exact, degree)
+    low = getattr(method, "min_cosine", -1.0)
+    return fit_nonnegative(function, degree, min_cosine=low).coefficients
+
+
 def map_kernels(fmap: jns.NetworkFeatureMap, x) -> list[np.ndarray]:
     """The exact means of the features' Gram matrices, in the order of the leaves."""
     kinds = [fmap.get] if isinstance(fmap.get, str) else fmap.get
+    net, method = fmap.net, fmap.method
     x = x.reshape(-1, *shape_of(fmap))
-    if fmap.net is SIGNAL:
+    if net is SIGNAL:
         x = np.moveaxis(x, 1, -1)
-    hidden = any(isinstance(layer, stax.Relu) for layer in stax.walk(fmap.net))
-    if isinstance(fmap.method, methods.OnePass) and hidden:
-        return [one_pass_kernel(fmap.net, fmap.method, kind, x) for kind in kinds]
-    if isinstance(fmap.method, methods.NTKSketch):
-        both = sketch_kernels(fmap.net, fmap.method, x)
+    hidden = any(isinstance(layer, stax.Relu) for layer in stax.walk(net))
+    if isinstance(method, methods.OnePass) and hidden:
+        oracles = [CosineKernel(net, kind) for kind in kinds]
+        fits = [coefficients(method, f, method.degree, f) for f in oracles]
+        pairs = zip(kinds, fits, strict=True)
+        return [one_pass_kernel(net, kind, c, x) for kind, c in pairs]
+    if isinstance(method, methods.NTKSketch):
+        c0 = coefficients(method, kappa0, method.derivative_degree, complex_kappa0)
+        c1 = coefficients(method, kappa1, method.degree, complex_kappa1)
+        both = sketch_kernels(net, c0, c1, x)
     else:
-        both = network_kernels(fmap.net, x)
+        both = network_kernels(net, x)
     return [both[kind] for kind in kinds]
 
 
