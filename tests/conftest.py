@@ -1,5 +1,6 @@
 """Make `tests/` importable, compile quickly, and bound the memory of a worker."""
 
+import collections
 import contextlib
 import ctypes
 import gc
@@ -7,6 +8,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+import zlib
 
 import pytest
 
@@ -22,6 +24,41 @@ FLAGS = [
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+
+LONG = "long: statistics over many seeds, whole grids, processes; `pytest -m long`"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", LONG)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as long the cases of a grid that show no new value of a parameter.
+
+    A test with several parameters runs on their whole product. The quick suite takes
+    of it enough cases to see every value of every parameter once. A fixed hash orders
+    the cases, so that a value does not always meet the first value of the others.
+    """
+    seen: dict[str, set[tuple[str, int]]] = collections.defaultdict(set)
+    for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
+        case = getattr(item, "callspec", None)
+        if case is None or item.get_closest_marker("long"):
+            continue
+        values = {(name, id(value)) for name, value in case.params.items()}
+        function = item.nodeid.partition("[")[0]
+        if values <= seen[function]:
+            item.add_marker(pytest.mark.long)
+        seen[function] |= values
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep the tests of a file together, since they share compiled programs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
 
 # A worker keeps every program that it compiles. Without a limit it grows to 6 GB.
 MEMORY_LIMIT = 1.2e9

@@ -105,7 +105,10 @@ def files(tmp_path_factory):
         ("--data parts.npz --json out.txt", "--json out.txt: must end in .json"),
         ("--data parts.npz --checkpoint new.npz", "must be different files"),
         ("--data parts.npz --checkpoint ok.npz", "belongs to another run"),
-        ("--data parts.npz --checkpoint text.txt", "is not a checkpoint, or it is damaged"),
+        (
+            "--data parts.npz --checkpoint text.txt",
+            "is not a checkpoint, or it is damaged",
+        ),
     ],
 )
 def test_mistakes_in_fit(files, monkeypatch, capsys, argv, match):
