@@ -1,41 +1,48 @@
-"""What a regressor loses on images: ridge on features beside exact CNTK regression.
+"""Ridge regression on features of images, compared with exact CNTK regression.
 
     python benchmarks/cntk_regression.py exact --data FOLDER
     python benchmarks/cntk_regression.py regression --data FOLDER
 
-600 CIFAR-10 images averaged to 16 x 16 pixels, each colour channel standardised by the
-first 300, which are fitted; the network of "CNTK-16", three convolutions and two
-average pools. The penalty is the one with the least leave-one-out error of the fitting
-images, which ridge has in closed form; or that of the exact kernel, so that a different
-choice is not taken for a different kernel. The distance is the root mean square of the
-difference between the test scores and those of exact CNTK ridge, over seeds. Landmarks
-and directions are learned from the fitting images.
+The data are 600 CIFAR-10 images averaged to 16 x 16 pixels. The first 300 standardize
+each color channel and are fitted. The network has three convolutions and two average
+pools. The penalty is the one with the least leave-one-out error of the fitting images,
+which ridge regression has in closed form. A second column uses the penalty of the
+exact kernel for all, so that a different penalty is not taken for a different kernel.
+The distance is the root mean square of the difference between the test scores and
+those of exact CNTK ridge regression. Landmarks and directions are learned from the
+fitting images.
 
-"exact" computes the exact kernel, half an hour on two cores; its blocks are kept in the
-output folder, so that a run which was stopped goes on where it was. "regression" starts
-with it where it is not there yet, and keeps every single result.
+"exact" computes the exact kernel, which takes half an hour on two cores. Its blocks are
+kept in the output folder, so that a run can be stopped and continued. "regression"
+starts with it where it is missing, and keeps every single result.
 """
 
 import functools
+import hashlib
+import pathlib
 import time
-from collections.abc import Sequence
 
-import candidates
 import common
+import jax
+import maps
 import numpy as np
-from cifar10 import codes, exact_kernel
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 NET = jns.recipes.cntk(3)
-# Penalties relative to the mean of the kernel's diagonal and per example.
+FC_DEPTH = 3
+# Penalties per example, relative to the mean of the kernel's diagonal.
 REGS = 10.0 ** np.arange(-9, 0.25, 0.25)
+EXACT, FC = "exact CNTK", "fully connected NTK, exact"
 METHODS = (
     "published random features",
     "ntk_random_features",
+    "ntk_sketch, degrees 2, 1, uncompressed",
     "variance_reduced",
     "nystrom",
     "compress",
+    FC,
 )
 
 
@@ -43,148 +50,148 @@ METHODS = (
 def images(
     folder: str | None, fit: int, test: int, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fitting and test images, (fit + test, side, side, 3), and their labels."""
-    path = common.archive(folder, "cifar10_lossless_subset.npz")
-    count, block = fit + test, 32 // side
-    with np.load(path, allow_pickle=False) as file:
-        x = file["x_train"][:count].astype(np.float64) / 255
-        labels = file["y_train"][:count].astype(int)
-    x = x.reshape(count, side, block, side, block, 3).mean(axis=(2, 4))
+    """Return the fitting and the test images, and their labels."""
+    x, labels = common.small_images(folder, fit + test, side)
     known = x[:fit]
     x = (x - known.mean(axis=(0, 1, 2))) / known.std(axis=(0, 1, 2))
     return x.astype(np.float32), labels
 
 
-def leave_one_out(
-    k: np.ndarray, y: np.ndarray, regs: Sequence[float]
-) -> tuple[float, np.ndarray]:
-    """The penalty with the least leave-one-out error, and the weights (n, t).
+def load(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels that the options ask for."""
+    return images(args.data, args.fit, args.test, args.side)
 
-    With H = (K + reg I)^-1 the error of example i, left out, is (H y)_i / H_ii.
+
+def exact_kernel(
+    net: jns.stax.Layer, x: np.ndarray, n: int, folder: str, kind: str, block: int = 20
+) -> np.ndarray:
+    """Return the exact kernel `(len(x), n)` of all images with the first n.
+
+    Finished rows of blocks are kept on disk, named after the network and the images.
+    """
+    kernel_fn = jnt.to_stax(net)[2]
+    run = jax.jit(lambda p, q: kernel_fn(p, q, kind))
+    name = hashlib.sha256(repr(net).encode() + x.tobytes()).hexdigest()[:16]
+    place = pathlib.Path(folder) / f"{kind}-{name}-{n}-{block}"
+    place.mkdir(parents=True, exist_ok=True)
+    out = np.zeros((len(x), n))
+    for i in range(0, len(x), block):
+        rows, path = slice(i, i + block), place / f"{i}.npy"
+        stop = min(n, i + block)  # rows of the first n: up to the diagonal
+        if not path.is_file():
+            starts = range(0, stop, block)
+            parts = [np.asarray(run(x[rows], x[j : j + block])) for j in starts]
+            part = path.with_suffix(".part")
+            with open(part, "wb") as file:
+                np.save(file, np.concatenate(parts, axis=1))
+            part.replace(path)
+            print(
+                f"exact kernel: {min(i + block, len(x))} of {len(x)} rows", flush=True
+            )
+        known = np.load(path)[:, :stop]
+        out[rows, :stop] = known
+        if i < n:
+            out[:stop, rows] = known[: n - i].T
+    return out
+
+
+def leave_one_out(
+    k: np.ndarray, y: np.ndarray, regs: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Return the penalty with the least leave-one-out error, and the weights (n, t).
+
+    With H = (K + reg I)^-1, the error of example i, left out, is (H y)_i / H_ii.
     """
     values, vectors = np.linalg.eigh(k)
-    moments = vectors.T @ y
+    rotated, squares = vectors.T @ y, vectors**2
     scale = len(k) * np.diag(k).mean()
     best = (np.inf, 0.0, y)
     for reg in regs:
         inverse = 1 / (np.maximum(values, 0) + reg * scale)
-        w = vectors @ (inverse[:, None] * moments)
-        error = np.mean((w / (vectors**2 @ inverse)[:, None]) ** 2)
+        w = vectors @ (inverse[:, None] * rotated)
+        error = np.mean((w / (squares @ inverse)[:, None]) ** 2)
         if error < best[0]:
             best = (error, float(reg), w)
     return best[1:]
 
 
-def exact(args) -> np.ndarray:
-    """The exact kernel of all images with the fitting ones."""
-    x, _ = images(args.data, args.fit, args.test, args.side)
-    return exact_kernel(NET, x, args.fit, args.output)
+def exact(args: common.Options) -> np.ndarray:
+    """Return the exact kernel of all images with the fitting ones."""
+    return exact_kernel(NET, load(args)[0], args.fit, args.output, "ntk")
 
 
 def outcome(
-    args, k: np.ndarray, regs: Sequence[float] = REGS
-) -> tuple[float, np.ndarray]:
-    """Penalty and test scores, from a kernel of all images with the fitting ones."""
-    _, labels = images(args.data, args.fit, args.test, args.side)
-    reg, w = leave_one_out(k[: args.fit], codes(labels[: args.fit]), regs)
-    return reg, k[args.fit :] @ w
+    args: common.Options, k: np.ndarray, regs: np.ndarray = REGS
+) -> tuple[float, np.ndarray, float]:
+    """Return penalty, test scores and accuracy, from a kernel with fitting images."""
+    _, labels = load(args)
+    reg, w = leave_one_out(k[: args.fit], maps.codes(labels[: args.fit]), regs)
+    scores = k[args.fit :] @ w
+    return reg, scores, float(np.mean(scores.argmax(axis=1) == labels[args.fit :]))
 
 
-def one(
-    args, name: str, m: int, seed: int, best: np.ndarray, exact_reg: float
-) -> dict[str, float]:
-    """One result: features, ridge on them, and what it loses."""
-    x, labels = images(args.data, args.fit, args.test, args.side)
-    start = time.perf_counter()
-    # How many columns "compress" generates is an option here.
-    generated = {"compress": args.generated}
-    fmap, params = candidates.draw(
-        NET, name, m, seed, x[: args.fit], args.base, generated
-    )
-    phi = jns.transform(fmap, params, x).astype(np.float64)
-    spent = time.perf_counter() - start
-    k = phi @ phi[: args.fit].T
-    reg, scores = outcome(args, k)
-    _, same = outcome(args, k, [exact_reg])
+def measure(
+    args: common.Options, name: str, m: int, seed: int, best: np.ndarray, reg: float
+) -> common.Record:
+    """Return what ridge regression on one draw of features loses."""
+    (x, _), start = load(args), time.perf_counter()
+    if name == FC:
+        flat = x.reshape(len(x), -1)
+        k = maps.exact(flat, flat[: args.fit], FC_DEPTH)
+    else:
+        sample = x[: args.fit]
+        fmap, params = maps.draw(NET, name, m, seed, sample, args.base, args.generated)
+        phi = jns.transform(fmap, params, x).astype(np.float64)
+        k = phi @ phi[: args.fit].T
+    seconds = time.perf_counter() - start
+    chosen, scores, accuracy = outcome(args, k)
+    _, same, _ = outcome(args, k, np.array([reg]))
     return {
-        "distance": float(np.sqrt(np.mean((scores - best) ** 2))),
-        "same": float(np.sqrt(np.mean((same - best) ** 2))),
-        "accuracy": float(np.mean(scores.argmax(axis=1) == labels[args.fit :])),
-        "reg": reg,
-        "seconds": spent,
+        "distance": maps.square_error(scores, best) ** 0.5,
+        "same": maps.square_error(same, best) ** 0.5,
+        "accuracy": accuracy,
+        "reg": chosen,
+        "seconds": seconds,
     }
 
 
-def regression(args) -> None:
-    """The table of all results that are kept."""
-    k = exact(args)
-    reg, best = outcome(args, k)
-    _, labels = images(args.data, args.fit, args.test, args.side)
-    right = float(np.mean(best.argmax(axis=1) == labels[args.fit :]))
-    size = float(np.sqrt(np.mean(best**2)))
-    print(f"exact: reg {reg:.3g}, accuracy {right:.4f}, rms of scores {size:.4f}")
-    what = dict(fit=args.fit, test=args.test, side=args.side)
-    kept = candidates.Kept(args.output, "cntk-regression")
+def regression(args: common.Options) -> None:
+    """Measure what is new, and write the table of all results that are kept."""
+    reg, best, accuracy = outcome(args, exact(args))
+    print(f"exact: reg {reg:.3g}, rms of scores {np.mean(best**2) ** 0.5:.4f}")
+    setup = {"fit": args.fit, "test": args.test, "side": args.side}
+    kept = common.Kept(args.output, "cntk-regression")
     for m in args.num_features:
         for name in args.methods:
-            for seed in range(args.seeds):
-                kept.get(
-                    functools.partial(one, args, name, m, seed, best, reg),
-                    method=name,
-                    num_features=m,
-                    seed=seed,
-                    **what,
-                )
-    table, results = [("", "exact", "0", "0", f"{right:.4f}", "")], []
-    for m in sorted({r["num_features"] for r in kept.select(**what)}):
-        for name in METHODS:
-            draws = kept.select(method=name, num_features=m, **what)
-            if not draws:
-                continue
-            stats = {
-                key: candidates.mean_and_error([r[key] for r in draws])
-                for key in ("distance", "same", "accuracy", "seconds")
-            }
-            results.append(dict(what, method=name, num_features=m, **stats))
-            table.append(
-                (
-                    str(m),
-                    name,
-                    "{:.4f} ± {:.4f}".format(*stats["distance"]),
-                    "{:.4f} ± {:.4f}".format(*stats["same"]),
-                    "{:.4f} ± {:.4f}".format(*stats["accuracy"]),
-                    f"{stats['seconds'][0]:.1f}",
-                )
-            )
-    head = (
-        "features",
-        "method",
-        "distance",
-        "with the exact penalty",
-        "test accuracy",
-        "features (s)",
-    )
-    common.write(args.output, "cntk-regression", common.markdown(head, table), results)
-
-
-JOBS = {"exact": exact, "regression": regression}
-
-
-def main() -> None:
-    """Runs the jobs that are named."""
-    parser = common.parser(__doc__ or "")
-    parser.add_argument("--num-features", nargs="+", type=int, default=[256, 1024])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--base", default="variance_reduced")
-    parser.add_argument(
-        "--generated", type=int, default=8192, help="columns that compress generates"
-    )
-    parser.add_argument("--fit", type=int, default=300, help="images to fit")
-    parser.add_argument("--test", type=int, default=300, help="images to test on")
-    parser.add_argument("--side", type=int, default=16, help="pixels")
-    common.run_jobs(parser, JOBS)
+            for seed in range(1 if name == FC else args.seeds):
+                run = functools.partial(measure, args, name, m, seed, best, reg)
+                kept.get(run, method=name, num_features=m, seed=seed, **setup)
+    values = ("distance", "same", "accuracy", "seconds")
+    records = kept.summary((*setup, "num_features", "method"), values)
+    records = [r for r in records if setup.items() <= r.items()]
+    records.insert(0, {"method": EXACT, "accuracy": accuracy, "accuracy_se": 0.0})
+    columns = {
+        "columns": "{num_features}",
+        "method": "{method}",
+        "distance": "{distance:.3f} ± {distance_se:.3f}",
+        "with the exact penalty": "{same:.3f} ± {same_se:.3f}",
+        "test accuracy": "{accuracy:.3f} ± {accuracy_se:.3f}",
+        "features, s": "{seconds:.1f}",
+    }
+    text = common.table(records, columns)
+    common.report(args, "cntk_regression-regression", text, records)
 
 
 if __name__ == "__main__":
-    main()
+    common.main(
+        __doc__,
+        {"exact": exact, "regression": regression},
+        num_features=([256, 1024], "features"),
+        seeds=(5, "draws of each map"),
+        methods=(list(METHODS), "feature maps", METHODS),
+        base=("variance_reduced", "what compress compresses", maps.METHODS),
+        generated=(8192, "features that compress generates"),
+        fit=(300, "images to fit"),
+        test=(300, "images to test on"),
+        side=(16, "pixels"),
+    )

@@ -1,69 +1,145 @@
-"""What the benchmarks share: data, timing, and where results go."""
+"""What the benchmarks share: options, data, timing, kept results and tables.
+
+A benchmark is a script with one function for each job. A job measures records (dicts),
+turns them into Markdown tables and hands both to `report`. With `--write`, the tables
+also replace the section of `RESULTS.md` between the markers that bear the job's name.
+"""
 
 import argparse
+import datetime
+import inspect
 import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+Options = argparse.Namespace
+Record = dict[str, Any]
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the options of every benchmark."""
-    out = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+FOLDER = pathlib.Path(__file__).parent
+RESULTS = FOLDER / "RESULTS.md"
+DATA_VARIABLE = "JAX_NTK_SKETCH_DATA"
+
+
+class _HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """A formatter that states defaults and keeps the lines of the description."""
+
+
+def main(
+    description: str | None,
+    jobs: Mapping[str, Callable[[Options], object]],
+    **options: tuple[Any, ...],
+) -> None:
+    """Parse the command line and run the jobs that it names, in order.
+
+    Args:
+      description: the docstring of the script.
+      jobs: a function for each job.
+      **options: for each option the default, a help text and perhaps the choices. A
+        list as default takes several values, and `False` makes a switch.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter
     )
-    out.add_argument(
+    add = parser.add_argument
+    add(
+        "jobs",
+        nargs="*",
+        default=list(jobs),
+        help="the jobs to run: " + ", ".join(jobs),
+    )
+    add(
         "--data",
-        default=os.environ.get("JAX_NTK_SKETCH_DATA"),
-        help="folder with mnist.npz (x_train, y_train, x_test, y_test, uint8); "
-        "the environment variable JAX_NTK_SKETCH_DATA also names it",
+        default=os.environ.get(DATA_VARIABLE),
+        help=f"folder with the data; the variable {DATA_VARIABLE} names it too",
     )
-    out.add_argument(
-        "--output", default="report-benchmarks", help="folder for Markdown and JSON"
-    )
-    return out
+    add("--output", default="report-benchmarks", help="folder for Markdown and JSON")
+    add("--write", action="store_true", help="put the tables into RESULTS.md")
+    for name, (default, text, *choices) in options.items():
+        flag = "--" + name.replace("_", "-")
+        if default is False:
+            add(flag, action="store_true", help=text)
+            continue
+        first = (*default, "")[0] if isinstance(default, list) else default
+        add(
+            flag,
+            default=default,
+            type=type(first),
+            nargs="+" if isinstance(default, list) else None,
+            choices=list(choices[0]) if choices else None,
+            help=text,
+        )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.jobs) - set(jobs):
+        parser.error(f"jobs must be among {', '.join(jobs)}, got {sorted(unknown)}")
+    for job in arguments.jobs:
+        jobs[job](arguments)
 
 
 def archive(folder: str | None, name: str) -> pathlib.Path:
-    """The path of an archive in the data folder, or a message on what to do."""
+    """Return the path of a file in the data folder.
+
+    Raises:
+      SystemExit: the file does not exist.
+    """
     path = pathlib.Path(folder or ".") / name
     if not path.is_file():
         raise SystemExit(
-            f"{path} not found: give the folder that holds {name} with --data or "
-            "in the environment variable JAX_NTK_SKETCH_DATA"
+            f"{path} does not exist; give the folder that holds {name} with --data or "
+            f"in the environment variable {DATA_VARIABLE}"
         )
     return path
 
 
-def run_jobs(
-    options: argparse.ArgumentParser, jobs: dict[str, Callable[[Any], None]]
-) -> None:
-    """Parses the command line and runs the jobs that it names, in order."""
-    options.add_argument("jobs", nargs="+", choices=jobs)
-    args = options.parse_args()
-    for job in args.jobs:
-        jobs[job](args)
+def arrays(folder: str | None, name: str, *keys: str) -> tuple[np.ndarray, ...]:
+    """Return the arrays `keys` of an .npz file in the data folder."""
+    with np.load(archive(folder, name), allow_pickle=False) as file:
+        return tuple(file[key] for key in keys)
 
 
 def mnist(folder: str | None) -> tuple[np.ndarray, ...]:
-    """MNIST as float32 rows in [0, 1]: x_train, y_train, x_test, y_test."""
-    with np.load(archive(folder, "mnist.npz"), allow_pickle=False) as file:
-        images = [
-            file[name].reshape(len(file[name]), -1) for name in ("x_train", "x_test")
-        ]
-        train, test = (x.astype(np.float32) / 255 for x in images)
-        return train, file["y_train"], test, file["y_test"]
+    """Return MNIST as float32 rows in [0, 1]: x_train, y_train, x_test, y_test."""
+    x, y, x_test, y_test = arrays(
+        folder, "mnist.npz", "x_train", "y_train", "x_test", "y_test"
+    )
+    x, x_test = (z.reshape(len(z), -1).astype(np.float32) / 255 for z in (x, x_test))
+    return x, y, x_test, y_test
+
+
+def small_images(
+    folder: str | None, count: int | None, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return CIFAR-10 images averaged to `side` x `side` pixels, and their labels.
+
+    The images `(count, side, side, 3)` are float64 in [0, 1].
+    """
+    x, labels = arrays(folder, "cifar10_lossless_subset.npz", "x_train", "y_train")
+    return average_pixels(x[:count] / 255, side), labels[:count].astype(int)
+
+
+def average_pixels(x: np.ndarray, side: int) -> np.ndarray:
+    """Average images `(n, 32, 32, 3)` to `(n, side, side, 3)`."""
+    block = 32 // side
+    return x.reshape(len(x), side, block, side, block, 3).mean(axis=(2, 4))
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
-    """First call (compilation included) and median of `repeats` further calls."""
+    """Return the seconds of the first call and the median of `repeats` further calls.
+
+    The first call includes compilation. Each call is waited for.
+    """
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -72,33 +148,250 @@ def seconds(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
     return times[0], statistics.median(times[1:])
 
 
+def matmul_flops(size: int = 2048) -> float:
+    """Return the operations per second of a float32 matrix product."""
+    a = jax.numpy.ones((size, size), "float32")
+    product = jax.jit(jax.numpy.matmul)
+    return 2 * size**3 / seconds(lambda: product(a, a))[1]
+
+
+def resident_bytes(name: str = "VmRSS") -> int:
+    """Return the resident memory of this process, or with "VmHWM" its peak (Linux)."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("the resident memory is known on Linux only")
+
+
+def peak_above_now(run: Callable[[], Any]) -> Record:
+    """Return the resident memory before `run` and by how much its peak exceeds it."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident_bytes()
+    jax.block_until_ready(run())
+    return {"before": before, "above": resident_bytes("VmHWM") - before}
+
+
+def in_child(function: Callable[..., Record], *arguments: Any) -> Record:
+    """Call a function of a benchmark in a new process, whose memory is its own."""
+    module = pathlib.Path(inspect.getfile(function)).stem
+    call = f"{module}.{function.__name__}(*{arguments!r})"
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(FOLDER)!r}); import {module}; "
+        f"print(json.dumps({call}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, which is 0 for one value."""
+    array = np.array(list(values), float)
+    error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
+    return float(array.mean()), float(error)
+
+
+def slope(x: Iterable[float], y: Iterable[float]) -> float:
+    """Return the slope of a line through the logarithms."""
+    return float(np.polyfit(np.log(list(x)), np.log(list(y)), 1)[0])
+
+
+class Kept:
+    """Results in a JSON file, so that a long run can be stopped and continued.
+
+    Delete the file after a change of the code, since what it holds is not measured
+    again.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.path = pathlib.Path(folder) / f"{name}-kept.json"
+        self.results: dict[str, Record] = {}
+        if self.path.is_file():
+            self.results = json.loads(self.path.read_text())
+
+    def get(self, run: Callable[[], Record], **labels: Any) -> Record | None:
+        """Return the result with these labels, measured by `run` if it is new.
+
+        The result is None where `run` raises `ValueError`, since the method does not
+        support the network or the number of features.
+        """
+        name = " | ".join(f"{key} {value}" for key, value in labels.items())
+        if name not in self.results:
+            try:
+                result = run()
+            except ValueError as error:
+                print(f"{name}: {str(error).splitlines()[0]}", flush=True)
+                return None
+            self.results[name] = {**labels, **result}
+            write_whole(self.path, json.dumps(self.results, indent=1))
+            print(self.results[name], flush=True)
+        return self.results[name]
+
+    def select(self, **labels: Any) -> list[Record]:
+        """Return the results that agree with all the labels."""
+        return [r for r in self.results.values() if labels.items() <= r.items()]
+
+    def summary(self, keys: Iterable[str], values: Iterable[str]) -> list[Record]:
+        """Return means over the results that agree on `keys`, in order of these.
+
+        A record has the keys, `seeds`, and for each of the values its mean and, as
+        `NAME_se`, the standard error.
+        """
+        keys, out = list(keys), []
+        groups: dict[tuple, list[Record]] = {}
+        for r in self.results.values():
+            groups.setdefault(tuple(r[key] for key in keys), []).append(r)
+        for group, results in sorted(groups.items()):
+            record = dict(zip(keys, group, strict=True), seeds=len(results))
+            for name in values:
+                found = [r[name] for r in results if name in r]
+                if found:
+                    record[name], record[f"{name}_se"] = mean_and_error(found)
+            out.append(record)
+        return out
+
+
+def cell(template: str, record: Record) -> str:
+    """Fill in a template such as "{error:.4f}", or return "" if a field is missing."""
+    try:
+        return template.format_map(record)
+    except (KeyError, TypeError):  # a missing field, or None with a format
+        return ""
+
+
+def table(records: Iterable[Record], columns: Mapping[str, str]) -> str:
+    """Return a Markdown table with one row for each record.
+
+    Args:
+      records: the rows.
+      columns: for each heading the template of its cells.
+    """
+    rows = [[cell(t, record) for t in columns.values()] for record in records]
+    return markdown(list(columns), rows)
+
+
+def wide_table(
+    records: Iterable[Record],
+    index: Mapping[str, str],
+    column: str,
+    value: str | Mapping[str, str],
+) -> str:
+    """Return a Markdown table with a row for each index and a column for each method.
+
+    Args:
+      records: one for each cell.
+      index: headings and templates of the leading columns, which name a row.
+      column: the template of the heading that a record belongs to.
+      value: the template of the cells; or, for several columns each, suffixes of the
+        heading and their templates.
+    """
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    heads: dict[str, None] = {}
+    for record in records:
+        row = rows.setdefault(tuple(cell(t, record) for t in index.values()), {})
+        values = {"": value} if isinstance(value, str) else value
+        for suffix, template in values.items():
+            head = cell(column, record) + suffix
+            heads[head] = None
+            row[head] = cell(template, record)
+    body = [[*key, *(row.get(h, "") for h in heads)] for key, row in rows.items()]
+    return markdown([*index, *heads], body)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
 def environment() -> dict[str, str]:
-    """Versions and device, recorded with every result."""
+    """Return the versions and the devices, which every result records."""
+    device = jax.devices()[0]
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    others = f", {jax.device_count()} x {device.device_kind}"
     return {
-        "jax": jax.__version__,
+        "machine": cores + ("" if device.platform == "cpu" else others),
         "python": platform.python_version(),
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
-        "cpu_count": str(os.cpu_count()),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
     }
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join("---" for _ in head) + " |",
-    ]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join(lines)
+def command(args: Options) -> str:
+    """Return the command that was run, without names of folders."""
+    words = sys.argv[1:]
+    for option, name in (("--data", "FOLDER"), ("--output", None)):
+        if option in words:
+            i = words.index(option)
+            words[i : i + 2] = [option, name] if name else []
+    if "--data" not in words and args.data:
+        words += ["--data", "FOLDER"]
+    return shlex.join(
+        ["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *words]
+    )
 
 
-def write(folder: str, name: str, text: str, results: Any) -> None:
-    """Prints `text`; keeps it and the raw results, each file whole or not at all."""
+def provenance(args: Options) -> str:
+    """Return a line that states the command, the date, the machine and the versions."""
+    found = environment()
+    versions = f"Python {found['python']}, JAX {found['jax']}, NumPy {found['numpy']}"
+    return (
+        f"- Command: `{command(args)}`\n"
+        f"- Measured: {datetime.date.today()}; {found['machine']}; {versions}."
+    )
+
+
+def report(args: Options, name: str, text: str, records: object) -> None:
+    """Print the tables of a job and keep them, together with the raw results.
+
+    Args:
+      args: the options of the run.
+      name: of the script and the job, such as "sparse-time"; it names the files in
+        the output folder and the section of RESULTS.md.
+      text: Markdown.
+      records: the results, which can be written as JSON.
+    """
     print(text, flush=True)
-    target = pathlib.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    data = json.dumps({"environment": environment(), "results": results}, indent=1)
-    for suffix, content in ((".md", text + "\n"), (".json", data + "\n")):
-        part = target / f"{name}{suffix}.part"
-        part.write_text(content)
-        part.replace(target / f"{name}{suffix}")
+    folder = pathlib.Path(args.output)
+    data = {"environment": environment(), "command": command(args), "results": records}
+    write_whole(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
+    write_whole(folder / f"{name}.md", text + "\n")
+    if args.write:
+        replace_section(RESULTS, name, f"{provenance(args)}\n\n{text}")
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the two comments that enclose a section that a script writes."""
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+
+
+def read_section(path: pathlib.Path, name: str) -> str:
+    """Return what a script has written between the markers of a section.
+
+    Raises:
+      SystemExit: the file has no such markers.
+    """
+    begin, end = markers(name)
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"{path} must have the lines {begin} and {end}, each once")
+    return text.split(begin)[1].split(end)[0].strip("\n")
+
+
+def replace_section(path: pathlib.Path, name: str, text: str) -> None:
+    """Put text between the markers of a section, and keep the rest of the file."""
+    read_section(path, name)
+    begin, end = markers(name)
+    before, after = path.read_text().split(begin)
+    after = after.split(end)[1]
+    write_whole(path, f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)

@@ -3,11 +3,12 @@
     python benchmarks/fully_connected.py accuracy --data FOLDER
     python benchmarks/fully_connected.py throughput equal_error --data FOLDER
 
-"accuracy" is the error of the features' Gram matrix against the exact NTK on the first
-1000 training images / 255, W_std = sqrt 2 on all layers, no bias, mean over seeds.
-"throughput" is examples a second at 8192 features, one hidden layer, compiled and warm.
-"equal_error" gives random features as many columns as they need for the error that
-"variance_reduced, kernel" has, and compares times.
+"accuracy" measures the error of the features' Gram matrix against the exact NTK. The
+examples are the first 1000 training images over 255. The network has W_std = sqrt(2)
+in all layers and no bias. "throughput" measures examples per second, compiled and
+warm, with 8192 features and one hidden layer. "equal_error" gives random features as
+many columns as they need for the error of "variance_reduced, kernel", and compares
+their times.
 """
 
 import functools
@@ -15,13 +16,13 @@ import functools
 import common
 import jax
 import jax.numpy as jnp
+import maps
 import numpy as np
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import methods, stax
 
-# Mean relative errors of the published implementations, one pass NTKSketch (the best of
-# degree 2, 4, 8) and random features, measured with their PyTorch code.
+# Mean relative errors of the published implementations, measured with their PyTorch
+# code: the one-pass sketch (the best of degrees 2, 4, 8) and random features.
 PUBLISHED = {
     (1, 1024): (0.0977, 0.0863),
     (1, 4096): (0.0539, 0.0503),
@@ -34,228 +35,160 @@ PUBLISHED = {
     (3, 8192): (0.0316, 0.0685),
 }
 
-# Examples a second of the published PyTorch code on two such cores.
+# Examples per second of the published PyTorch code on two such cores.
 PUBLISHED_SPEED = {
     "one_pass, degree 4": 1060,
-    "one_pass, degree 8": 740,
+    "one_pass": 740,
     "ntk_random_features": 5500,
 }
 
-METHODS = {
-    "one_pass, degree 2": methods.OnePass(degree=2),
-    "one_pass, degree 4": methods.OnePass(degree=4),
-    "one_pass, degree 8": methods.OnePass(degree=8),
-    "ntk_random_features": methods.NTKRandomFeatures(),
-    "variance_reduced": methods.VarianceReduced(),
-    "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
-    "ntk_sketch, degrees 2, 1": methods.NTKSketch(degree=2, derivative_degree=1),
-    "ntk_sketch, degrees 4, 3": methods.NTKSketch(),
-    "ntk_sketch, degrees 8, 7": methods.NTKSketch(degree=8, derivative_degree=7),
-}
+METHODS = (
+    "variance_reduced, kernel",
+    "variance_reduced",
+    "one_pass",
+    "one_pass, degree 4",
+    "one_pass, degree 2",
+    "ntk_random_features",
+    "ntk_sketch",
+    "ntk_sketch, degrees 2, 1",
+    "ntk_sketch, degrees 8, 7",
+)
 
 
-def network(depth: int) -> stax.Layer:
-    """`depth` hidden ReLU layers, W_std = sqrt 2."""
-    dense = stax.Dense(1, W_std=2**0.5)
-    return stax.serial(*[dense, stax.Relu()] * depth, dense)
+def feature_map(name: str, depth: int, num_features: int) -> jns.NetworkFeatureMap:
+    """Return the feature map of a method in METHODS."""
+    net, method = maps.relu_network(depth), maps.METHODS[name]
+    return jns.feature_map(net, num_features=num_features, method=method)
 
 
-def exact(x1: np.ndarray, x2: np.ndarray | None, depth: int) -> np.ndarray:
-    """The exact NTK in float64."""
-    kernel = jns.kernels.exact_kernel(network(depth), x1, x2, get="ntk")
-    return np.asarray(kernel, np.float64)
-
-
-def published(name: str, depth: int, num_features: int) -> float | None:
-    """The published method that `name` is compared with; none for "ntk_sketch"."""
-    one_pass, random_features = PUBLISHED.get((depth, num_features), (None, None))
-    family = name.split(",")[0]
-    return {"one_pass": one_pass, "ntk_random_features": random_features}.get(family)
-
-
-def draws(args, name: str, depth: int, m: int, x, kernel) -> np.ndarray:
-    """Relative and centred errors on x, (seeds, 2)."""
-    fmap = jns.feature_map(network(depth), num_features=m, method=METHODS[name])
-    run = jax.jit(lambda key: fmap.apply(fmap.init(key, x), x))
-    errors = []
-    for seed in range(args.seeds):
-        phi = np.asarray(run(jax.random.key(seed)), np.float64)
-        gram = phi @ phi.T
-        relative = jns.validation.relative_error(kernel, gram)
-        centred = jns.validation.centered_relative_error(kernel, gram)
-        errors.append((relative, centred))
-    return np.array(errors)
-
-
-def accuracy(args) -> None:
-    """The error table, with the published figures beside it."""
+def accuracy(args: common.Options) -> None:
+    """Measure errors, and put the published ones beside them."""
     x = common.mnist(args.data)[0][:1000]
-    results = []
+    records = []
     for depth in args.depths:
-        kernel = exact(x, None, depth)
+        kernel = maps.exact(x, None, depth)
         for m in args.num_features:
             for name in args.methods:
-                errors = draws(args, name, depth, m, x, kernel)
-                mean = np.mean(errors, axis=0)
-                error = np.std(errors, axis=0, ddof=1) / np.sqrt(args.seeds)
-                results.append(
-                    {
-                        "depth": depth,
-                        "num_features": m,
-                        "method": name,
-                        "relative": mean[0],
-                        "relative_se": error[0],
-                        "centred": mean[1],
-                        "centred_se": error[1],
-                        "published": published(name, depth, m),
-                    }
-                )
-                print(results[-1], flush=True)
-    rows = [
-        (
-            r["depth"],
-            r["num_features"],
-            r["method"],
-            f"{r['relative']:.4f} ± {r['relative_se']:.4f}",
-            f"{r['centred']:.3f} ± {r['centred_se']:.3f}",
-            "" if r["published"] is None else f"{r['published']:.4f}",
+                fmap = feature_map(name, depth, m)
+                errors = maps.gram_errors(fmap, kernel, x, args.seeds).T
+                record = {"depth": depth, "num_features": m, "method": name}
+                for kind, values in zip(("relative", "centered"), errors, strict=True):
+                    record[kind], record[f"{kind}_se"] = common.mean_and_error(values)
+                records.append(record)
+                print(record, flush=True)
+            names = ("published sketch", "published random features")
+            for name, error in zip(names, PUBLISHED.get((depth, m), ()), strict=False):
+                record = {"depth": depth, "num_features": m, "method": name}
+                records.append({**record, "relative": error})
+    index = {"depth": "{depth}", "features": "{num_features}"}
+    tables = [
+        f"{title}:\n\n{common.wide_table(records, index, '{method}', template)}"
+        for title, template in (
+            ("Relative error", "{relative:.4f}"),
+            ("Its standard error", "{relative_se:.4f}"),
+            ("Centered relative error", "{centered:.3f}"),
         )
-        for r in results
     ]
-    head = ("depth", "features", "method", "relative error", "centred", "published")
-    common.write(args.output, "accuracy", common.markdown(head, rows), results)
+    common.report(args, "fully_connected-accuracy", "\n\n".join(tables), records)
 
 
-def timed(args, name: str, depth: int, m: int, x: jax.Array) -> tuple[float, float]:
-    """Seconds of the first and of a further call on x, compiled as one."""
-    fmap = jns.feature_map(network(depth), num_features=m, method=METHODS[name])
+def timed(args: common.Options, name: str, depth: int, m: int, x: jax.Array) -> tuple:
+    """Return the seconds of a first and of a further call of `apply` on x."""
+    fmap = feature_map(name, depth, m)
     params = jax.jit(lambda key: fmap.init(key, x))(jax.random.key(0))
-    run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch))
+    run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch_size))
     return common.seconds(lambda: run(params, x), repeats=7)
 
 
-def equal_error(args) -> None:
-    """Times of random features and "variance_reduced" at the same centred error."""
+def equal_error(args: common.Options) -> None:
+    """Compare times of random features and "variance_reduced" at equal error."""
     x = jnp.asarray(common.mnist(args.data)[0][:4096])
     ours, theirs = "variance_reduced, kernel", "ntk_random_features"
-    rows, results = [], []
+    few = np.asarray(x[:1000])
+    kernels = {depth: maps.exact(few, None, depth) for depth in args.depths}
+
+    def errors(name: str, depth: int, m: int) -> np.ndarray:
+        fmap = feature_map(name, depth, m)
+        return maps.gram_errors(fmap, kernels[depth], few, args.seeds).mean(axis=0)
+
+    records = []
     for depth in args.depths:
-        kernel = exact(x[:1000], None, depth)
-        for m in args.num_features:
-            # Which falls like the square root: a guess, and one correction of it.
-            wanted = draws(args, ours, depth, m, x[:1000], kernel).mean(axis=0)
-            columns = 2 * m
-            for _ in range(2):
-                found = draws(args, theirs, depth, columns, x[:1000], kernel)
-                ratio = found.mean(axis=0)[1] / wanted[1]
-                columns = round(columns * ratio**2)
-            found = draws(args, theirs, depth, columns, x[:1000], kernel).mean(axis=0)
-            # In turns, so that both see the same machine.
-            times = np.array(
-                [
-                    [
-                        timed(args, ours, depth, m, x)[1],
-                        timed(args, theirs, depth, columns, x)[1],
-                    ]
+        for m in args.num_features[:2]:
+            wanted = errors(ours, depth, m)
+            for i, kind in enumerate(("relative", "centered")):
+                columns = 2 * m
+                for _ in range(2):
+                    ratio = errors(theirs, depth, columns)[i] / wanted[i]
+                    columns = round(columns * ratio**2)
+                # In turns, so that both maps see the same machine.
+                pairs = ((ours, m), (theirs, columns))
+                times = [
+                    [timed(args, name, depth, width, x)[1] for name, width in pairs]
                     for _ in range(3)
                 ]
-            )
-            time = np.median(times, axis=0)
-            rows.append(
-                (
-                    depth,
-                    m,
-                    f"{wanted[0]:.4f}, {wanted[1]:.3f}",
-                    f"{1e3 * time[0]:.0f}",
-                    columns,
-                    f"{found[0]:.4f}, {found[1]:.3f}",
-                    f"{1e3 * time[1]:.0f}",
-                    f"{time[1] / time[0]:.1f}",
+                first, second = np.median(times, axis=0)
+                records.append(
+                    {
+                        "depth": depth,
+                        "kind": kind,
+                        "num_features": m,
+                        "error": float(wanted[i]),
+                        "columns": columns,
+                        "columns_ratio": columns / m,
+                        "time_ratio": second / first,
+                    }
                 )
-            )
-            results.append(
-                dict(depth=depth, columns=(m, columns), seconds=time.tolist())
-                | {"errors": (wanted.tolist(), found.tolist())}
-            )
-            print(rows[-1], flush=True)
-    head = (
-        "depth",
-        ours,
-        "relative, centred error",
-        "ms for 4096",
-        theirs,
-        "relative, centred error",
-        "ms for 4096",
-        "times as long",
-    )
-    common.write(args.output, "equal-error", common.markdown(head, rows), results)
+                print(records[-1], flush=True)
+    columns = {
+        "depth": "{depth}",
+        "error": "{kind}",
+        f"features of {ours}": "{num_features}",
+        f"features of {theirs}, over these": "{columns_ratio:.1f}",
+        "time, over these": "{time_ratio:.1f}",
+    }
+    text = common.table(records, columns)
+    common.report(args, "fully_connected-equal_error", text, records)
 
 
-def throughput(args) -> None:
-    """Examples a second of one compiled, warm call on 4096 images."""
+def throughput(args: common.Options) -> None:
+    """Measure examples per second of one warm call on 4096 images."""
     x = jnp.asarray(common.mnist(args.data)[0][:4096])
-    results = []
+    records = []
     for name in args.methods:
-        fmap = jns.feature_map(network(1), num_features=8192, method=METHODS[name])
         first, again = timed(args, name, 1, 8192, x)
-        speed = len(x) / again
-        flops = fmap.plan((784,)).flops * speed / 1e9
-        results.append((name, speed, flops, first, PUBLISHED_SPEED.get(name)))
-        print(results[-1], flush=True)
-    # What bounds them: a copy of the output, and a matrix product.
+        speed, published = len(x) / again, PUBLISHED_SPEED.get(name)
+        flops = feature_map(name, 1, 8192).plan((784,)).flops * speed / 1e9
+        record = {"method": name, "speed": speed, "published": published}
+        record |= {"ratio": published and speed / published}
+        records.append({**record, "flops": flops, "first": first})
+        print(records[-1], flush=True)
+    columns = {
+        "method": "`{method}`",
+        "examples/s": "{speed:,.0f}",
+        "published": "{published:,}",
+        "ratio": "{ratio:.1f}",
+        "Gflop/s": "{flops:.0f}",
+        "first call, s": "{first:.1f}",
+    }
+    # What bounds the speed: a copy of the output, and a matrix product.
     out = jnp.zeros((len(x), 8192), x.dtype)
     copy = jax.jit(lambda z: z + 1)
-    square = jnp.zeros((2048, 2048))
-    product = jax.jit(lambda z: z @ z)
-    _, write_time = common.seconds(lambda: copy(out))
-    _, product_time = common.seconds(lambda: product(square))
-    bounds = {
-        "writing the output alone, examples/s": len(x) / write_time,
-        "a dense matrix product, Gflop/s": 2 * 2048**3 / product_time / 1e9,
-    }
-    rows = [
-        (
-            name,
-            f"{speed:,.0f}",
-            f"{published:,}" if published else "",
-            f"{speed / published:.1f}" if published else "",
-            f"{flops:.0f}",
-            f"{first:.1f}",
-        )
-        for name, speed, flops, first, published in results
-    ]
-    head = (
-        "method",
-        "examples/s",
-        "published",
-        "ratio",
-        "planned Gflop/s",
-        "first call (s)",
+    speed = len(x) / common.seconds(lambda: copy(out))[1]
+    bounds = (
+        f"- Writing the output alone: {speed:,.0f} examples/s.\n"
+        f"- A dense matrix product: {common.matmul_flops() / 1e9:.0f} Gflop/s."
     )
-    text = common.markdown(head, rows)
-    text += "\n\n" + "\n".join(f"- {k}: {v:,.0f}" for k, v in bounds.items())
-    common.write(args.output, "throughput", text, {"methods": results, **bounds})
-
-
-JOBS = {"accuracy": accuracy, "throughput": throughput, "equal_error": equal_error}
-
-
-def main() -> None:
-    """Runs the jobs that are named."""
-    parser = common.parser(__doc__ or "")
-    parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument(
-        "--num-features", nargs="+", type=int, default=[1024, 4096, 8192]
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--batch", type=int, default=128, help="batch_size of apply, for throughput"
-    )
-    parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS), choices=list(METHODS)
-    )
-    common.run_jobs(parser, JOBS)
+    text = f"{common.table(records, columns)}\n\n{bounds}"
+    common.report(args, "fully_connected-throughput", text, records)
 
 
 if __name__ == "__main__":
-    main()
+    common.main(
+        __doc__,
+        {"accuracy": accuracy, "throughput": throughput, "equal_error": equal_error},
+        depths=([1, 2, 3], "hidden layers"),
+        num_features=([1024, 4096, 8192], "features"),
+        seeds=(5, "draws of each map"),
+        batch_size=(128, "batch_size of apply"),
+        methods=(list(METHODS), "feature maps", METHODS),
+    )

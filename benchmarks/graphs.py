@@ -3,99 +3,86 @@
     python benchmarks/graphs.py accuracy --sets MUTAG NCI1 --data FOLDER
     python benchmarks/graphs.py time
 
-`accuracy`: 10-fold cross-validation with the folds of the archives (`graphs/MUTAG.npz`,
-`graphs/NCI1.npz`): ridge on features of `recipes.gntk`, and with its exact kernel where
-the graphs are few. The penalty is chosen on the training part of each fold, by
-generalised cross-validation; no test graph has a part in any choice, and there is no
-other choice. `time`: features of random graphs of 1,000 nodes with 1,000 to 100,000
-edges, and of graphs of degree 8 with 100 to 10,000 nodes.
+"accuracy" is 10-fold cross-validation with the folds of the archives
+`graphs/MUTAG.npz` and `graphs/NCI1.npz`. It fits ridge regression on features of
+`recipes.gntk`, and on its exact kernel where there are few graphs. Generalized
+cross-validation on the training part of each fold chooses the penalty, and test graphs
+have no part in any choice. "time" measures the features of random graphs of 1000 nodes
+with 1000 to 100,000 edges, and of graphs with 8 edges a node and 100 to 10,000 nodes.
 """
 
 import time
 import warnings
-from typing import Any
 
 import common
 import jax
+import maps
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import methods
 from jax_ntk_sketch.linear_model import fit_ridge
 
-METHODS = {
-    "ntk_random_features": methods.NTKRandomFeatures(),
-    "variance_reduced": methods.VarianceReduced(),
-    "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
-    "ntk_sketch": methods.NTKSketch(),
-}
-# Penalties per graph, over the kernel's mean diagonal.
+EXACT = "exact"
+METHODS = (
+    "variance_reduced",
+    "variance_reduced, kernel",
+    "ntk_random_features",
+    "ntk_sketch",
+)
+# Penalties per graph, relative to the kernel's mean diagonal.
 REGS = 10.0 ** np.arange(-7, 0.1, 0.5)
 
 
-def load(args: Any, name: str) -> jns.data.GraphDataset:
-    return jns.data.load_graphs(common.archive(args.data, f"graphs/{name}.npz"))
-
-
-def network(args: Any) -> jns.stax.Serial:
+def network(args: common.Options) -> jns.stax.Serial:
+    """Return the graph network."""
     return jns.recipes.gntk(args.blocks, args.mlp_depth)
 
 
 def root(k: np.ndarray) -> np.ndarray:
-    """Features of a kernel matrix, (n, n)."""
+    """Return features of a kernel matrix, (n, n)."""
     values, vectors = scipy.linalg.eigh((k + k.T) / 2)
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def scaled(phi: np.ndarray) -> np.ndarray:
-    """Rows over the root of their mean square: penalties are then fractions.
-
-    As many columns as rows where there are more, which changes no prediction.
-    """
-    if phi.shape[1] > len(phi):
+def accuracies(phi: np.ndarray, y: np.ndarray, folds: list) -> list[float]:
+    """Return the accuracy of ridge regression on one-hot codes, for each fold."""
+    if phi.shape[1] > len(phi):  # as many columns as rows give the same predictions
         wide = phi.astype(np.float64)
         phi = root(wide @ wide.T)
-    return phi / np.sqrt(np.mean(np.sum(np.square(phi, dtype=np.float64), axis=1)))
-
-
-def accuracies(
-    phi: np.ndarray, y: np.ndarray, folds: Any, num_regs: list[int]
-) -> list[float]:
-    """Of classes by ridge on their indicators, one for each fold."""
-    out = []
+    phi = phi / np.sqrt(maps.mean_diagonal(phi))
     targets = np.eye(y.max() + 1)[y] - 1 / (y.max() + 1)
+    out = []
     for train, test in folds:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # values of reg dropped
             model = fit_ridge(phi[train], targets[train], reg=REGS.tolist()).best()
-        guess = np.argmax(np.asarray(model.predict(phi[test])), axis=1)
-        out.append(float(np.mean(guess == y[test])))
-        num_regs.append(int(np.argmin(np.abs(np.log(REGS / float(model.reg))))))
+        scores = np.asarray(model.predict(phi[test]))
+        out.append(float(np.mean(scores.argmax(axis=1) == y[test])))
     return out
 
 
-def exact_kernel(args: Any, data: jns.data.GraphDataset) -> np.ndarray:
-    """The network's NTK of all graphs, (n, n): all pairs of nodes at once."""
-    pattern, mask = data.graphs.pattern, data.graphs.mask
-    x = data.graphs.x[mask].astype(np.float64)
-    # Nodes of all graphs one after the other.
+def exact_kernel(args: common.Options, graphs: jns.graphs.Graphs) -> np.ndarray:
+    """Return the NTK of all graphs, (n, n), from all pairs of nodes at once."""
+    pattern, mask = graphs.pattern, graphs.mask
+    x = graphs.x[mask].astype(np.float64)
+    # The nodes of all graphs are numbered one after the other.
     number = np.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1
     graph, edge = np.nonzero(pattern[..., 0] >= 0)
     ends = number[graph[:, None], pattern[graph, edge]]
-    ones = np.ones(len(ends))
-    into = scipy.sparse.csr_array((ones, (ends[:, 1], ends[:, 0])), [len(x)] * 2)
-    whole = np.nonzero(mask)[0], np.arange(len(x))
-    pool = scipy.sparse.csr_array((np.ones(len(x)), whole), (len(mask), len(x)))
+    places = (ends[:, 1], ends[:, 0])
+    sum_edges = scipy.sparse.csr_array((np.ones(len(ends)), places), [len(x)] * 2)
+    places = (np.nonzero(mask)[0], np.arange(len(x)))
+    pool = scipy.sparse.csr_array((np.ones(len(x)), places), (len(mask), len(x)))
 
-    def moved(m: Any, k: np.ndarray) -> np.ndarray:
+    def both_sides(m: scipy.sparse.csr_array, k: np.ndarray) -> np.ndarray:
         return (m @ (m @ k).T).T
 
     nngp = x @ x.T / x.shape[1]
     ntk = np.zeros_like(nngp)
     for _ in range(args.blocks):
-        nngp, ntk = moved(into, nngp), moved(into, ntk)
+        nngp, ntk = both_sides(sum_edges, nngp), both_sides(sum_edges, ntk)
         for _ in range(args.mlp_depth):
             ntk = 2 * (ntk + nngp)
             norms = np.sqrt(2 * np.diag(nngp))
@@ -104,160 +91,117 @@ def exact_kernel(args: Any, data: jns.data.GraphDataset) -> np.ndarray:
             step = 1 - np.arccos(cos) / np.pi
             ntk *= step / 2
             nngp = product * (np.sqrt(1 - cos**2) / np.pi + cos * step) / 2
-    return moved(pool, ntk + nngp)
+    return both_sides(pool, ntk + nngp)
 
 
 def features(
-    args: Any, data: jns.data.GraphDataset, method: str, num: int, seed: int
+    args: common.Options, graphs: jns.graphs.Graphs, method: str, m: int, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Features of all graphs, and seconds for them without compilation."""
-    graphs = data.graphs
-    fmap = jns.feature_map(network(args), num_features=num, method=METHODS[method])
+    """Return features of all graphs, and their seconds without compilation."""
+    net, size = network(args), min(args.batch_size, len(graphs.x))
+    fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
     params = fmap.init(jax.random.key(seed), graphs.x.shape[1:])
-    size = min(args.batch, len(data.y))
 
-    def run(some: jns.graphs.Graphs) -> np.ndarray:
-        return jns.transform(
-            fmap, params, some.x, pattern=some.pattern, batch_size=size, progress=False
-        )
+    def run(part: jns.graphs.Graphs) -> np.ndarray:
+        options = {"pattern": part.pattern, "batch_size": size, "progress": False}
+        return jns.transform(fmap, params, part.x, **options)
 
     run(graphs.take(np.arange(size)))  # compiles
     start = time.perf_counter()
-    phi = run(graphs)
-    return phi, time.perf_counter() - start
+    return run(graphs), time.perf_counter() - start
 
 
-def accuracy(args: Any) -> None:
-    rows, results = [], []
+def accuracy(args: common.Options) -> None:
+    """Measure accuracies over folds and seeds."""
+    records = []
     for name in args.sets:
-        data = load(args, name)
-        few = len(data.y) <= args.num_exact
-        jobs: list[tuple[str, int]] = [
-            (method, num) for method in args.methods for num in args.num_features
-        ]
-        for method, num in ([("exact", 0)] if few else []) + jobs:
-            scores, seconds, chosen = [], [], []
-            for seed in range(1 if method == "exact" else args.num_seeds):
+        path = common.archive(args.data, f"graphs/{name}.npz")
+        data = jns.data.load_graphs(path)
+        label = f"{name} ({len(data.y)})"
+        runs = [(method, m) for method in args.methods for m in args.num_features]
+        if len(data.y) <= args.num_exact:
+            runs.insert(0, (EXACT, 0))
+        for method, m in runs:
+            scores, seconds = [], []
+            for seed in range(1 if method == EXACT else args.seeds):
                 start = time.perf_counter()
-                if method == "exact":
-                    phi = root(exact_kernel(args, data))
-                    took = time.perf_counter() - start
+                if method == EXACT:
+                    phi = root(exact_kernel(args, data.graphs))
+                    seconds.append(time.perf_counter() - start)
                 else:
-                    phi, took = features(args, data, method, num, seed)
-                seconds.append(took)
-                scores.append(accuracies(scaled(phi), data.y, data.folds, chosen))
-            by_fold = np.mean(scores, axis=0)
-            row = dict(
-                set=name,
-                method=method,
-                features=num or None,
-                accuracy=float(by_fold.mean()),
-                std_folds=float(by_fold.std()),
-                std_seeds=float(np.mean(scores, axis=1).std()),
-                seconds=float(np.median(seconds)),
-                regs=[float(REGS[i]) for i in chosen],
-            )
-            results.append(row)
-            rows.append(
-                (
-                    name,
-                    method,
-                    num or "",
-                    f"{100 * row['accuracy']:.1f} ± {100 * row['std_folds']:.1f}",
-                    f"{100 * row['std_seeds']:.1f}",
-                    f"{row['seconds']:.2f}",
-                )
-            )
-            print(rows[-1], flush=True)
-    head = (
-        "set",
-        "method",
-        "features",
-        "test accuracy, % (± deviation of 10 folds)",
-        f"deviation of {args.num_seeds} seeds",
-        "seconds, all graphs",
-    )
-    title = f"GNTK of {args.blocks} blocks, {args.mlp_depth} layers each\n\n"
-    text = title + common.markdown(head, rows)
-    common.write(args.output, "graphs-accuracy", text, results)
+                    phi, spent = features(args, data.graphs, method, m, seed)
+                    seconds.append(spent)
+                scores.append(accuracies(phi, data.y, data.folds))
+            by_fold = 100 * np.mean(scores, axis=0)
+            record = {"set": label, "method": method, "num_features": m or None}
+            record |= {"accuracy": by_fold.mean(), "deviation": by_fold.std()}
+            records.append({**record, "seconds": float(np.median(seconds))})
+            print(records[-1], flush=True)
+    columns = {
+        "set (graphs)": "{set}",
+        "method": "`{method}`",
+        "features": "{num_features:d}",
+        "accuracy, %": "{accuracy:.1f}",
+        "deviation of the folds": "{deviation:.1f}",
+        "seconds": "{seconds:.1f}",
+    }
+    common.report(args, "graphs-accuracy", common.table(records, columns), records)
 
 
 def random_graph(nodes: int, edges: int) -> jns.graphs.Graphs:
-    """One graph of edges between nodes drawn at random, with 16 tags."""
+    """Return one graph of random edges, whose nodes have one of 16 tags."""
     rng = np.random.default_rng(0)
     tags = np.eye(16, dtype=np.float32)[rng.integers(0, 16, nodes)]
     pairs = rng.integers(0, nodes, (edges, 2))
     return jns.graphs.pad([tags], [pairs], undirected=False, loops=False)
 
 
-def line(x: Any, y: Any) -> tuple[float, float, float]:
-    """The slope of the logarithms; and y = a + b x, fitted to relative errors."""
-    y = np.asarray(y)
-    slope = np.polyfit(np.log(x), np.log(y), 1)[0]
-    each, at = np.polyfit(x, y, 1, w=1 / y)
-    return float(slope), float(at), float(each)
-
-
-def edges(args: Any) -> None:
+def edges(args: common.Options) -> None:
+    """Measure the time against edges, and fit a line to its relative errors."""
+    fmap = jns.feature_map(
+        network(args), num_features=1024, method="ntk_random_features"
+    )
+    run = jax.jit(fmap.apply)
     fixed = [(1000, count) for count in (1000, 3000, 10_000, 30_000, 100_000)]
-    degree = [(nodes, 8 * nodes) for nodes in (100, 300, 1000, 3000, 10_000)]
-    rows, results = [], []
-    for title, sizes in (("1,000 nodes", fixed), ("degree 8", degree)):
-        whole, alone = [], []
+    growing = [(nodes, 8 * nodes) for nodes in (100, 300, 1000, 3000, 10_000)]
+    records, lines = [], []
+    for title, sizes in (("1000 nodes", fixed), ("8 edges a node", growing)):
+        times = []
         for nodes, count in sizes:
             graph = random_graph(nodes, count)
-            seconds = []
-            for net in (
-                network(args),
-                # What depends on the edges, at the width that it has in the network.
-                jns.stax.serial(
-                    jns.stax.Aggregate(implementation="SPARSE"),
-                    jns.stax.GlobalSumPool(),
-                ),
-            ):
-                only = len(net.layers) == 2
-                x = graph.x if not only else np.ones((1, nodes, 512), np.float32)
-                fmap = jns.feature_map(
-                    net,
-                    num_features=1024,
-                    get="nngp" if only else "ntk",
-                    method="ntk_random_features",
-                )
-                params = fmap.init(jax.random.key(0), x.shape[1:])
-                run = jax.jit(fmap.apply)
-                given = jax.device_put((x, graph.pattern))
-                seconds.append(
-                    common.seconds(
-                        lambda run=run, params=params, given=given: run(
-                            params, given[0], pattern=given[1]
-                        ),
-                        3,
-                    )[1]
-                )
-            whole.append(seconds[0])
-            alone.append(seconds[1])
-            rows.append((title, nodes, count, *(f"{1e3 * s:.1f}" for s in seconds)))
-            results.append(dict(nodes=nodes, edges=count, seconds=seconds))
-            print(rows[-1], flush=True)
+            params = fmap.init(jax.random.key(0), graph.x.shape[1:])
+            x, pattern = jax.device_put((graph.x, graph.pattern))
+
+            def call(
+                p: dict = params, x: jax.Array = x, e: jax.Array = pattern
+            ) -> object:
+                return run(p, x, pattern=e)
+
+            times.append(common.seconds(call, 3)[1])
+            record = {"nodes": nodes, "edges": count, "ms": 1e3 * times[-1]}
+            records.append(record)
+            print(record, flush=True)
         counts = [count for _, count in sizes]
-        lines = [line(counts, values) for values in (whole, alone)]
-        results[-1]["lines"] = lines
-        rows.append((title, "slope", "", *(f"{fit[0]:.2f}" for fit in lines)))
-        cells = [f"{1e3 * at:.1f} + {1e6 * each:.2f}e-3 E" for _, at, each in lines]
-        rows.append((title, "line", "", *cells))
-    head = ("graphs", "nodes", "edges", "GNTK features, ms", "one Aggregate of 512, ms")
-    text = common.markdown(head, rows)
-    common.write(args.output, "graphs-time", text, results)
+        each, fixed_time = np.polyfit(counts, times, 1, w=1 / np.array(times))
+        lines.append(
+            f"- {title}: {1e3 * fixed_time:.0f} ms and {1e6 * each:.1f} µs an edge; "
+            f"log-log slope {common.slope(counts, times):.2f}."
+        )
+    columns = {"nodes": "{nodes:,}", "edges": "{edges:,}", "ms": "{ms:.1f}"}
+    text = "\n".join([common.table(records, columns), "", *lines])
+    common.report(args, "graphs-time", text, records)
 
 
 if __name__ == "__main__":
-    options = common.parser(__doc__.splitlines()[0])
-    options.add_argument("--sets", nargs="+", default=["MUTAG"])
-    options.add_argument("--methods", nargs="+", default=list(METHODS))
-    options.add_argument("--num-features", nargs="+", type=int, default=[1024, 4096])
-    options.add_argument("--num-seeds", type=int, default=3)
-    options.add_argument("--num-exact", type=int, default=500)
-    options.add_argument("--blocks", type=int, default=4)
-    options.add_argument("--mlp-depth", type=int, default=1)
-    options.add_argument("--batch", type=int, default=32)
-    common.run_jobs(options, {"accuracy": accuracy, "time": edges})
+    common.main(
+        __doc__,
+        {"accuracy": accuracy, "time": edges},
+        sets=(["MUTAG"], "archives"),
+        methods=(list(METHODS), "feature maps", METHODS),
+        num_features=([1024, 4096], "features"),
+        seeds=(3, "draws of each map"),
+        num_exact=(500, "the most graphs with an exact kernel"),
+        blocks=(4, "blocks of the network"),
+        mlp_depth=(1, "layers of a block"),
+        batch_size=(32, "batch_size of transform"),
+    )

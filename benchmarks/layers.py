@@ -1,20 +1,16 @@
-"""What of Neural Tangents' `stax` there is here, by trying it: the README's table.
+"""The coverage of Neural Tangents' `stax` by layers and methods: `LAYERS.md`.
 
-    python benchmarks/layers.py            # prints the table, half an hour
-    python benchmarks/layers.py --write    # and puts it into the README
+    python benchmarks/layers.py            # prints the table, in half an hour
+    python benchmarks/layers.py --write    # and puts it into LAYERS.md
     python benchmarks/layers.py --only Gelu Conv
 
-For every public name of `neural_tangents.stax` a small network, and for each method the
-largest of both kernels' relative errors between different examples, off Neural
-Tangents' own `kernel_fn`: root mean square over keys, at the last of `--sizes`. Of
-several sizes the slopes of the errors, on logarithmic scales, are printed too.
+Each public name of `neural_tangents.stax` is tried in a small network. For each method
+the table has the larger of both kernels' relative errors between different examples,
+against Neural Tangents' own `kernel_fn`, as root mean square over keys.
 """
 
-import argparse
 import functools
-import pathlib
 import warnings
-from typing import Any
 
 import common
 import jax
@@ -25,8 +21,8 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-MARKERS = "<!-- layers: begin -->", "<!-- layers: end -->"
+LAYERS = common.FOLDER / "LAYERS.md"
+SECTION = "layers"
 METHODS = (
     "exact", "ntk_random_features", "ntk_sketch", "variance_reduced", "nystrom",
 )  # fmt: skip
@@ -34,26 +30,27 @@ BOTH = ("nngp", "ntk")
 EXAMPLES, NODES = 16, 5
 
 # Names that are not layers, and what takes their place.
+BY_HAND = "for layers written by hand; CONTRIBUTING.md shows how to add one here"
 HELPERS = {
     "AggregateImplementation": 'strings: `"DENSE"`, `"SPARSE"`',
     "AttentionMechanism": 'strings: `"SOFTMAX"`, `"IDENTITY"`, `"ABS"`, `"RELU"`',
     "Bool": "a type",
-    "Diagonal": "of layers written by hand",
     "MaskedArray": "`fmap.apply(..., mask=)` for padded graphs",
     "Padding": 'strings: `"SAME"`, `"VALID"`, `"CIRCULAR"`',
     "PositionalEmbedding": 'strings: `"NONE"`, `"SUM"`, `"CONCAT"`',
-    "layer": "of layers written by hand; here CONTRIBUTING.md",
-    "requires": "of layers written by hand",
-    "supports_masking": "of layers written by hand",
-    "unmask_fn": "of layers written by hand",
+    **dict.fromkeys(
+        ("Diagonal", "layer", "requires", "supports_masking", "unmask_fn"), BY_HAND
+    ),
 }
 
 
 def dense(b_std: float | None = 0.2) -> stax.Dense:
+    """Return a dense layer."""
     return stax.Dense(4, 1.2, b_std)
 
 
 def conv() -> stax.Conv:
+    """Return a convolution of 3 x 3 pixels."""
     return stax.Conv(4, (3, 3), None, "SAME", 1.1, 0.1)
 
 
@@ -63,16 +60,17 @@ VECTOR, IMAGE, GRAPH = (10,), (4, 4, 2), (NODES, 3)
 
 
 def branches(join: stax.Layer, *more: stax.Layer) -> tuple[stax.Layer, ...]:
-    """One nonlinear branch beside a linear one; both Gaussian."""
+    """Return a nonlinear and a linear branch, both Gaussian, and what joins them."""
     pair = stax.parallel(stax.serial(dense(), RELU, dense()), dense())
     return dense(), RELU, stax.FanOut(2), pair, join, *more
 
 
-def spatial(layer: stax.Layer, *before: stax.Layer) -> tuple[Any, ...]:
-    return IMAGE, (conv(), RELU, *before, layer, conv(), RELU, MEAN, dense())
+def spatial(layer: stax.Layer) -> tuple[tuple[int, ...], tuple[stax.Layer, ...]]:
+    """Return a network for images, with the layer in the middle."""
+    return IMAGE, (conv(), RELU, layer, conv(), RELU, MEAN, dense())
 
 
-# A network for each name: the shape of an example, and layers.
+# For each name the shape of an example, and the layers of a network.
 NETWORKS: dict[str, tuple[tuple[int, ...], tuple[stax.Layer, ...]]] = {
     "Aggregate": (
         GRAPH,
@@ -128,14 +126,14 @@ ACTIVATIONS = {
 }
 
 
-def theirs() -> list[str]:
-    """The public names of their `stax`, sorted without regard to case."""
+def public_names() -> list[str]:
+    """Return the public names of their `stax`, sorted without regard to case."""
     module = jnt.load().stax
     return sorted((x for x in dir(module) if not x.startswith("_")), key=str.lower)
 
 
 def network(name: str) -> tuple[tuple[int, ...], stax.Serial] | None:
-    """The shape of one example and the network that a name is tried in."""
+    """Return the shape of one example and the network that a name is tried in."""
     if name in NETWORKS:
         shape, layers = NETWORKS[name]
         return shape, stax.serial(*layers)
@@ -147,8 +145,8 @@ def network(name: str) -> tuple[tuple[int, ...], stax.Serial] | None:
     return None
 
 
-def inputs(shape: tuple[int, ...], n: int, seed: int) -> tuple[Any, dict[str, Any]]:
-    """Examples, and the pattern of edges where they are graphs."""
+def inputs(shape: tuple[int, ...], n: int, seed: int) -> tuple[jax.Array, dict]:
+    """Return examples, and for graphs the pattern of their edges."""
     rng = np.random.default_rng(seed)
     x = jnp.asarray(0.2 + rng.standard_normal((n, *shape)), jnp.float32)
     if shape != GRAPH:
@@ -157,10 +155,10 @@ def inputs(shape: tuple[int, ...], n: int, seed: int) -> tuple[Any, dict[str, An
 
 
 def exact_kernels(shape: tuple[int, ...], net: stax.Serial) -> list[np.ndarray]:
-    """Their kernels of the first half of the examples with the second."""
-    x, beside = inputs(shape, EXAMPLES, 0)
+    """Return their kernels of the first half of the examples with the second."""
+    x, extra = inputs(shape, EXAMPLES, 0)
     half = EXAMPLES // 2
-    pairs = {key: (v[:half], v[half:]) for key, v in beside.items()}
+    pairs = {key: (v[:half], v[half:]) for key, v in extra.items()}
     out = jnt.to_stax(net)[2](x[:half], x[half:], BOTH, **pairs)
     return [np.asarray(k, np.float64) for k in out]
 
@@ -168,130 +166,99 @@ def exact_kernels(shape: tuple[int, ...], net: stax.Serial) -> list[np.ndarray]:
 def errors(
     shape: tuple[int, ...],
     net: stax.Serial,
-    wanted: list[np.ndarray],
+    exact: list[np.ndarray],
     method: str,
     num_features: int,
     keys: int,
 ) -> np.ndarray:
-    """Relative errors, root mean square over keys: (2, 2).
-
-    Of both kernels, against the exact ones and against the mean over keys, which leaves
-    out what no number of columns averages, the degrees above a method's own.
-    """
+    """Return the relative errors of both kernels, root mean square over keys."""
     fmap = jns.feature_map(net, num_features=num_features, get=BOTH, method=method)
-    x, beside = inputs(shape, EXAMPLES, 0)
+    x, extra = inputs(shape, EXAMPLES, 0)
     # Landmarks come from other examples, of images from their patches.
-    sample, beside_sample = inputs(shape, 256 if shape == VECTOR else 32, 1)
+    sample, sample_extra = inputs(shape, 256 if shape == VECTOR else 32, 1)
 
     # Compilation is most of the time.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def features(key):
-        return fmap.apply(fmap.init(key, sample, **beside_sample), x, **beside)
+    def features(key: jax.Array) -> jns.KernelFeatures:
+        return fmap.apply(fmap.init(key, sample, **sample_extra), x, **extra)
 
-    outs = [features(key) for key in jax.random.split(jax.random.key(0), keys)]
-    half, relative = EXAMPLES // 2, []
-    for kind, k in zip(BOTH, wanted, strict=True):
-        z = np.asarray([getattr(out, kind) for out in outs], np.float64)
+    draws = [features(key) for key in jax.random.split(jax.random.key(0), keys)]
+    half, out = EXAMPLES // 2, []
+    for kind, k in zip(BOTH, exact, strict=True):
+        z = np.asarray([getattr(draw, kind) for draw in draws], np.float64)
         grams = z[:, :half] @ z[:, half:].mT
         square = np.mean(np.sum((grams - k) ** 2, axis=(1, 2)))
-        spread = np.sum(np.var(grams, axis=0, ddof=min(1, keys - 1)))
-        # The NTK behind Sign is zero.
-        relative.append(np.sqrt(np.array([square, spread]) / (np.sum(k**2) or 1.0)))
-    return np.array(relative)
+        # The NTK after Sign is zero.
+        out.append(np.sqrt(square / (np.sum(k**2) or 1.0)))
+    return np.array(out)
 
 
 def cell(value: float, method: str) -> str:
+    """Return the table's text for an error."""
     if method == "exact":
         return "yes" if value < 1e-4 else f"**off by {value:.1e}**"
-    return f"{value:.3f}".lstrip("0")
-
-
-def row(name: str, args: Any, refusals: list[str], slopes: dict) -> list[str]:
-    """The table's row: errors, or why not; texts of refusals are numbered."""
-    empty = len(args.methods) - 1
-    if name in HELPERS:
-        return [f"`{name}`", f"not a layer: {HELPERS[name]}", *[""] * empty]
-    found = network(name)
-    if found is None:
-        try:
-            getattr(stax, name)
-        except AttributeError as refusal:
-            reason = str(refusal)
-        else:
-            raise SystemExit(f"{name} has a record, but no network in {__file__}")
-        return [f"`{name}`", f"no [{number(refusals, reason)}]", *["no"] * empty]
-    shape, net = found
-    wanted = exact_kernels(shape, net)
-    out = [f"`{name}`"]
-    for method in args.methods:
-        exact = method == "exact"
-        sizes, keys = ([1], 1) if exact else (args.sizes, args.keys)
-        try:
-            found = [errors(shape, net, wanted, method, m, keys) for m in sizes]
-        except ValueError as refusal:
-            out.append(f"no [{number(refusals, str(refusal))}]")
-            continue
-        out.append(cell(found[-1][:, 0].max(), method))
-        if len(sizes) > 1:
-            slopes[name, method] = [
-                jns.validation.loglog_slope(sizes, column) if column.all() else None
-                for column in np.array(found).reshape(len(sizes), -1).T
-            ]
-    return out
+    return f"{value:.3f}"
 
 
 def number(refusals: list[str], text: str) -> int:
+    """Return the number of an error message in the notes."""
     if text not in refusals:
         refusals.append(text)
     return refusals.index(text) + 1
 
 
-def put(text: str) -> None:
-    """Between the README's markers."""
-    before, after = README.read_text().split(MARKERS[0])
-    after = after.split(MARKERS[1])[1]
-    part = README.with_suffix(".part")
-    part.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
-    part.replace(README)
+def row(name: str, args: common.Options, refusals: list[str]) -> list[str]:
+    """Return the table's row: errors, or the number of the message that refuses."""
+    out, empty = [f"`{name}`"], len(args.methods) - 1
+    if name in HELPERS:
+        return [*out, f"not a layer: {HELPERS[name]}", *[""] * empty]
+    found = network(name)
+    if found is None:
+        try:
+            getattr(stax, name)
+        except AttributeError as refusal:
+            return [*out, f"no [{number(refusals, str(refusal))}]", *["no"] * empty]
+        raise SystemExit(f"{name} has a record, but no network in {__file__}")
+    shape, net = found
+    exact = exact_kernels(shape, net)
+    for method in args.methods:
+        m, keys = (1, 1) if method == "exact" else (args.num_features, args.keys)
+        try:
+            found_errors = errors(shape, net, exact, method, m, keys)
+            out.append(cell(found_errors.max(), method))
+        except ValueError as refusal:
+            out.append(f"no [{number(refusals, str(refusal))}]")
+    return out
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--only", nargs="+", metavar="NAME", help="these names only")
-    options.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    options.add_argument(
-        "--sizes", nargs="+", type=int, default=[2048], help="columns, growing"
-    )
-    options.add_argument("--keys", type=int, default=3)
-    options.add_argument("--write", action="store_true", help="into README.md")
-    args = options.parse_args()
+def coverage(args: common.Options) -> None:
+    """Print the table, and with --write put it into LAYERS.md."""
     if args.write and (args.only or tuple(args.methods) != METHODS):
         raise SystemExit("--write takes the whole table: leave --only and --methods")
-    names = theirs()
-    if unknown := set(args.only or ()) - set(names):
+    names = public_names()
+    if unknown := set(args.only) - set(names):
         raise SystemExit(f"not in neural_tangents.stax: {', '.join(sorted(unknown))}")
     # Neural Tangents warns of each numerical activation and fan-in.
     warnings.simplefilter("ignore")
     rows: list[list[str]] = []
     refusals: list[str] = []
-    slopes: dict[tuple[str, str], list[float | None]] = {}
     for name in args.only or names:
-        rows.append(row(name, args, refusals, slopes))
+        rows.append(row(name, args, refusals))
         print(" | ".join(rows[-1]), flush=True)
     notes = "\n".join(f"[{i}] {text}\n" for i, text in enumerate(refusals, 1))
-    text = f"{common.markdown(('name', *args.methods), rows)}\n\n{notes}"
+    text = f"{common.markdown(('name', *args.methods), rows)}\n\n{notes}".strip()
     print(f"\n{text}")
-    if slopes:
-        print("Slopes of log error over", *args.sizes, "columns")
-        lines = [
-            (name, method, *("" if s is None else f"{s:.2f}" for s in pair))
-            for (name, method), pair in slopes.items()
-        ]
-        kinds = [f"{kind}{what}" for kind in BOTH for what in ("", ", own mean")]
-        print(common.markdown(("name", "method", *kinds), lines))
     if args.write:
-        put(text)
+        text = f"{common.provenance(args)}\n\n{text}"
+        common.replace_section(LAYERS, SECTION, text)
 
 
 if __name__ == "__main__":
-    main()
+    common.main(
+        __doc__,
+        {"coverage": coverage},
+        only=([], "these names only"),
+        methods=(list(METHODS), "methods", METHODS),
+        num_features=(2048, "features"),
+        keys=(3, "draws of each map"),
+    )

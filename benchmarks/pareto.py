@@ -1,238 +1,261 @@
-"""Error against the number of features and against seconds, for all methods.
+"""Kernel error, loss of a regressor and time of all feature maps, on MNIST.
 
-    python benchmarks/pareto.py pareto --data FOLDER
-    python benchmarks/pareto.py pareto --methods nystrom --num-features 1024 4096
-    python benchmarks/pareto.py plot
+    python benchmarks/pareto.py errors regression plot --data FOLDER
+    python benchmarks/pareto.py regression --methods nystrom compress --depths 1 3
 
-Two errors. Protocol FC-1000: relative and doubly centred error of the features' Gram
-matrix on the first 1000 MNIST training images / 255, against the exact NTK. Protocol
-FIT-4000: distance of ridge's test predictions from exact NTK ridge's, see
-`regression.py`. Maps that learn from data see 4000 other images in the first, the
-fitting images in the second. Seconds are those of `apply`, compiled and warm, for 1000
-images in batches of 128, without what was learned before.
+"errors" measures the relative and the centered error of Gram matrices on the first 1000
+training images over 255, against the exact NTK. It also measures the seconds of `apply`
+on these images, compiled and warm, in batches of 128. Maps that learn from data see
+4000 other images.
 
-Lines beside them: the published methods, uniform Nyström, and as the floor the best m
-columns there are, which are the leading eigenvectors of the exact kernel: of the very
-1000 images for the first error, of the 4000 fitting images for the second.
+"regression" measures what a regressor loses. The first 4000 training images are fitted,
+the next 1000 choose the penalty, and the first 2000 test images are predicted. Rows
+have unit length, targets are one-hot codes minus 0.1, and the NTK has no factor 2/d.
+The distance is the root mean square of the difference between the test predictions and
+those of exact NTK ridge regression. Maps that learn from data see the fitting rows.
 
-Every single result is kept in the output folder, so that a run can be done in pieces;
-"plot" writes the table and the plot of all of them.
+"exact eigenvectors" are the leading eigenvectors of the exact kernel. No other columns
+of the same number are closer to it, so that they are a floor for both measures.
+
+Every single result is kept in the output folder. The tables and "plot" use all of them.
 """
 
 import functools
 import pathlib
 
-import candidates
 import common
 import jax
+import maps
 import numpy as np
-import regression
-from fully_connected import exact, network
 
 import jax_ntk_sketch as jns
 
 COUNT, SAMPLE = 1000, 4000
-FLOOR = regression.COMPONENTS
-# Drawn thin and grey: what the others are to be compared with.
-LINES = (
-    "published random features",
-    "published sketch",
-    "nystrom, uniform",
-    FLOOR,
-)
-# For the others: all but the grey one.
-COLOURS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
+FIT, HELD, TEST = 4000, 1000, 2000
+REGS = 10.0 ** np.arange(-4, 3, 0.5)
+FLOOR, EXACT = "exact eigenvectors", "exact NTK"
+NAMES = (*maps.NAMES, FLOOR)
+# Drawn in gray, because the others are compared with them.
+GRAY = ("published random features", "published sketch", "nystrom, uniform", FLOOR)
+COLORS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # C7 is gray
+KEYS = ("depth", "num_features", "method")
 
 
 @functools.cache
 def images(folder: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The images that errors are of, and others to learn from."""
+    """Return the images that errors are measured on, and others to learn from."""
     x = common.mnist(folder)[0]
     return x[:COUNT], x[COUNT : COUNT + SAMPLE]
 
 
 @functools.cache
-def kernel(folder: str | None, depth: int) -> np.ndarray:
-    """Their exact NTK."""
-    return exact(images(folder)[0], None, depth)
+def unit_rows(folder: str | None) -> tuple[np.ndarray, ...]:
+    """Return fitting, held-out and test rows of unit length, and their labels."""
+    train, y_train, test, y_test = common.mnist(folder)
+    x = np.concatenate([train[: FIT + HELD], test[:TEST]])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    labels = np.concatenate([y_train[: FIT + HELD], y_test[:TEST]])
+    ends = [FIT, FIT + HELD]
+    return (*np.split(x, ends), *np.split(labels, ends))
 
 
-def errors(args, name: str, depth: int, m: int, seed: int) -> dict[str, float]:
-    """Relative and centred error, and seconds for 1000 images."""
-    k = kernel(args.data, depth)
+@functools.cache
+def kernels(folder: str | None, depth: int) -> tuple[np.ndarray, ...]:
+    """Return the exact kernels of all unit rows with the fitting rows."""
+    fit, held, test = unit_rows(folder)[:3]
+    parts = ((fit, None), (held, fit), (test, fit))
+    return tuple(maps.exact(x, z, depth) * fit.shape[1] / 2 for x, z in parts)
+
+
+@functools.cache
+def eigenvectors(folder: str | None, depth: int, is_errors: bool) -> tuple:
+    """Return eigenvalues and eigenvectors of the exact kernel."""
+    if is_errors:
+        return np.linalg.eigh(maps.exact(images(folder)[0], None, depth))
+    return np.linalg.eigh(kernels(folder, depth)[0])
+
+
+def measure_errors(
+    args: common.Options, name: str, depth: int, m: int, seed: int
+) -> common.Record:
+    """Return the errors of one draw and the seconds for 1000 images."""
+    x, sample = images(args.data)
+    kernel, seconds = maps.exact(x, None, depth), 0.0
     if name == FLOOR:
-        values, vectors = np.linalg.eigh(k)
-        kept = vectors[:, -m:]
-        gram, seconds = (kept * values[-m:]) @ kept.T, 0.0
+        values, vectors = eigenvectors(args.data, depth, True)
+        phi = vectors[:, -m:] * np.sqrt(np.maximum(values[-m:], 0))
     else:
-        x, sample = images(args.data)
-        fmap, params = candidates.draw(network(depth), name, m, seed, sample, args.base)
+        net = maps.relu_network(depth)
+        fmap, params = maps.draw(net, name, m, seed, sample, args.base)
         run = jax.jit(functools.partial(fmap.apply, batch_size=128))
-        phi = np.asarray(run(params, x), np.float64)
-        gram = phi @ phi.T
+        phi = run(params, x)
         seconds = common.seconds(lambda: run(params, x), repeats=args.repeats)[1]
+    relative, centered = maps.gram_error(kernel, phi)
+    return {"relative": relative, "centered": centered, "seconds": seconds}
+
+
+def exact_predictions(args: common.Options, depth: int) -> np.ndarray:
+    """Return the test predictions of exact NTK ridge regression.
+
+    They are kept in the output folder.
+    """
+    path = pathlib.Path(args.output) / f"fit4000-exact-{depth}.npy"
+    if not path.is_file():
+        _, _, _, y, y_held, _ = unit_rows(args.data)
+        k, k_held, k_test = kernels(args.data, depth)
+        y, y_held = maps.codes(y), maps.codes(y_held)
+        best = maps.ridge(k, y, REGS, k_held, y_held, k_test)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, best["predictions"])
+    return np.load(path)
+
+
+def quality(args: common.Options, depth: int, predictions: np.ndarray) -> common.Record:
+    """Return the distance from the exact predictions, accuracy and squared error."""
+    labels = unit_rows(args.data)[-1]
+    reference = exact_predictions(args, depth)
     return {
-        "relative": jns.validation.relative_error(k, gram),
-        "centred": jns.validation.centered_relative_error(k, gram),
-        "seconds": seconds,
+        "distance": maps.square_error(predictions, reference) ** 0.5,
+        "accuracy": float(np.mean(predictions.argmax(axis=1) == labels)),
+        "mse": maps.square_error(predictions, maps.codes(labels)),
     }
 
 
-def pareto(args) -> None:
-    """Measures what is not kept yet, then writes table and plot."""
-    kept = candidates.Kept(args.output, "pareto")
+def measure_regression(
+    args: common.Options, name: str, depth: int, m: int, seed: int
+) -> common.Record:
+    """Return what ridge regression on one draw of features loses."""
+    fit, held, test, y, y_held, _ = unit_rows(args.data)
+    if name == FLOOR:
+        values, vectors = eigenvectors(args.data, depth, False)
+        kept = vectors[:, -m:] / np.sqrt(np.maximum(values[-m:], 1e-9))
+        phi = [k @ kept for k in kernels(args.data, depth)]
+    else:
+        net = maps.relu_network(depth)
+        fmap, params = maps.draw(net, name, m, seed, fit, args.base)
+        scale = np.float32((fit.shape[1] / 2) ** 0.5)
+        phi = [jns.transform(fmap, params, x) * scale for x in (fit, held, test)]
+    y, y_held = maps.codes(y), maps.codes(y_held)
+    best = maps.ridge_on_features(phi[0], y, REGS, phi[1], y_held, phi[2])
+    return {**quality(args, depth, best["predictions"]), "reg": best["reg"]}
+
+
+def measure_all(args: common.Options, file: str, measure: object) -> common.Kept:
+    """Measure the maps that the options name and that are not kept yet."""
+    kept = common.Kept(args.output, file)
     for depth in args.depths:
         for m in args.num_features:
             for name in args.methods:
-                if name == FLOOR and m >= COUNT:
-                    continue  # nothing is left out
+                if name == FLOOR and file == "errors" and m >= COUNT:
+                    continue  # the error is zero
+                label = name
+                if name in maps.GENERATED and args.base != maps.BASE:
+                    label = f"{name}, of {args.base}"
                 for seed in range(1 if name == FLOOR else args.seeds):
-                    kept.get(
-                        functools.partial(errors, args, name, depth, m, seed),
-                        method=regression.label(name, args.base),
-                        depth=depth,
-                        num_features=m,
-                        seed=seed,
-                    )
-    if not args.no_regression:
-        regression.measure(args, candidates.Kept(args.output, "regression"))
-    plot(args)
+                    run = functools.partial(measure, args, name, depth, m, seed)
+                    kept.get(run, depth=depth, num_features=m, method=label, seed=seed)
+    return kept
 
 
-def summary(args) -> list[dict]:
-    """Means and standard errors of all that is kept, one entry per map."""
-    groups: dict[tuple, dict[str, list[float]]] = {}
-    for file, names in (
-        ("pareto", ("relative", "centred", "seconds")),
+def errors(args: common.Options) -> None:
+    """Measure kernel errors and seconds."""
+    kept = measure_all(args, "errors", measure_errors)
+    records = kept.summary(KEYS, ("relative", "centered", "seconds"))
+    for r in records:
+        r["ms"] = 1e3 * r["seconds"] or None
+    columns = {
+        "depth": "{depth}",
+        "features": "{num_features}",
+        "method": "{method}",
+        "relative error": "{relative:.4f} ± {relative_se:.4f}",
+        "centered error": "{centered:.3f} ± {centered_se:.3f}",
+        "ms for 1000 images": "{ms:.0f}",
+    }
+    common.report(args, "pareto-errors", common.table(records, columns), records)
+
+
+def regression(args: common.Options) -> None:
+    """Measure what a regressor loses."""
+    kept = measure_all(args, "regression", measure_regression)
+    records = kept.summary(KEYS, ("distance", "accuracy", "mse"))
+    for depth in sorted({r["depth"] for r in records}):
+        found = quality(args, depth, exact_predictions(args, depth))
+        errors = {f"{key}_se": 0.0 for key in found}
+        records.append({"depth": depth, "method": EXACT, "seeds": 1, **found, **errors})
+    columns = {
+        "depth": "{depth}",
+        "features": "{num_features}",
+        "method": "{method}",
+        "seeds": "{seeds}",
+        "distance": "{distance:.4f} ± {distance_se:.4f}",
+        "accuracy": "{accuracy:.3f}",
+        "mse": "{mse:.5f}",
+    }
+    common.report(args, "pareto-regression", common.table(records, columns), records)
+
+
+def plot(args: common.Options) -> None:
+    """Draw the results that are kept: `pareto.png`, and one more for each depth."""
+    points: dict[tuple, common.Record] = {}
+    for file, values in (
+        ("errors", ("centered", "seconds")),
         ("regression", ("distance",)),
     ):
-        for r in candidates.Kept(args.output, file).results.values():
-            key = (r["depth"], r["method"], r["num_features"])
-            for name in names:
-                groups.setdefault(key, {}).setdefault(name, []).append(r[name])
-    out = []
-    for (depth, method, m), values in sorted(groups.items()):
-        stats = {name: candidates.mean_and_error(v) for name, v in values.items()}
-        out.append({"depth": depth, "method": method, "num_features": m, **stats})
-    return out
-
-
-def plot(args) -> None:
-    """The table and the plot of all results that are kept."""
-    results = summary(args)
-
-    def cell(r: dict, name: str, digits: int) -> str:
-        if name not in r:
-            return ""
-        return "{:.{d}f} ± {:.{d}f}".format(*r[name], d=digits)
-
-    table = [
-        (
-            r["depth"],
-            r["method"],
-            r["num_features"],
-            cell(r, "relative", 4),
-            cell(r, "centred", 4),
-            cell(r, "distance", 4),
-            f"{1e3 * r['seconds'][0]:.0f}" if r.get("seconds", (0,))[0] else "",
-        )
-        for r in results
-    ]
-    head = (
-        "depth",
-        "method",
-        "features",
-        "relative error",
-        "centred error",
-        "regression distance",
-        "ms per 1000 images",
-    )
-    common.write(args.output, "pareto", common.markdown(head, table), results)
-    for depth in sorted({r["depth"] for r in results}):
+        for r in common.Kept(args.output, file).summary(KEYS, values):
+            points.setdefault(tuple(r[key] for key in KEYS), {}).update(r)
+    for depth in args.depths:
         name = "pareto.png" if depth == args.depths[0] else f"pareto-{depth}.png"
-        draw_panels([r for r in results if r["depth"] == depth], depth, args, name)
+        records = [r for r in points.values() if r["depth"] == depth]
+        draw_panels(records, depth, pathlib.Path(args.output) / name)
 
 
-def draw_panels(results: list[dict], depth: int, args, name: str) -> None:
-    """Three panels for one depth."""
+def draw_panels(records: list[common.Record], depth: int, path: pathlib.Path) -> None:
+    """Draw three panels for one depth."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2))
+    loss = "distance from exact ridge"
     panels = (
-        ("num_features", "centred", "features", "centred kernel error"),
-        ("num_features", "distance", "features", "distance from exact ridge"),
-        ("seconds", "distance", "seconds for 1000 images", "distance from exact ridge"),
+        ("num_features", "centered", "features", "centered kernel error"),
+        ("num_features", "distance", "features", loss),
+        ("seconds", "distance", "seconds for 1000 images", loss),
     )
-    methods = {r["method"] for r in results}
-    others = [n for n in candidates.NAMES if n not in LINES]  # a colour each, always
-    others += sorted(methods - set(others) - set(LINES))
-    ordered = [n for n in (*LINES, *others) if n in methods]
+    colored = [name for name in NAMES if name not in GRAY]
     for axis, (x, y, x_label, y_label) in zip(axes, panels, strict=True):
-        for method in ordered:
-            points = []
-            for r in results:
-                if r["method"] == method and x in r and y in r:
-                    at = r[x] if x == "num_features" else r[x][0]
-                    points.append((at, *r[y]))
-            points = [p for p in sorted(points) if p[0] > 0]
-            if not points:
+        for name in (*GRAY, *colored):
+            found = [r for r in records if r["method"] == name and r.get(x) and y in r]
+            if not found:
                 continue
-            place, mean, error = zip(*points, strict=True)
-            if method in LINES:
-                dashes = ("-", "--", ":", "-.")[LINES.index(method)]
-                style = dict(color="0.55", linestyle=dashes, marker=".")
+            style: dict = {"color": "0.55", "marker": "."}
+            if name in GRAY:
+                style["linestyle"] = ("-", "--", ":", "-.")[GRAY.index(name)]
             else:
-                colour = COLOURS[others.index(method) % len(COLOURS)]
-                style = dict(color=colour, marker="o", markersize=4)
-            axis.errorbar(place, mean, error, label=method, linewidth=1.2, **style)
+                color = COLORS[colored.index(name) % len(COLORS)]
+                style = {"color": color, "marker": "o", "markersize": 4}
+            found.sort(key=lambda r: r[x])
+            columns = ([r[key] for r in found] for key in (x, y, f"{y}_se"))
+            axis.errorbar(*columns, label=name, linewidth=1.2, **style)
         axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3, which="both")
-        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
-        if x == "num_features":
-            places = sorted({r[x] for r in results})
-            axis.set_xticks(places, [str(place) for place in places])
     axes[1].set_title(f"MNIST, {depth} hidden layer{'s' * (depth > 1)}")
-    drawn = {}
-    for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        drawn.update(zip(labels, handles, strict=True))
-    options = dict(loc="lower center", ncols=5, fontsize="small")
-    figure.legend(drawn.values(), drawn.keys(), **options)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize="small")
     figure.tight_layout(rect=(0, 0.13, 1, 1))
-    figure.savefig(pathlib.Path(args.output) / name, dpi=90)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
-JOBS = {"pareto": pareto, "plot": plot}
-
-
-def main() -> None:
-    """Runs the jobs that are named."""
-    parser = common.parser(__doc__ or "")
-    parser.add_argument("--depths", nargs="+", type=int, default=[1])
-    parser.add_argument(
-        "--num-features",
-        nargs="+",
-        type=int,
-        default=[256, 512, 1024, 2048, 4096, 8192],
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5, help="calls to time")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=[*candidates.NAMES, FLOOR],
-        choices=[*candidates.NAMES, FLOOR],
-    )
-    parser.add_argument("--base", default=candidates.BASE, choices=candidates.METHODS)
-    parser.add_argument(
-        "--no-regression", action="store_true", help="kernel errors and times only"
-    )
-    common.run_jobs(parser, JOBS)
-
-
 if __name__ == "__main__":
-    main()
+    common.main(
+        __doc__,
+        {"errors": errors, "regression": regression, "plot": plot},
+        depths=([1], "hidden layers"),
+        num_features=([256, 512, 1024, 2048, 4096, 8192], "features"),
+        seeds=(5, "draws of each map"),
+        repeats=(5, "calls to time"),
+        methods=(list(NAMES), "feature maps", NAMES),
+        base=(maps.BASE, "what compress compresses", maps.METHODS),
+    )

@@ -1,34 +1,42 @@
-"""Six regression data sets, all rows: NTK features beside other kernels and an MLP.
+"""Regression data sets on which nothing was tuned: NTK features and other methods.
 
     python benchmarks/uci.py table --data FOLDER
-    python benchmarks/uci.py table --sets bike pol --methods "NTK features"
+    python benchmarks/uci.py table --sets bike pol --methods "NTK, nystrom"
+    python benchmarks/uci.py downstream prediction --data FOLDER
 
-Sets of `uci_regression/*.npz` (`X`, `y`, `test_mask`: column k marks the test rows of
-split k). Inputs and targets are standardised by the training rows, so that the errors
-are fractions of the targets' variance. For NTKs a constant column is added to the
-inputs, as a bias of the first layer.
+The sets are files `uci_regression/*.npz` with `X`, `y` and `test_mask`, whose column k
+marks the test rows of split k. "digits" are scikit-learn's. Inputs and targets are
+standardized by the fitting rows, so that errors are fractions of the targets' variance;
+digits keep one scale for all pixels and codes minus 0.1. For NTKs a constant column is
+added to the inputs, as a bias of the first layer.
 
-Chosen by generalised cross-validation: with the exact kernels on --num-chosen training
-rows the depth of the network and the width of the Gaussian kernel, then the penalty of
-each method on all rows it sees. The MLP (two hidden layers of 256, Adam) stops when a
-tenth of the training rows, held out, has not improved for 20 epochs. No test row has a
-part in any choice.
+"table" uses all rows. Generalized cross-validation chooses the depth of the network and
+the width of the Gaussian kernel, with exact kernels on --num-chosen training rows, and
+then the penalty of each method. The MLP has two hidden layers of 256 and uses Adam. It
+stops when a held-out tenth of the training rows has not improved for 20 epochs.
+
+"downstream" compares ridge on few features with exact NTK ridge regression on 5000
+training rows of the first split, of which a fifth is held out. The held-out rows choose
+the penalty and the number of features: the fewest of --num-features whose predictions
+differ from the exact ones by at most --within of the exact mean squared error.
+
+"prediction" divides `jns.expected_error` on 1000 fitting rows by the error that is
+found on 1000 test rows (all 360 of the digits). No test row has a part in any choice.
 """
 
 import functools
 import itertools
 import time
 import warnings
+from collections.abc import Callable
 
-import candidates
 import common
 import jax
+import maps
 import numpy as np
-import scipy.linalg
-from fully_connected import exact, network
+from scipy.linalg import eigh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_approximation import Nystroem, RBFSampler
-from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.neural_network import MLPRegressor
 
@@ -36,118 +44,130 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit, fit_ridge
 from jax_ntk_sketch.linear_model._shifted_solver import Tridiagonal
 
+DIGITS = "digits"
 SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
-# Penalties per example, over the kernel's mean diagonal.
+# Penalties per example, relative to the kernel's mean diagonal.
 REGS = 10.0 ** np.arange(-9, -0.9, 0.5)
 DEPTHS = (1, 2, 3, 5)
 # Of exp(-gamma |x - y|^2), times the number of inputs.
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+LEARNED = (*maps.GENERATED, "nystrom", "nystrom, uniform")
+MAPS = ("variance_reduced", "variance_reduced, kernel", "nystrom", *maps.GENERATED)
+
+
+@functools.lru_cache(1)
+def rows(folder: str | None, name: str, split: int) -> tuple[np.ndarray, ...]:
+    """Return training and test inputs, and targets (n, t), in a random order."""
+    if name == DIGITS:
+        digits = jns.data.load_digits()
+        x, x_test = (z.reshape(len(z), -1) for z in (digits.x_train, digits.x_test))
+        y, y_test = maps.codes(digits.y_train), maps.codes(digits.y_test)
+    else:
+        file = f"uci_regression/{name}.npz"
+        x, y, mask = common.arrays(folder, file, "X", "y", "test_mask")
+        mask, y = mask[:, split], y[:, None]
+        x, x_test, y, y_test = x[~mask], x[mask], y[~mask], y[mask]
+    # Rows may be sorted, and the first ones are used for choices.
+    order = np.random.default_rng(split).permutation(len(x))
+    return x[order], x_test, y[order], y_test
+
+
+def standardize(fitting: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
+    """Return the parts, standardized by the columns of the fitting rows."""
+    fitting = fitting.astype(np.float64)
+    mean, spread = fitting.mean(axis=0), fitting.std(axis=0)
+    return [(z - mean) / np.where(spread > 0, spread, 1) for z in parts]
 
 
 @functools.lru_cache(1)
 def load(folder: str | None, name: str, split: int) -> tuple[np.ndarray, ...]:
-    """Standardised training and test inputs (n, d), float32, and targets (n,)."""
-    path = common.archive(folder, f"uci_regression/{name}.npz")
-    with np.load(path, allow_pickle=False) as file:
-        mask = file["test_mask"][:, split]
-        x, y = file["X"].astype(np.float64), file["y"]
-    mean, spread = x[~mask].mean(axis=0), x[~mask].std(axis=0)
-    x = ((x - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
-    y = (y - y[~mask].mean()) / y[~mask].std()
-    # Rows may be sorted; the first ones are used for choices.
-    order = np.random.default_rng(split).permutation(np.flatnonzero(~mask))
-    return x[order], x[mask], y[order], y[mask]
+    """Return standardized training and test inputs, float32, and targets (n,)."""
+    x, x_test, y, y_test = rows(folder, name, split)
+    x, x_test = (z.astype(np.float32) for z in standardize(x, x, x_test))
+    y, y_test = (z[:, 0] for z in standardize(y, y, y_test))
+    return x, x_test, y, y_test
 
 
 def with_ones(x: np.ndarray) -> np.ndarray:
-    """A constant column more."""
+    """Append a constant column."""
     return np.c_[x, np.ones(len(x), np.float32)]
 
 
 def kernel_ridge(k: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Least generalised cross-validation error of the penalties, and its weights."""
-    n = len(k)
+    """Return the least generalized cross-validation error, and its weights."""
     lambdas = REGS * np.trace(k)
     system = Tridiagonal(k)
     values = np.maximum(system.eigenvalues, 0)
     weights = system.solve(y[:, None], lambdas)[..., 0]
     residuals = np.mean((lambdas[:, None] * weights) ** 2, axis=1)
     dof = (values / (values + lambdas[:, None])).sum(axis=1)
-    errors = residuals / (1 - dof / n) ** 2
+    errors = residuals / (1 - dof / len(k)) ** 2
     return float(errors.min()), weights[errors.argmin()]
 
 
 @functools.lru_cache(1)
-def chosen(folder: str | None, name: str, split: int, rows: int) -> tuple[int, float]:
-    """Depth of the network, and gamma of the Gaussian kernel."""
+def chosen(folder: str | None, name: str, split: int, count: int) -> tuple[int, float]:
+    """Return the depth of the network and gamma of the Gaussian kernel."""
     x, _, y, _ = load(folder, name, split)
-    x, y = x[:rows], y[:rows]
+    x, y = x[:count], y[:count]
     d = x.shape[1]
-    deep = [kernel_ridge(exact(with_ones(x), None, i), y)[0] for i in DEPTHS]
-    wide = [
-        kernel_ridge(rbf_kernel(x.astype(float), gamma=g / d), y)[0] for g in GAMMAS
+    by_depth = [kernel_ridge(maps.exact(with_ones(x), None, i), y)[0] for i in DEPTHS]
+    gammas = [g / d for g in GAMMAS]
+    by_gamma = [
+        kernel_ridge(rbf_kernel(x.astype(float), gamma=g), y)[0] for g in gammas
     ]
-    return DEPTHS[int(np.argmin(deep))], GAMMAS[int(np.argmin(wide))] / d
+    return DEPTHS[int(np.argmin(by_depth))], gammas[int(np.argmin(by_gamma))]
 
 
-def features(args, name: str, split: int, method: str) -> np.ndarray:
-    """Predictions of ridge on our features, streamed."""
+def ntk_features(
+    args: common.Options, name: str, split: int, method: str
+) -> np.ndarray:
+    """Return predictions of streaming ridge regression on the library's features."""
     x, x_test, y, _ = load(args.data, name, split)
     depth, _ = chosen(args.data, name, split, args.num_chosen)
-    fmap = jns.feature_map(
-        network(depth),
-        num_features=args.num_features,
-        method=candidates.METHODS[method],
-    )
-    x = with_ones(x)
+    x, net = with_ones(x), maps.relu_network(depth)
+    fmap = jns.feature_map(net, num_features=args.width, method=maps.METHODS[method])
     params = fmap.init(jax.random.key(split), x)
-    some = np.asarray(fmap.apply(params, x[:256]), np.float64)
-    regs = REGS * np.mean(np.sum(some**2, axis=1))
+    regs = REGS * maps.mean_diagonal(fmap.apply(params, x[:256]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values of reg were dropped
         return fit(fmap, params, x, y, reg=regs.tolist()).predict(with_ones(x_test))
 
 
-def nystrom_uniform(args, name: str, split: int) -> np.ndarray:
-    """Nyström with the exact NTK and uniform landmarks, and scikit-learn's Ridge."""
+def nystrom_uniform(args: common.Options, name: str, split: int) -> np.ndarray:
+    """Return predictions of Nyström with the exact NTK and uniform landmarks."""
     x, x_test, y, _ = load(args.data, name, split)
     depth, _ = chosen(args.data, name, split, args.num_chosen)
     x, x_test = with_ones(x), with_ones(x_test)
-    marks = np.random.default_rng(split).choice(len(x), args.num_features, False)
-    values, vectors = scipy.linalg.eigh(exact(x[marks], None, depth))
+    chosen_rows = np.random.default_rng(split).choice(len(x), args.width, False)
+    landmarks = x[chosen_rows]
+    values, vectors = eigh(maps.exact(landmarks, None, depth))
     root = vectors / np.sqrt(np.maximum(values, 1e-10 * values[-1]))
-
-    def columns(z: np.ndarray) -> np.ndarray:
-        blocks = [
-            exact(z[i : i + 2000], x[marks], depth) @ root
-            for i in range(0, len(z), 2000)
-        ]
-        return np.concatenate(blocks).astype(np.float32)
-
-    return ridge(columns(x), y, columns(x_test))
+    phi, phi_test = (
+        (maps.exact_in_blocks(z, landmarks, depth) @ root).astype(np.float32)
+        for z in (x, x_test)
+    )
+    return ridge(phi, y, phi_test)
 
 
 def ridge(phi: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """scikit-learn's Ridge, the penalty by generalised cross-validation."""
-    mean = float(np.mean(np.sum(phi**2, axis=1, dtype=np.float64)))
-    regs = np.array([reg for reg in REGS * mean if reg > 1e-8 * mean])
-    reg = float(fit_ridge(phi, y, reg=regs.tolist()).best().reg)
-    model = Ridge(alpha=reg * len(phi)).fit(phi.astype(np.float64), y)
-    return model.predict(test.astype(np.float64))
+    """Return predictions of ridge regression with a cross-validated penalty."""
+    regs = REGS[REGS > 1e-8] * maps.mean_diagonal(phi)
+    return np.asarray(fit_ridge(phi, y, reg=regs.tolist()).best().predict(test))
 
 
-def gaussian(args, name: str, split: int, approximation) -> np.ndarray:
-    """scikit-learn's features of the Gaussian kernel."""
+def gaussian(
+    args: common.Options, name: str, split: int, approximation: Callable
+) -> np.ndarray:
+    """Return predictions with scikit-learn's features of the Gaussian kernel."""
     x, x_test, y, _ = load(args.data, name, split)
     _, gamma = chosen(args.data, name, split, args.num_chosen)
-    f = approximation(
-        gamma=gamma, n_components=args.num_features, random_state=split
-    ).fit(x)
+    f = approximation(gamma=gamma, n_components=args.width, random_state=split).fit(x)
     return ridge(f.transform(x), y, f.transform(x_test))
 
 
-def mlp(args, name: str, split: int) -> np.ndarray:
-    """A finite network, trained until held-out rows no longer gain."""
+def mlp(args: common.Options, name: str, split: int) -> np.ndarray:
+    """Return predictions of a finite network."""
     x, x_test, y, _ = load(args.data, name, split)
     model = MLPRegressor(
         hidden_layer_sizes=(256, 256),
@@ -164,22 +184,18 @@ def mlp(args, name: str, split: int) -> np.ndarray:
         return model.fit(x, y).predict(x_test)
 
 
-def subsample(args, name: str, split: int) -> np.ndarray:
-    """The exact NTK on some of the rows."""
+def subsample(args: common.Options, name: str, split: int) -> np.ndarray:
+    """Return predictions of the exact NTK on a part of the rows."""
     x, x_test, y, _ = load(args.data, name, split)
     depth, _ = chosen(args.data, name, split, args.num_chosen)
     x, y = with_ones(x)[: args.num_exact], y[: args.num_exact]
-    _, weights = kernel_ridge(exact(x, None, depth), y)
-    x_test = with_ones(x_test)
-    blocks = range(0, len(x_test), 2000)
-    return np.concatenate(
-        [exact(x_test[i : i + 2000], x, depth) @ weights for i in blocks]
-    )
+    _, weights = kernel_ridge(maps.exact(x, None, depth), y)
+    return maps.exact_in_blocks(with_ones(x_test), x, depth) @ weights
 
 
-METHODS = {
-    "NTK, nystrom": lambda *a: features(*a, "nystrom"),
-    "NTK, variance_reduced": lambda *a: features(*a, "variance_reduced, kernel"),
+METHODS: dict[str, Callable[..., np.ndarray]] = {
+    "NTK, nystrom": lambda *a: ntk_features(*a, "nystrom"),
+    "NTK, variance_reduced": lambda *a: ntk_features(*a, "variance_reduced, kernel"),
     "NTK, uniform Nyström": nystrom_uniform,
     "RBF, Nystroem": lambda *a: gaussian(*a, Nystroem),
     "RBF, RBFSampler": lambda *a: gaussian(*a, RBFSampler),
@@ -188,52 +204,161 @@ METHODS = {
 }
 
 
-def measure(args, method: str, name: str, split: int) -> dict[str, float]:
-    """Test error and seconds of one method, the choices before not counted."""
+def measure(args: common.Options, method: str, name: str, split: int) -> common.Record:
+    """Return the test error and the seconds of one method, choices not counted."""
     y_test = load(args.data, name, split)[-1]
     depth, gamma = chosen(args.data, name, split, args.num_chosen)
     start = time.perf_counter()
-    error = np.mean((METHODS[method](args, name, split) - y_test) ** 2)
+    mse = maps.square_error(METHODS[method](args, name, split), y_test)
     seconds = time.perf_counter() - start
-    return dict(mse=float(error), seconds=seconds, depth=depth, gamma=gamma)
+    return {"mse": mse, "seconds": seconds, "depth": depth, "gamma": gamma}
 
 
-def table(args) -> None:
-    """Mean squared errors, mean and standard error over the splits; seconds."""
-    kept = candidates.Kept(args.output, "uci")
-    rows, results = [], []
+def table(args: common.Options) -> None:
+    """Measure mean squared errors over the splits."""
+    kept = common.Kept(args.output, f"uci-{args.width}")
     for split, name in itertools.product(range(args.splits), args.sets):
         for method in args.methods:
-            kept.get(
-                functools.partial(measure, args, method, name, split),
-                set=name,
-                split=split,
-                method=method,
-                num_features=args.num_features,
-            )
-    for name in args.sets:
-        row = [name]
-        for method in args.methods:
-            found = kept.select(set=name, method=method, num_features=args.num_features)
-            found = [r for r in found if r["split"] < args.splits]
-            if not found:
-                row.append("-")
-                continue
-            mean, error = candidates.mean_and_error([r["mse"] for r in found])
-            took = np.mean([r["seconds"] for r in found])
-            row.append(f"{mean:.4f} ± {error:.4f} ({took:.0f} s)")
-            results += found
-        rows.append(row)
-    text = common.markdown(["set", *args.methods], rows)
-    common.write(args.output, f"uci-{args.num_features}", text, results)
+            run = functools.partial(measure, args, method, name, split)
+            kept.get(run, set=name, method=method, split=split)
+    records = kept.summary(("set", "method"), ("mse", "seconds"))
+    order = {name: i for i, name in enumerate(METHODS)}
+    records.sort(key=lambda r: (r["set"], order[r["method"]]))
+    template = "{mse:.4f} ± {mse_se:.4f}"
+    text = common.wide_table(records, {"set": "{set}"}, "{method}", template)
+    common.report(args, "uci-table", text, records)
+
+
+@functools.cache
+def few_rows(folder: str | None, name: str, count: int) -> tuple[np.ndarray, ...]:
+    """Return fitting, held-out and test inputs (n, d), float32, and targets (n, t)."""
+    x, x_test, y, y_test = rows(folder, name, 0)
+    held, fitting = np.split(np.arange(min(count, len(x))), [min(count, len(x)) // 5])
+    parts, targets = (x[fitting], x[held], x_test), (y[fitting], y[held], y_test)
+    if name == DIGITS:  # one scale, because pixels at the border hardly vary
+        mean, spread = x[fitting].mean(axis=0), x[fitting].std()
+        parts = tuple((z - mean) / spread for z in parts)
+    else:
+        parts = tuple(standardize(parts[0], *parts))
+        targets = tuple(standardize(targets[0], *targets))
+    return (*(with_ones(z).astype(np.float32) for z in parts), *targets)
+
+
+@functools.cache
+def exact_ridge(folder: str | None, name: str, count: int, depth: int) -> common.Record:
+    """Return exact NTK ridge regression, as `maps.ridge` does."""
+    x, held, test, y, y_held, _ = few_rows(folder, name, count)
+    k = maps.exact(x, None, depth)
+    regs = REGS * len(x) * np.diag(k).mean()
+    k_held, k_test = maps.exact(held, x, depth), maps.exact(test, x, depth)
+    return maps.ridge(k, y, regs, k_held, y_held, k_test)
+
+
+def ridge_on_draw(
+    args: common.Options, name: str, method: str, m: int, seed: int
+) -> common.Record:
+    """Return the test error of ridge on one draw, and its loss on held-out rows."""
+    *x, y, y_held, y_test = few_rows(args.data, name, args.num_train)
+    net = maps.relu_network(args.depth)
+    fmap, params = maps.draw(net, method, m, seed, x[0], args.base)
+    phi = [jns.transform(fmap, params, z) for z in x]
+    regs = REGS * len(y) * maps.mean_diagonal(phi[0])
+    best = maps.ridge_on_features(phi[0], y, regs, phi[1], y_held, phi[2])
+    exact = exact_ridge(args.data, name, args.num_train, args.depth)
+    lost = maps.square_error(best["guess"], exact["guess"])
+    return {
+        "mse": maps.square_error(best["predictions"], y_test),
+        "lost": lost / exact["held"],
+    }
+
+
+def downstream(args: common.Options) -> None:
+    """Compare the test errors of exact ridge regression and of few features."""
+    kept = common.Kept(args.output, "downstream")
+    records = []
+    for name, method in itertools.product(args.sets, args.maps):
+        labels = {"set": name, "depth": args.depth, "method": method}
+        x, *_, y_test = few_rows(args.data, name, args.num_train)
+        best = None
+        for m in args.num_features:
+            if method in LEARNED and m > len(x):
+                break
+            runs = [
+                kept.get(
+                    functools.partial(ridge_on_draw, args, name, method, m, seed),
+                    **labels,
+                    num_features=m,
+                    seed=seed,
+                )
+                for seed in range(args.seeds)
+            ]
+            draws = [r for r in runs if r is not None]
+            if draws:
+                lost = float(np.mean([r["lost"] for r in draws]))
+                mse, se = common.mean_and_error([r["mse"] for r in draws])
+                best = {**labels, "num_features": m, "mse": mse, "se": se, "lost": lost}
+                if lost <= args.within:
+                    break
+        if best is not None:
+            exact = exact_ridge(args.data, name, args.num_train, args.depth)
+            best["exact"] = maps.square_error(exact["predictions"], y_test)
+            records.append({**best, "ratio": best["mse"] / best["exact"]})
+    columns = {
+        "data": "{set}",
+        "method": "{method}",
+        "columns": "{num_features:,}",
+        "difference from exact, held out": "{lost:.1%}",
+        "exact mse": "{exact:.4f}",
+        "mse": "{mse:.4f} ± {se:.4f}",
+        "ratio": "{ratio:.3f}",
+    }
+    common.report(args, "uci-downstream", common.table(records, columns), records)
+
+
+def prediction(args: common.Options) -> None:
+    """Compare predicted with measured kernel errors."""
+    records = []
+    names = [name for name in args.maps if name in maps.METHODS]
+    for name, method in itertools.product(args.sets, names):
+        x, _, test, *_ = few_rows(args.data, name, args.num_train)
+        x, test = x[:1000], test[:1000]
+        kernel = maps.exact(test, None, args.depth)
+        for m in args.num_features[:2]:
+            net = maps.relu_network(args.depth)
+            fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
+            predicted = jns.expected_error(fmap, x, num_examples=len(test))
+            errors = maps.gram_errors(fmap, kernel, test, args.seeds, sample=x)[:, 0]
+            measured, _ = maps.root_mean_square(errors)
+            record = {"set": name, "method": method, "num_features": m}
+            record |= {"predicted": predicted, "measured": measured}
+            records.append({**record, "ratio": predicted / measured})
+            print(records[-1], flush=True)
+    columns = {
+        "data": "{set}",
+        "method": "{method}",
+        "features": "{num_features}",
+        "predicted": "{predicted:.4f}",
+        "measured": "{measured:.4f}",
+        "ratio": "{ratio:.2f}",
+    }
+    common.report(args, "uci-prediction", common.table(records, columns), records)
 
 
 if __name__ == "__main__":
-    options = common.parser(__doc__)
-    options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    options.add_argument("--methods", nargs="+", default=tuple(METHODS))
-    options.add_argument("--splits", type=int, default=3)
-    options.add_argument("--num-features", type=int, default=2048)
-    options.add_argument("--num-chosen", type=int, default=2000)
-    options.add_argument("--num-exact", type=int, default=5000)
-    common.run_jobs(options, {"table": table})
+    common.main(
+        __doc__,
+        {"table": table, "downstream": downstream, "prediction": prediction},
+        sets=(list(SETS), "data sets", (*SETS, DIGITS)),
+        methods=(list(METHODS), "for table: methods", METHODS),
+        splits=(3, "for table: splits"),
+        width=(2048, "for table: features"),
+        num_chosen=(2000, "for table: rows that choose the depth"),
+        num_exact=(5000, "for table: rows of the exact NTK"),
+        maps=(["variance_reduced, kernel"], "else: feature maps", MAPS),
+        num_features=([512, 1024, 2048, 4096, 8192], "else: features"),
+        num_train=(5000, "else: training rows"),
+        depth=(1, "else: hidden layers"),
+        seeds=(3, "else: draws of each map"),
+        within=(0.02, "for downstream: difference from the exact predictions"),
+        base=(maps.BASE, "for downstream: what compress compresses", maps.METHODS),
+    )

@@ -123,7 +123,7 @@ def test_killed_processes_end_the_others_and_resume(tmp_path):
         port, both = free_port(), []
         for i in (0, 1):
             args = f"--coordinator localhost:{port} --num-processes 2 --process-id {i}"
-            args += f" --data {tmp_path} --features 64 --batch-size 64"
+            args += f" --data {tmp_path} --num-features 64 --batch-size 64"
             args += f" --checkpoint {tmp_path / name} --checkpoint-seconds 0.1"
             args += f" --save {tmp_path / name}.npz --heartbeat-seconds {HEARTBEAT}"
             both.append(start(SCRIPT, *args.split()))
@@ -172,7 +172,7 @@ def test_killed_processes_end_the_others_and_resume(tmp_path):
 
 
 def test_the_script_runs_without_data(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--features", "256"])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--num-features", "256"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert "test error 0.0" in capsys.readouterr().out
 

@@ -1,0 +1,212 @@
+"""Feature maps by name, exact kernels and ridge regression, for the benchmarks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import common
+import jax
+import numpy as np
+import scipy.linalg
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch.methods import NTKSketch, OnePass
+
+METHODS: dict[str, methods.Method] = {
+    # The published random features, and the published sketch at its best degree.
+    "published random features": methods.NTKRandomFeatures(
+        directions="gaussian", antithetic=False, product="tensor_srht"
+    ),
+    "published sketch": OnePass(degree=4),
+    "ntk_random_features": methods.NTKRandomFeatures(),
+    "ntk_sketch": NTKSketch(),
+    "ntk_sketch, degrees 2, 1": NTKSketch(degree=2, derivative_degree=1),
+    "ntk_sketch, degrees 8, 7": NTKSketch(degree=8, derivative_degree=7),
+    "ntk_sketch, uncompressed": NTKSketch(oversample=1.0),
+    "ntk_sketch, degrees 2, 1, uncompressed": NTKSketch(2, 1, oversample=1.0),
+    "one_pass": OnePass(),
+    "one_pass, degree 2": OnePass(degree=2),
+    "one_pass, degree 4": OnePass(degree=4),
+    "variance_reduced": methods.VarianceReduced(),
+    "variance_reduced, kernel": methods.VarianceReduced(objective="kernel"),
+    "nystrom": methods.Nystrom(),
+    "nystrom, uniform": methods.Nystrom(landmarks="uniform"),
+}
+
+# How many features "compress" generates, of the map BASE, before it compresses them.
+GENERATED = {"compress, 16384 generated": 16384, "compress": 32768}
+BASE = "variance_reduced, kernel"
+NAMES = (
+    "published random features",
+    "published sketch",
+    "ntk_random_features",
+    "ntk_sketch",
+    "one_pass",
+    "variance_reduced",
+    "variance_reduced, kernel",
+    "nystrom",
+    "nystrom, uniform",
+    *GENERATED,
+)
+
+
+def relu_network(depth: int) -> stax.Layer:
+    """Return a network of `depth` hidden ReLU layers with W_std = sqrt(2)."""
+    dense = stax.Dense(1, W_std=2**0.5)
+    return stax.serial(*[dense, stax.Relu()] * depth, dense)
+
+
+def exact(x: np.ndarray, z: np.ndarray | None, depth: int) -> np.ndarray:
+    """Return the exact NTK `(len(x), len(z))` of `relu_network(depth)`, in float64."""
+    kernel = jns.kernels.fully_connected_kernel(x, z, depth=depth, W_std=2**0.5)
+    return np.asarray(kernel, np.float64)
+
+
+def exact_in_blocks(x: np.ndarray, z: np.ndarray, depth: int) -> np.ndarray:
+    """Return `exact(x, z, depth)`, computed in blocks of rows."""
+    blocks = range(0, len(x), 2000)
+    return np.concatenate([exact(x[i : i + 2000], z, depth) for i in blocks])
+
+
+def draw(
+    net: stax.Layer,
+    name: str,
+    num_features: int,
+    seed: int,
+    sample: np.ndarray,
+    base: str = BASE,
+    generated: int | None = None,
+) -> tuple[Any, Any]:
+    """Return a feature map and its parameters.
+
+    Args:
+      net: the network.
+      name: one of METHODS or GENERATED.
+      num_features: the number of features.
+      seed: the number of the draw.
+      sample: examples, for the maps that learn from data.
+      base: the name in METHODS that "compress" compresses.
+      generated: how many features "compress" generates; None for GENERATED.
+
+    Raises:
+      ValueError: the method does not support this network or number of features.
+    """
+    key = jax.random.key(seed)
+    if name in METHODS:
+        fmap = jns.feature_map(net, num_features=num_features, method=METHODS[name])
+        return fmap, fmap.init(key, sample)
+    wide = max(generated or GENERATED[name], num_features)
+    fmap = jns.feature_map(net, num_features=wide, method=METHODS[base])
+    params = fmap.init(key, sample)
+    return jns.compress(fmap, params, sample, num_features=num_features)
+
+
+def gram_errors(
+    fmap: Any,
+    kernel: np.ndarray,
+    x: np.ndarray,
+    seeds: int,
+    sample: Any = None,
+    batch_size: int = 125,
+) -> np.ndarray:
+    """Return the relative and the centered errors of Gram matrices, `(seeds, 2)`."""
+    run = jax.jit(functools.partial(fmap.apply, batch_size=batch_size))
+    errors = []
+    for seed in range(seeds):
+        params = fmap.init(jax.random.key(seed), x if sample is None else sample)
+        errors.append(gram_error(kernel, run(params, x)))
+    return np.array(errors)
+
+
+def gram_error(kernel: np.ndarray, phi: Any) -> tuple[float, float]:
+    """Return the relative and the centered error of the Gram matrix of features."""
+    phi = np.asarray(phi, np.float64)
+    gram = phi @ phi.T
+    validation = jns.validation
+    return (
+        validation.relative_error(kernel, gram),
+        validation.centered_relative_error(kernel, gram),
+    )
+
+
+def root_mean_square(errors: np.ndarray) -> tuple[float, float]:
+    """Return the root mean square of errors and its standard error."""
+    squares = np.square(errors)
+    rms = float(np.sqrt(squares.mean()))
+    return rms, float(squares.std() / len(squares) ** 0.5 / 2 / rms)
+
+
+def codes(labels: np.ndarray) -> np.ndarray:
+    """Return one-hot codes of ten classes, minus 1/10."""
+    return np.eye(10)[labels] - 0.1
+
+
+def mean_diagonal(phi: Any) -> float:
+    """Return the mean squared norm of features, to scale penalties by."""
+    return float(np.mean(np.sum(np.square(np.asarray(phi, np.float64)), axis=1)))
+
+
+def solve(gram: np.ndarray, right: np.ndarray, reg: float) -> np.ndarray:
+    """Return the solution w of (gram + reg I) w = right, in float64."""
+    a = gram.copy()
+    a[np.diag_indices_from(a)] += reg
+    factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True)
+    return scipy.linalg.cho_solve(factor, right)
+
+
+def square_error(predictions: np.ndarray, y: np.ndarray) -> float:
+    """Return the mean squared error."""
+    return float(np.mean((predictions - y) ** 2))
+
+
+def ridge(
+    gram: np.ndarray,
+    right: np.ndarray,
+    regs: np.ndarray,
+    held: np.ndarray,
+    y_held: np.ndarray,
+    test: np.ndarray,
+    loss: Callable[[np.ndarray, np.ndarray], float] = square_error,
+) -> common.Record:
+    """Return ridge predictions with the penalty of least loss on held-out rows.
+
+    Args:
+      gram, right: K and y of the fitting rows; or for features phi.T @ phi and
+        phi.T @ y.
+      regs: the penalties to choose from.
+      held, test: rows of the kernel with the fitting rows; or features.
+      y_held: the targets of the held-out rows.
+      loss: of predictions and targets.
+
+    Returns:
+      "held", the least loss; "reg"; and the predictions "guess" of the held-out and
+      "predictions" of the test rows.
+    """
+    best: common.Record = {"held": np.inf}
+    for reg in regs:
+        try:
+            w = solve(gram, right, float(reg))
+        except np.linalg.LinAlgError:
+            continue
+        error = loss(held @ w, y_held)
+        if error < best["held"]:
+            best = {"held": error, "reg": float(reg), "weights": w}
+    w = best.pop("weights")
+    return {**best, "guess": held @ w, "predictions": test @ w}
+
+
+def ridge_on_features(
+    phi: np.ndarray,
+    y: np.ndarray,
+    regs: np.ndarray,
+    held: np.ndarray,
+    y_held: np.ndarray,
+    test: np.ndarray,
+    loss: Callable[[np.ndarray, np.ndarray], float] = square_error,
+) -> common.Record:
+    """Return `ridge` on features, in the smaller of its two forms."""
+    phi, held, test = (z.astype(np.float64) for z in (phi, held, test))
+    if phi.shape[1] < len(phi):
+        return ridge(phi.T @ phi, phi.T @ y, regs, held, y_held, test, loss)
+    return ridge(phi @ phi.T, y, regs, held @ phi.T, y_held, test @ phi.T, loss)
