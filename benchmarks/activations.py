@@ -131,7 +131,7 @@ def degree(args: common.Options) -> None:
     tables = [
         f"{title}:\n\n"
         + common.wide_table(
-            shown, {"degree": "{degree}"}, "{activation}", f"{{{kind}:.1e}}"
+            shown, "degree", "{degree}", "{activation}", f"{{{kind}:.1e}}"
         )
         for kind, title in titles.items()
     ]
@@ -169,7 +169,8 @@ def features(args: common.Options) -> None:
                 print(record, flush=True)
     text = common.wide_table(
         records,
-        {"columns": "{num_features:,}", "method": "`{method}`"},
+        "columns | method",
+        "{num_features:,} | `{method}`",
         "{activation}",
         "{error:.4f}",
     )

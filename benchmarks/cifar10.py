@@ -163,13 +163,10 @@ def features(args: common.Options) -> None:
                     phi = tuple(jns.transform(fmap, params, z) for z in (x, x_test))
                     seconds = time.perf_counter() - start
                     add(f"{network}, {method}", m, zca, seconds, phi)
-    index = {
-        "features": "{method}",
-        "columns": "{num_features}",
-        "ZCA": "{zca:g}",
-    }
+    head = "features | columns | ZCA"
+    row = "{method} | {num_features} | {zca:g}"
     text = common.wide_table(
-        records, index, "accuracy, {num_train} images", "{accuracy:.3f}"
+        records, head, row, "accuracy, {num_train} images", "{accuracy:.3f}"
     )
     common.report(args, f"cifar10-features-{args.networks[0]}", text, records)
 

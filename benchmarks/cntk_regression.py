@@ -170,15 +170,15 @@ def regression(args: common.Options) -> None:
     records = kept.summary((*setup, "num_features", "method"), values)
     records = [r for r in records if setup.items() <= r.items()]
     records.insert(0, {"method": EXACT, "accuracy": accuracy, "accuracy_se": 0.0})
-    columns = {
-        "columns": "{num_features}",
-        "method": "{method}",
-        "distance": "{distance:.3f} ± {distance_se:.3f}",
-        "with the exact penalty": "{same:.3f} ± {same_se:.3f}",
-        "test accuracy": "{accuracy:.3f} ± {accuracy_se:.3f}",
-        "features, s": "{seconds:.1f}",
-    }
-    text = common.table(records, columns)
+    head = (
+        "columns | method | distance | with the exact penalty | test accuracy | "
+        "features, s"
+    )
+    row = (
+        "{num_features} | {method} | {distance:.3f} ± {distance_se:.3f} | {same:.3f} "
+        "± {same_se:.3f} | {accuracy:.3f} ± {accuracy_se:.3f} | {seconds:.1f}"
+    )
+    text = common.table(records, head, row)
     common.report(args, "cntk_regression-regression", text, records)
 
 

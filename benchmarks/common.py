@@ -260,43 +260,38 @@ def cell(template: str, record: Record) -> str:
         return ""
 
 
-def table(records: Iterable[Record], columns: Mapping[str, str]) -> str:
+def table(records: Iterable[Record], head: str, row: str) -> str:
     """Return a Markdown table with one row for each record.
 
     Args:
       records: the rows.
-      columns: for each heading the template of its cells.
+      head: the headings, separated by " | ".
+      row: the templates of the cells, separated likewise.
     """
-    rows = [[cell(t, record) for t in columns.values()] for record in records]
-    return markdown(list(columns), rows)
+    templates = row.split(" | ")
+    rows = [[cell(t, record) for t in templates] for record in records]
+    return markdown(head.split(" | "), rows)
 
 
 def wide_table(
-    records: Iterable[Record],
-    index: Mapping[str, str],
-    column: str,
-    value: str | Mapping[str, str],
+    records: Iterable[Record], head: str, row: str, column: str, value: str
 ) -> str:
-    """Return a Markdown table with a row for each index and a column for each method.
+    """Return a Markdown table whose columns are, for example, methods.
 
     Args:
       records: one for each cell.
-      index: headings and templates of the leading columns, which name a row.
+      head, row: headings and templates, as for `table`, of the leading columns.
       column: the template of the heading that a record belongs to.
-      value: the template of the cells; or, for several columns each, suffixes of the
-        heading and their templates.
+      value: the template of the cells.
     """
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     heads: dict[str, None] = {}
     for record in records:
-        row = rows.setdefault(tuple(cell(t, record) for t in index.values()), {})
-        values = {"": value} if isinstance(value, str) else value
-        for suffix, template in values.items():
-            head = cell(column, record) + suffix
-            heads[head] = None
-            row[head] = cell(template, record)
-    body = [[*key, *(row.get(h, "") for h in heads)] for key, row in rows.items()]
-    return markdown([*index, *heads], body)
+        key = tuple(cell(template, record) for template in row.split(" | "))
+        heads[cell(column, record)] = None
+        rows.setdefault(key, {})[cell(column, record)] = cell(value, record)
+    body = [[*key, *(cells.get(h, "") for h in heads)] for key, cells in rows.items()]
+    return markdown([*head.split(" | "), *heads], body)
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -381,12 +376,36 @@ def read_section(path: pathlib.Path, name: str) -> str:
 
 
 def replace_section(path: pathlib.Path, name: str, text: str) -> None:
-    """Put text between the markers of a section, and keep the rest of the file."""
-    read_section(path, name)
+    """Put text between the markers of a section, and keep the rest of the file.
+
+    A section without markers is appended to the file.
+    """
     begin, end = markers(name)
-    before, after = path.read_text().split(begin)
-    after = after.split(end)[1]
+    old = path.read_text()
+    if begin not in old:
+        old = f"{old}\n## {name}\n\n{begin}\n{end}\n"
+        write_whole(path, old)
+    read_section(path, name)
+    before, after = old.split(begin)[0], old.split(end)[1]
     write_whole(path, f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def read_tables(text: str) -> list[list[dict[str, str]]]:
+    """Return the Markdown tables of a text, each row as a dict from heading to cell."""
+    tables: list[list[dict[str, str]]] = []
+    head: list[str] = []
+    for line in text.splitlines():
+        cells = (
+            [c.strip() for c in line.strip("|").split("|")] if line[:1] == "|" else []
+        )
+        if not cells:
+            head = []
+        elif not head:
+            head = cells
+            tables.append([])
+        elif set(cells) != {"---"}:
+            tables[-1].append(dict(zip(head, cells, strict=True)))
+    return tables
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

@@ -79,26 +79,24 @@ def accuracy(args: common.Options) -> None:
     records = []
     for width in args.widths:
         for name in args.methods:
-            record = {"width": width, "method": name}
             for kind, columns in (("nngp", width), ("ntk", 2 * width)):
                 fmap = feature_map(name, columns, kind)
                 sample = others if name == "nystrom" else x
                 errors = maps.gram_errors(
                     fmap, exact[kind], x, args.seeds, sample, batch_size=4
                 )[:, 1]
-                record[kind], record[f"{kind}_se"] = maps.root_mean_square(errors)
-            records.append(record)
-            print(record, flush=True)
-        if width in PUBLISHED:
-            nngp, ntk = PUBLISHED[width]
-            name = "published code of random features"
-            records.append({"width": width, "method": name, "nngp": nngp, "ntk": ntk})
-    text = common.wide_table(
-        records,
-        {"M": "{width}"},
-        "{method}",
-        {f", {k}": f"{{{k.lower()}:.3f}}" for k in ("NNGP", "NTK")},
+                error, se = maps.root_mean_square(errors)
+                record = {"width": width, "column": f"{name}, {kind.upper()}"}
+                records.append({**record, "error": error, "se": se})
+                print(records[-1], flush=True)
+        for kind, error in zip(("NNGP", "NTK"), PUBLISHED.get(width, ()), strict=False):
+            column = f"published code of random features, {kind}"
+            records.append({"width": width, "column": column, "error": error})
+    text, errors = (
+        common.wide_table(records, "M", "{width}", "{column}", value)
+        for value in ("{error:.3f}", "{se:.3f}")
     )
+    text = f"{text}\n\nStandard errors:\n\n{errors}"
     common.report(args, "convolutional-accuracy", text, records)
 
 
@@ -120,15 +118,12 @@ def throughput(args: common.Options) -> None:
         print(records[-1], flush=True)
     for name, speed in PUBLISHED_SPEED.items():
         records.append({"method": name, "speed": speed})
-    columns = {
-        "method": "{method}",
-        "batch_size": "{batch_size}",
-        "images/s": "{speed:.0f}",
-        "compile, s": "{compile:.1f}",
-        "Mflop/image": "{mflops:.0f}",
-        "bound, images/s": "{bound:.0f}",
-    }
-    text = common.table(records, columns)
+    head = "method | batch_size | images/s | compile, s | Mflop/image | bound, images/s"
+    row = (
+        "{method} | {batch_size} | {speed:.0f} | {compile:.1f} | {mflops:.0f} | "
+        "{bound:.0f}"
+    )
+    text = common.table(records, head, row)
     common.report(args, "convolutional-throughput", text, records)
 
 
@@ -159,12 +154,11 @@ def pixels(args: common.Options) -> None:
         }
         for name, by_side in times.items()
     ]
-    columns = {
-        "method": "{method}",
-        "ms by pixels of a side": "{times}",
-        "log-log slope in pixels": "{slope:.2f}",
-    }
-    common.report(args, "convolutional-pixels", common.table(records, columns), records)
+    head = "method | ms by pixels of a side | log-log slope in pixels"
+    row = "{method} | {times} | {slope:.2f}"
+    common.report(
+        args, "convolutional-pixels", common.table(records, head, row), records
+    )
 
 
 def peak_of_transform(name: str, batch_size: int, count: int) -> common.Record:
@@ -193,15 +187,17 @@ def memory(args: common.Options) -> None:
             record |= {"plan": plan.peak_bytes / 1e6}
             records.append({**record, "ratio": record["above"] / record["plan"]})
             print(records[-1], flush=True)
-    columns = {
-        "method": "{method}",
-        "batch_size": "{batch_size}",
-        "plan, MB": "{plan:.0f}",
-        "before, MB": "{before:.0f}",
-        "peak above that, MB": "{above:.0f}",
-        "over the plan": "{ratio:.2f}",
-    }
-    common.report(args, "convolutional-memory", common.table(records, columns), records)
+    head = (
+        "method | batch_size | plan, MB | before, MB | peak above that, MB | over the"
+        " plan"
+    )
+    row = (
+        "{method} | {batch_size} | {plan:.0f} | {before:.0f} | {above:.0f} | "
+        "{ratio:.2f}"
+    )
+    common.report(
+        args, "convolutional-memory", common.table(records, head, row), records
+    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import jax
 import maps
 import numpy as np
 import scipy.linalg
-import scipy.sparse
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.linear_model import fit_ridge
 
 EXACT = "exact"
@@ -63,35 +63,19 @@ def accuracies(phi: np.ndarray, y: np.ndarray, folds: list) -> list[float]:
     return out
 
 
-def exact_kernel(args: common.Options, graphs: jns.graphs.Graphs) -> np.ndarray:
-    """Return the NTK of all graphs, (n, n), from all pairs of nodes at once."""
-    pattern, mask = graphs.pattern, graphs.mask
-    x = graphs.x[mask].astype(np.float64)
-    # The nodes of all graphs are numbered one after the other.
-    number = np.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1
-    graph, edge = np.nonzero(pattern[..., 0] >= 0)
-    ends = number[graph[:, None], pattern[graph, edge]]
-    places = (ends[:, 1], ends[:, 0])
-    sum_edges = scipy.sparse.csr_array((np.ones(len(ends)), places), [len(x)] * 2)
-    places = (np.nonzero(mask)[0], np.arange(len(x)))
-    pool = scipy.sparse.csr_array((np.ones(len(x)), places), (len(mask), len(x)))
+def exact_kernel(
+    args: common.Options, graphs: jns.graphs.Graphs, block: int = 47
+) -> np.ndarray:
+    """Return the NTK of all graphs, (n, n), computed in blocks."""
+    kernel_fn = jnt.to_stax(network(args))[2]
 
-    def both_sides(m: scipy.sparse.csr_array, k: np.ndarray) -> np.ndarray:
-        return (m @ (m @ k).T).T
+    @jax.jit
+    def run(a: jns.graphs.Graphs, b: jns.graphs.Graphs) -> jax.Array:
+        return kernel_fn(a.x, b.x, "ntk", pattern=(a.pattern, b.pattern))
 
-    nngp = x @ x.T / x.shape[1]
-    ntk = np.zeros_like(nngp)
-    for _ in range(args.blocks):
-        nngp, ntk = both_sides(sum_edges, nngp), both_sides(sum_edges, ntk)
-        for _ in range(args.mlp_depth):
-            ntk = 2 * (ntk + nngp)
-            norms = np.sqrt(2 * np.diag(nngp))
-            product = np.outer(norms, norms)
-            cos = np.clip(2 * nngp / product, -1, 1)
-            step = 1 - np.arccos(cos) / np.pi
-            ntk *= step / 2
-            nngp = product * (np.sqrt(1 - cos**2) / np.pi + cos * step) / 2
-    return both_sides(pool, ntk + nngp)
+    rows = np.arange(len(graphs.x))
+    parts = [graphs.take(rows[i : i + block]) for i in rows[::block]]
+    return np.block([[np.asarray(run(a, b), float) for b in parts] for a in parts])
 
 
 def features(
@@ -137,15 +121,15 @@ def accuracy(args: common.Options) -> None:
             record |= {"accuracy": by_fold.mean(), "deviation": by_fold.std()}
             records.append({**record, "seconds": float(np.median(seconds))})
             print(records[-1], flush=True)
-    columns = {
-        "set (graphs)": "{set}",
-        "method": "`{method}`",
-        "features": "{num_features:d}",
-        "accuracy, %": "{accuracy:.1f}",
-        "deviation of the folds": "{deviation:.1f}",
-        "seconds": "{seconds:.1f}",
-    }
-    common.report(args, "graphs-accuracy", common.table(records, columns), records)
+    head = (
+        "set (graphs) | method | features | accuracy, % | deviation of the folds | "
+        "seconds"
+    )
+    row = (
+        "{set} | `{method}` | {num_features:d} | {accuracy:.1f} | {deviation:.1f} | "
+        "{seconds:.1f}"
+    )
+    common.report(args, "graphs-accuracy", common.table(records, head, row), records)
 
 
 def random_graph(nodes: int, edges: int) -> jns.graphs.Graphs:
@@ -187,8 +171,9 @@ def edges(args: common.Options) -> None:
             f"- {title}: {1e3 * fixed_time:.0f} ms and {1e6 * each:.1f} µs an edge; "
             f"log-log slope {common.slope(counts, times):.2f}."
         )
-    columns = {"nodes": "{nodes:,}", "edges": "{edges:,}", "ms": "{ms:.1f}"}
-    text = "\n".join([common.table(records, columns), "", *lines])
+    head = "nodes | edges | ms"
+    row = "{nodes:,} | {edges:,} | {ms:.1f}"
+    text = "\n".join([common.table(records, head, row), "", *lines])
     common.report(args, "graphs-time", text, records)
 
 

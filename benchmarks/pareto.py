@@ -1,6 +1,6 @@
 """Kernel error, loss of a regressor and time of all feature maps, on MNIST.
 
-    python benchmarks/pareto.py errors regression plot --data FOLDER
+    python benchmarks/pareto.py errors regression --data FOLDER
     python benchmarks/pareto.py regression --methods nystrom compress --depths 1 3
 
 "errors" measures the relative and the centered error of Gram matrices on the first 1000
@@ -17,7 +17,7 @@ those of exact NTK ridge regression. Maps that learn from data see the fitting r
 "exact eigenvectors" are the leading eigenvectors of the exact kernel. No other columns
 of the same number are closer to it, so that they are a floor for both measures.
 
-Every single result is kept in the output folder. The tables and "plot" use all of them.
+Every single result is kept in the output folder. The tables use all of them.
 """
 
 import functools
@@ -35,9 +35,6 @@ FIT, HELD, TEST = 4000, 1000, 2000
 REGS = 10.0 ** np.arange(-4, 3, 0.5)
 FLOOR, EXACT = "exact eigenvectors", "exact NTK"
 NAMES = (*maps.NAMES, FLOOR)
-# Drawn in gray, because the others are compared with them.
-GRAY = ("published random features", "published sketch", "nystrom, uniform", FLOOR)
-COLORS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # C7 is gray
 KEYS = ("depth", "num_features", "method")
 
 
@@ -163,15 +160,15 @@ def errors(args: common.Options) -> None:
     records = kept.summary(KEYS, ("relative", "centered", "seconds"))
     for r in records:
         r["ms"] = 1e3 * r["seconds"] or None
-    columns = {
-        "depth": "{depth}",
-        "features": "{num_features}",
-        "method": "{method}",
-        "relative error": "{relative:.4f} ± {relative_se:.4f}",
-        "centered error": "{centered:.3f} ± {centered_se:.3f}",
-        "ms for 1000 images": "{ms:.0f}",
-    }
-    common.report(args, "pareto-errors", common.table(records, columns), records)
+    head = (
+        "depth | features | method | relative error | centered error | ms for 1000 "
+        "images"
+    )
+    row = (
+        "{depth} | {num_features} | {method} | {relative:.4f} ± {relative_se:.4f} | "
+        "{centered:.3f} ± {centered_se:.3f} | {ms:.0f}"
+    )
+    common.report(args, "pareto-errors", common.table(records, head, row), records)
 
 
 def regression(args: common.Options) -> None:
@@ -182,76 +179,18 @@ def regression(args: common.Options) -> None:
         found = quality(args, depth, exact_predictions(args, depth))
         errors = {f"{key}_se": 0.0 for key in found}
         records.append({"depth": depth, "method": EXACT, "seeds": 1, **found, **errors})
-    columns = {
-        "depth": "{depth}",
-        "features": "{num_features}",
-        "method": "{method}",
-        "seeds": "{seeds}",
-        "distance": "{distance:.4f} ± {distance_se:.4f}",
-        "accuracy": "{accuracy:.3f}",
-        "mse": "{mse:.5f}",
-    }
-    common.report(args, "pareto-regression", common.table(records, columns), records)
-
-
-def plot(args: common.Options) -> None:
-    """Draw the results that are kept: `pareto.png`, and one more for each depth."""
-    points: dict[tuple, common.Record] = {}
-    for file, values in (
-        ("errors", ("centered", "seconds")),
-        ("regression", ("distance",)),
-    ):
-        for r in common.Kept(args.output, file).summary(KEYS, values):
-            points.setdefault(tuple(r[key] for key in KEYS), {}).update(r)
-    for depth in args.depths:
-        name = "pareto.png" if depth == args.depths[0] else f"pareto-{depth}.png"
-        records = [r for r in points.values() if r["depth"] == depth]
-        draw_panels(records, depth, pathlib.Path(args.output) / name)
-
-
-def draw_panels(records: list[common.Record], depth: int, path: pathlib.Path) -> None:
-    """Draw three panels for one depth."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2))
-    loss = "distance from exact ridge"
-    panels = (
-        ("num_features", "centered", "features", "centered kernel error"),
-        ("num_features", "distance", "features", loss),
-        ("seconds", "distance", "seconds for 1000 images", loss),
+    head = "depth | features | method | seeds | distance | accuracy | mse"
+    row = (
+        "{depth} | {num_features} | {method} | {seeds} | {distance:.4f} ± "
+        "{distance_se:.4f} | {accuracy:.3f} | {mse:.5f}"
     )
-    colored = [name for name in NAMES if name not in GRAY]
-    for axis, (x, y, x_label, y_label) in zip(axes, panels, strict=True):
-        for name in (*GRAY, *colored):
-            found = [r for r in records if r["method"] == name and r.get(x) and y in r]
-            if not found:
-                continue
-            style: dict = {"color": "0.55", "marker": "."}
-            if name in GRAY:
-                style["linestyle"] = ("-", "--", ":", "-.")[GRAY.index(name)]
-            else:
-                color = COLORS[colored.index(name) % len(COLORS)]
-                style = {"color": color, "marker": "o", "markersize": 4}
-            found.sort(key=lambda r: r[x])
-            columns = ([r[key] for r in found] for key in (x, y, f"{y}_se"))
-            axis.errorbar(*columns, label=name, linewidth=1.2, **style)
-        axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
-        axis.grid(alpha=0.3, which="both")
-    axes[1].set_title(f"MNIST, {depth} hidden layer{'s' * (depth > 1)}")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize="small")
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+    common.report(args, "pareto-regression", common.table(records, head, row), records)
 
 
 if __name__ == "__main__":
     common.main(
         __doc__,
-        {"errors": errors, "regression": regression, "plot": plot},
+        {"errors": errors, "regression": regression},
         depths=([1], "hidden layers"),
         num_features=([256, 512, 1024, 2048, 4096, 8192], "features"),
         seeds=(5, "draws of each map"),

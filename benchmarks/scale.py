@@ -26,15 +26,14 @@ from jax_ntk_sketch.linear_model import fit
 REGS = 10.0 ** np.arange(-9, -1.9, 0.5)
 # The columns of the kernel that are in memory at a time.
 BLOCK = 2000
-COLUMNS = {
-    "method": "{method}",
-    "training images": "{num_train:,}",
-    "features": "{num_features}",
-    "penalty over the diagonal": "{reg:.1e}",
-    "minutes": "{minutes:.1f}",
-    "peak memory, GiB": "{peak:.1f}",
-    "test error": "{test_error:.2%}",
-}
+HEAD = (
+    "method | training images | features | penalty over the diagonal | minutes | peak"
+    " memory, GiB | test error"
+)
+ROW = (
+    "{method} | {num_train:,} | {num_features} | {reg:.1e} | {minutes:.1f} | "
+    "{peak:.1f} | {test_error:.2%}"
+)
 
 
 def outcome(
@@ -47,7 +46,7 @@ def outcome(
     kept = common.Kept(args.output, "scale")
     kept.get(lambda: {**record, "minutes": minutes, "peak": peak}, **labels)
     records = kept.select(depth=args.depth)
-    common.report(args, "scale", common.table(records, COLUMNS), records)
+    common.report(args, "scale", common.table(records, HEAD, ROW), records)
 
 
 def features(args: common.Options) -> None:

@@ -61,15 +61,9 @@ def precision(args: common.Options) -> None:
                 except np.linalg.LinAlgError:
                     record["ours"] = "refused"
                 records.append(record)
-    columns = {
-        "m": "{m}",
-        "condition": "{condition:.0e}",
-        "reg": "{reg:g}",
-        "plain float32 sums": "{plain:.1e}",
-        "these sums": "{ours}",
-        "their estimate": "{estimate:.1e}",
-    }
-    common.report(args, "solvers-precision", common.table(records, columns), records)
+    head = "m | condition | reg | plain float32 sums | these sums | their estimate"
+    row = "{m} | {condition:.0e} | {reg:g} | {plain:.1e} | {ours} | {estimate:.1e}"
+    common.report(args, "solvers-precision", common.table(records, head, row), records)
 
 
 def cg(args: common.Options) -> None:
@@ -96,17 +90,15 @@ def cg(args: common.Options) -> None:
             found = {"steps": steps, "seconds": seconds, "history": history}
             found["rms"] = float(np.sqrt(np.mean(apart**2)))
             records.append({**record, **found})
-    columns = {
-        "reg / diagonal": "{reg:g}",
-        "steps allowed": "{steps}",
-        "passes": "{history.passes}",
-        "residual": "{history.residual:.1e}",
-        "converged": "{history.converged}",
-        "rms difference of scores": "{rms:.1e}",
-        "seconds": "{seconds:.0f}",
-        "direct, s": "{direct:.0f}",
-    }
-    text = common.table(records, columns)
+    head = (
+        "reg / diagonal | steps allowed | passes | residual | converged | rms "
+        "difference of scores | seconds | direct, s"
+    )
+    row = (
+        "{reg:g} | {steps} | {history.passes} | {history.residual:.1e} | "
+        "{history.converged} | {rms:.1e} | {seconds:.0f} | {direct:.0f}"
+    )
+    text = common.table(records, head, row)
     for record in records:
         del record["history"]
     common.report(args, "solvers-cg", text, records)

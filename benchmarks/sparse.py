@@ -74,7 +74,7 @@ def time(args: common.Options) -> None:
             slope = common.slope(NONZEROS[start:], values[start:])
             records.append({"method": name, "column": title, "value": slope})
     text = common.wide_table(
-        records, {"ms by nonzeros of an example": "{method}"}, "{column}", "{value:.3g}"
+        records, "ms by nonzeros of an example", "{method}", "{column}", "{value:.3g}"
     )
     common.report(args, "sparse-time", text, records)
 
@@ -102,14 +102,12 @@ def memory(args: common.Options) -> None:
             record |= {key: found[key] / 2**20 for key in ("input", "above")}
             records.append({**record, "each": (found["above"] - fixed) / count})
             print(records[-1], flush=True)
-    columns = {
-        "method": "{method}",
-        "nonzeros": "{nonzeros:,}",
-        "input, MiB": "{input:.1f}",
-        "apply, MiB": "{above:.1f}",
-        "(apply - 4 n columns) bytes a nonzero": "{each:.0f}",
-    }
-    common.report(args, "sparse-memory", common.table(records, columns), records)
+    head = (
+        "method | nonzeros | input, MiB | apply, MiB | (apply - 4 n columns) bytes a "
+        "nonzero"
+    )
+    row = "{method} | {nonzeros:,} | {input:.1f} | {above:.1f} | {each:.0f}"
+    common.report(args, "sparse-memory", common.table(records, head, row), records)
 
 
 def documents(n: int = 300, words: int = 100) -> scipy.sparse.csr_array:
@@ -161,13 +159,9 @@ def error(args: common.Options) -> None:
                 record["error"], record["se"] = common.mean_and_error(errors)
                 records.append(record)
                 print(record, flush=True)
-    heads = {
-        "columns": "{columns}",
-        "features": "{features}",
-        "exact norms": "{norms}",
-        "error": "{error:.4f} ± {se:.4f}",
-    }
-    common.report(args, "sparse-error", common.table(records, heads), records)
+    head = "columns | features | exact norms | error"
+    row = "{columns} | {features} | {norms} | {error:.4f} ± {se:.4f}"
+    common.report(args, "sparse-error", common.table(records, head, row), records)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import common
 import jax
@@ -49,7 +50,7 @@ SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
 # Penalties per example, relative to the kernel's mean diagonal.
 REGS = 10.0 ** np.arange(-9, -0.9, 0.5)
 DEPTHS = (1, 2, 3, 5)
-# Of exp(-gamma |x - y|^2), times the number of inputs.
+# Values of gamma, times the number of inputs.
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 LEARNED = (*maps.GENERATED, "nystrom", "nystrom, uniform")
 MAPS = ("variance_reduced", "variance_reduced, kernel", "nystrom", *maps.GENERATED)
@@ -105,49 +106,64 @@ def kernel_ridge(k: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
     return float(errors.min()), weights[errors.argmin()]
 
 
+class Split(NamedTuple):
+    """The rows of one split, and what cross-validation has chosen for them.
+
+    Attributes:
+      x, y: the training rows and their targets.
+      x_test, y_test: the test rows and their targets.
+      depth: of the network.
+      gamma: of the Gaussian kernel exp(-gamma |x - y|^2).
+      seed: the number of the split.
+    """
+
+    x: np.ndarray
+    x_test: np.ndarray
+    y: np.ndarray
+    y_test: np.ndarray
+    depth: int
+    gamma: float
+    seed: int
+
+
 @functools.lru_cache(1)
-def chosen(folder: str | None, name: str, split: int, count: int) -> tuple[int, float]:
-    """Return the depth of the network and gamma of the Gaussian kernel."""
-    x, _, y, _ = load(folder, name, split)
-    x, y = x[:count], y[:count]
-    d = x.shape[1]
+def choose(folder: str | None, name: str, split: int, count: int) -> Split:
+    """Return a split, with the depth and gamma that `count` training rows choose."""
+    data = load(folder, name, split)
+    x, y = data[0][:count], data[2][:count]
+    gammas = [g / x.shape[1] for g in GAMMAS]
     by_depth = [kernel_ridge(maps.exact(with_ones(x), None, i), y)[0] for i in DEPTHS]
-    gammas = [g / d for g in GAMMAS]
     by_gamma = [
         kernel_ridge(rbf_kernel(x.astype(float), gamma=g), y)[0] for g in gammas
     ]
-    return DEPTHS[int(np.argmin(by_depth))], gammas[int(np.argmin(by_gamma))]
+    depth, gamma = DEPTHS[np.argmin(by_depth)], gammas[np.argmin(by_gamma)]
+    return Split(*data, depth, gamma, split)
 
 
-def ntk_features(
-    args: common.Options, name: str, split: int, method: str
-) -> np.ndarray:
+def ntk_features(args: common.Options, split: Split, method: str) -> np.ndarray:
     """Return predictions of streaming ridge regression on the library's features."""
-    x, x_test, y, _ = load(args.data, name, split)
-    depth, _ = chosen(args.data, name, split, args.num_chosen)
-    x, net = with_ones(x), maps.relu_network(depth)
+    x, net = with_ones(split.x), maps.relu_network(split.depth)
     fmap = jns.feature_map(net, num_features=args.width, method=maps.METHODS[method])
-    params = fmap.init(jax.random.key(split), x)
+    params = fmap.init(jax.random.key(split.seed), x)
     regs = REGS * maps.mean_diagonal(fmap.apply(params, x[:256]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values of reg were dropped
-        return fit(fmap, params, x, y, reg=regs.tolist()).predict(with_ones(x_test))
+        fitted = fit(fmap, params, x, split.y, reg=regs.tolist())
+    return fitted.predict(with_ones(split.x_test))
 
 
-def nystrom_uniform(args: common.Options, name: str, split: int) -> np.ndarray:
+def nystrom_uniform(args: common.Options, split: Split) -> np.ndarray:
     """Return predictions of Nyström with the exact NTK and uniform landmarks."""
-    x, x_test, y, _ = load(args.data, name, split)
-    depth, _ = chosen(args.data, name, split, args.num_chosen)
-    x, x_test = with_ones(x), with_ones(x_test)
-    chosen_rows = np.random.default_rng(split).choice(len(x), args.width, False)
-    landmarks = x[chosen_rows]
+    x, x_test, depth = with_ones(split.x), with_ones(split.x_test), split.depth
+    rng = np.random.default_rng(split.seed)
+    landmarks = x[rng.choice(len(x), args.width, False)]
     values, vectors = eigh(maps.exact(landmarks, None, depth))
     root = vectors / np.sqrt(np.maximum(values, 1e-10 * values[-1]))
     phi, phi_test = (
         (maps.exact_in_blocks(z, landmarks, depth) @ root).astype(np.float32)
         for z in (x, x_test)
     )
-    return ridge(phi, y, phi_test)
+    return ridge(phi, split.y, phi_test)
 
 
 def ridge(phi: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -156,19 +172,16 @@ def ridge(phi: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
     return np.asarray(fit_ridge(phi, y, reg=regs.tolist()).best().predict(test))
 
 
-def gaussian(
-    args: common.Options, name: str, split: int, approximation: Callable
-) -> np.ndarray:
+def gaussian(args: common.Options, split: Split, approximation: Callable) -> np.ndarray:
     """Return predictions with scikit-learn's features of the Gaussian kernel."""
-    x, x_test, y, _ = load(args.data, name, split)
-    _, gamma = chosen(args.data, name, split, args.num_chosen)
-    f = approximation(gamma=gamma, n_components=args.width, random_state=split).fit(x)
-    return ridge(f.transform(x), y, f.transform(x_test))
+    size, seed = args.width, split.seed
+    f = approximation(gamma=split.gamma, n_components=size, random_state=seed)
+    phi = f.fit(split.x).transform(split.x)
+    return ridge(phi, split.y, f.transform(split.x_test))
 
 
-def mlp(args: common.Options, name: str, split: int) -> np.ndarray:
+def mlp(args: common.Options, split: Split) -> np.ndarray:
     """Return predictions of a finite network."""
-    x, x_test, y, _ = load(args.data, name, split)
     model = MLPRegressor(
         hidden_layer_sizes=(256, 256),
         batch_size=256,
@@ -177,23 +190,21 @@ def mlp(args: common.Options, name: str, split: int) -> np.ndarray:
         n_iter_no_change=20,
         max_iter=500,
         tol=0,
-        random_state=split,
+        random_state=split.seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        return model.fit(x, y).predict(x_test)
+        return model.fit(split.x, split.y).predict(split.x_test)
 
 
-def subsample(args: common.Options, name: str, split: int) -> np.ndarray:
+def subsample(args: common.Options, split: Split) -> np.ndarray:
     """Return predictions of the exact NTK on a part of the rows."""
-    x, x_test, y, _ = load(args.data, name, split)
-    depth, _ = chosen(args.data, name, split, args.num_chosen)
-    x, y = with_ones(x)[: args.num_exact], y[: args.num_exact]
-    _, weights = kernel_ridge(maps.exact(x, None, depth), y)
-    return maps.exact_in_blocks(with_ones(x_test), x, depth) @ weights
+    x, y = with_ones(split.x)[: args.num_exact], split.y[: args.num_exact]
+    _, weights = kernel_ridge(maps.exact(x, None, split.depth), y)
+    return maps.exact_in_blocks(with_ones(split.x_test), x, split.depth) @ weights
 
 
-METHODS: dict[str, Callable[..., np.ndarray]] = {
+METHODS: dict[str, Callable[[common.Options, Split], np.ndarray]] = {
     "NTK, nystrom": lambda *a: ntk_features(*a, "nystrom"),
     "NTK, variance_reduced": lambda *a: ntk_features(*a, "variance_reduced, kernel"),
     "NTK, uniform Nyström": nystrom_uniform,
@@ -204,14 +215,14 @@ METHODS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def measure(args: common.Options, method: str, name: str, split: int) -> common.Record:
+def measure(args: common.Options, method: str, name: str, number: int) -> common.Record:
     """Return the test error and the seconds of one method, choices not counted."""
-    y_test = load(args.data, name, split)[-1]
-    depth, gamma = chosen(args.data, name, split, args.num_chosen)
+    split = choose(args.data, name, number, args.num_chosen)
     start = time.perf_counter()
-    mse = maps.square_error(METHODS[method](args, name, split), y_test)
+    mse = maps.square_error(METHODS[method](args, split), split.y_test)
     seconds = time.perf_counter() - start
-    return {"mse": mse, "seconds": seconds, "depth": depth, "gamma": gamma}
+    count = len(split.x) + len(split.x_test)
+    return {"mse": mse, "seconds": seconds, "rows": count, "depth": split.depth}
 
 
 def table(args: common.Options) -> None:
@@ -221,11 +232,13 @@ def table(args: common.Options) -> None:
         for method in args.methods:
             run = functools.partial(measure, args, method, name, split)
             kept.get(run, set=name, method=method, split=split)
-    records = kept.summary(("set", "method"), ("mse", "seconds"))
+    records = kept.summary(("set", "rows", "method"), ("mse", "seconds"))
     order = {name: i for i, name in enumerate(METHODS)}
     records.sort(key=lambda r: (r["set"], order[r["method"]]))
+    head = "set | rows"
+    row = "{set} | {rows:,}"
     template = "{mse:.4f} ± {mse_se:.4f}"
-    text = common.wide_table(records, {"set": "{set}"}, "{method}", template)
+    text = common.wide_table(records, head, row, "{method}", template)
     common.report(args, "uci-table", text, records)
 
 
@@ -303,16 +316,15 @@ def downstream(args: common.Options) -> None:
             exact = exact_ridge(args.data, name, args.num_train, args.depth)
             best["exact"] = maps.square_error(exact["predictions"], y_test)
             records.append({**best, "ratio": best["mse"] / best["exact"]})
-    columns = {
-        "data": "{set}",
-        "method": "{method}",
-        "columns": "{num_features:,}",
-        "difference from exact, held out": "{lost:.1%}",
-        "exact mse": "{exact:.4f}",
-        "mse": "{mse:.4f} ± {se:.4f}",
-        "ratio": "{ratio:.3f}",
-    }
-    common.report(args, "uci-downstream", common.table(records, columns), records)
+    head = (
+        "data | method | columns | difference from exact, held out | exact mse | mse "
+        "| ratio"
+    )
+    row = (
+        "{set} | {method} | {num_features:,} | {lost:.1%} | {exact:.4f} | {mse:.4f} ±"
+        " {se:.4f} | {ratio:.3f}"
+    )
+    common.report(args, "uci-downstream", common.table(records, head, row), records)
 
 
 def prediction(args: common.Options) -> None:
@@ -333,15 +345,12 @@ def prediction(args: common.Options) -> None:
             record |= {"predicted": predicted, "measured": measured}
             records.append({**record, "ratio": predicted / measured})
             print(records[-1], flush=True)
-    columns = {
-        "data": "{set}",
-        "method": "{method}",
-        "features": "{num_features}",
-        "predicted": "{predicted:.4f}",
-        "measured": "{measured:.4f}",
-        "ratio": "{ratio:.2f}",
-    }
-    common.report(args, "uci-prediction", common.table(records, columns), records)
+    head = "data | method | features | predicted | measured | ratio"
+    row = (
+        "{set} | {method} | {num_features} | {predicted:.4f} | {measured:.4f} | "
+        "{ratio:.2f}"
+    )
+    common.report(args, "uci-prediction", common.table(records, head, row), records)
 
 
 if __name__ == "__main__":
