@@ -26,15 +26,13 @@ from jax_ntk_sketch import data, preprocessing
 # "myrtle5_gaussian" has exp(gamma (cos - 1)) in place of the kernel of the rectifier.
 NETWORKS = {
     "cntk": jns.recipes.cntk(3),
-    "myrtle5": jns.recipes.myrtle(5),
+    **{f"myrtle{depth}": jns.recipes.myrtle(depth) for depth in (5, 7, 10)},
     "myrtle5_gaussian": jns.recipes.myrtle(
         5, activation=jns.stax.ExpNormalized(1.0), W_std=1.0
     ),
     "myrtle5_gaussian2": jns.recipes.myrtle(
         5, activation=jns.stax.ExpNormalized(2.0), W_std=1.0
     ),
-    "myrtle7": jns.recipes.myrtle(7),
-    "myrtle10": jns.recipes.myrtle(10),
 }
 METHODS = (
     "ntk_random_features",

@@ -95,26 +95,6 @@ def exact_kernel(
     return out
 
 
-def leave_one_out(
-    k: np.ndarray, y: np.ndarray, regs: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Return the penalty with the least leave-one-out error, and the weights (n, t).
-
-    With H = (K + reg I)^-1, the error of example i, left out, is (H y)_i / H_ii.
-    """
-    values, vectors = np.linalg.eigh(k)
-    rotated, squares = vectors.T @ y, vectors**2
-    scale = len(k) * np.diag(k).mean()
-    best = (np.inf, 0.0, y)
-    for reg in regs:
-        inverse = 1 / (np.maximum(values, 0) + reg * scale)
-        w = vectors @ (inverse[:, None] * rotated)
-        error = np.mean((w / (squares @ inverse)[:, None]) ** 2)
-        if error < best[0]:
-            best = (error, float(reg), w)
-    return best[1:]
-
-
 def exact(args: common.Options) -> np.ndarray:
     """Return the exact kernel of all images with the fitting ones."""
     return exact_kernel(NET, load(args)[0], args.fit, args.output, "ntk")
@@ -125,7 +105,7 @@ def outcome(
 ) -> tuple[float, np.ndarray, float]:
     """Return penalty, test scores and accuracy, from a kernel with fitting images."""
     _, labels = load(args)
-    reg, w = leave_one_out(k[: args.fit], maps.codes(labels[: args.fit]), regs)
+    _, reg, w = maps.kernel_ridge(k[: args.fit], maps.codes(labels[: args.fit]), regs)
     scores = k[args.fit :] @ w
     return reg, scores, float(np.mean(scores.argmax(axis=1) == labels[args.fit :]))
 

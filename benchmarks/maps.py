@@ -59,7 +59,7 @@ def relu_network(depth: int) -> stax.Layer:
 
 def exact(x: np.ndarray, z: np.ndarray | None, depth: int) -> np.ndarray:
     """Return the exact NTK `(len(x), len(z))` of `relu_network(depth)`, in float64."""
-    kernel = jns.kernels.fully_connected_kernel(x, z, depth=depth, W_std=2**0.5)
+    kernel = jns.kernels.exact_kernel(relu_network(depth), x, z, get="ntk")
     return np.asarray(kernel, np.float64)
 
 
@@ -210,3 +210,29 @@ def ridge_on_features(
     if phi.shape[1] < len(phi):
         return ridge(phi.T @ phi, phi.T @ y, regs, held, y_held, test, loss)
     return ridge(phi @ phi.T, y, regs, held @ phi.T, y_held, test @ phi.T, loss)
+
+
+def kernel_ridge(
+    k: np.ndarray, y: np.ndarray, regs: np.ndarray, generalized: bool = False
+) -> tuple[float, float, np.ndarray]:
+    """Return the least cross-validation error, its penalty, and the weights (n, t).
+
+    With H = (K + reg I)^-1, the error of example i, left out, is (H y)_i / H_ii.
+
+    Args:
+      k: the kernel, (n, n).
+      y: the targets, (n, t).
+      regs: penalties per example, relative to the mean diagonal.
+      generalized: whether the mean of H_ii takes its place.
+    """
+    values, vectors = scipy.linalg.eigh(k, driver="evd")
+    rotated, squares = vectors.T @ y, vectors**2
+    best = (np.inf, 0.0, y)
+    for reg in regs:
+        inverse = 1 / (np.maximum(values, 0) + reg * np.trace(k))
+        w = vectors @ (inverse[:, None] * rotated)
+        diagonal = np.full(len(k), inverse.mean()) if generalized else squares @ inverse
+        error = float(np.mean((w / diagonal[:, None]) ** 2))
+        if error < best[0]:
+            best = (error, float(reg), w)
+    return best

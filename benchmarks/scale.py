@@ -17,7 +17,6 @@ import common
 import jax
 import maps
 import numpy as np
-from cntk_regression import leave_one_out
 from scipy.linalg import solve_triangular
 
 import jax_ntk_sketch as jns
@@ -98,7 +97,9 @@ def exact(args: common.Options) -> None:
     n, start = args.num_train or 20000, time.perf_counter()
     x, targets = x[:n], maps.codes(y[:n])
     first = slice(args.num_chosen)
-    reg, _ = leave_one_out(maps.exact(x[first], None, args.depth), targets[first], REGS)
+    _, reg, _ = maps.kernel_ridge(
+        maps.exact(x[first], None, args.depth), targets[first], REGS
+    )
     k = np.empty((n, n))
     for i in range(0, n, BLOCK):
         for j in range(0, i + BLOCK, BLOCK):

@@ -43,7 +43,6 @@ from sklearn.neural_network import MLPRegressor
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit, fit_ridge
-from jax_ntk_sketch.linear_model._shifted_solver import Tridiagonal
 
 DIGITS = "digits"
 SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
@@ -94,18 +93,6 @@ def with_ones(x: np.ndarray) -> np.ndarray:
     return np.c_[x, np.ones(len(x), np.float32)]
 
 
-def kernel_ridge(k: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the least generalized cross-validation error, and its weights."""
-    lambdas = REGS * np.trace(k)
-    system = Tridiagonal(k)
-    values = np.maximum(system.eigenvalues, 0)
-    weights = system.solve(y[:, None], lambdas)[..., 0]
-    residuals = np.mean((lambdas[:, None] * weights) ** 2, axis=1)
-    dof = (values / (values + lambdas[:, None])).sum(axis=1)
-    errors = residuals / (1 - dof / len(k)) ** 2
-    return float(errors.min()), weights[errors.argmin()]
-
-
 class Split(NamedTuple):
     """The rows of one split, and what cross-validation has chosen for them.
 
@@ -132,10 +119,12 @@ def choose(folder: str | None, name: str, split: int, count: int) -> Split:
     data = load(folder, name, split)
     x, y = data[0][:count], data[2][:count]
     gammas = [g / x.shape[1] for g in GAMMAS]
-    by_depth = [kernel_ridge(maps.exact(with_ones(x), None, i), y)[0] for i in DEPTHS]
-    by_gamma = [
-        kernel_ridge(rbf_kernel(x.astype(float), gamma=g), y)[0] for g in gammas
-    ]
+
+    def error(k: np.ndarray) -> float:
+        return maps.kernel_ridge(k, y[:, None], REGS, generalized=True)[0]
+
+    by_depth = [error(maps.exact(with_ones(x), None, i)) for i in DEPTHS]
+    by_gamma = [error(rbf_kernel(x.astype(float), gamma=g)) for g in gammas]
     depth, gamma = DEPTHS[np.argmin(by_depth)], gammas[np.argmin(by_gamma)]
     return Split(*data, depth, gamma, split)
 
@@ -200,8 +189,9 @@ def mlp(args: common.Options, split: Split) -> np.ndarray:
 def subsample(args: common.Options, split: Split) -> np.ndarray:
     """Return predictions of the exact NTK on a part of the rows."""
     x, y = with_ones(split.x)[: args.num_exact], split.y[: args.num_exact]
-    _, weights = kernel_ridge(maps.exact(x, None, split.depth), y)
-    return maps.exact_in_blocks(with_ones(split.x_test), x, split.depth) @ weights
+    k = maps.exact(x, None, split.depth)
+    _, _, w = maps.kernel_ridge(k, y[:, None], REGS, generalized=True)
+    return maps.exact_in_blocks(with_ones(split.x_test), x, split.depth) @ w[:, 0]
 
 
 METHODS: dict[str, Callable[[common.Options, Split], np.ndarray]] = {
