@@ -1,7 +1,9 @@
 """Every example in a docstring, and the README's, runs as it is written."""
 
+import contextlib
 import doctest
 import importlib
+import io
 import pathlib
 import pkgutil
 import re
@@ -40,25 +42,46 @@ def test_most_modules_have_examples():
     assert with_examples >= len(MODULES) / 3
 
 
+def run_readme(block: str) -> tuple[dict, str]:
+    """Run a block of README, and return its names and what it prints."""
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, str(README), "exec"), names)
+    return names, printed.getvalue()
+
+
+def check_printed(expected: str, printed: str) -> None:
+    """Compare a printed text with README's, numbers to two percent."""
+    number = r"\d+\.\d+"
+    assert re.sub(number, "#", printed.strip()) == re.sub(number, "#", expected.strip())
+    pairs = (map(float, re.findall(number, text)) for text in (printed, expected))
+    np.testing.assert_allclose(*map(list, pairs), rtol=0.02)
+
+
 def test_readme():
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.S | re.M)
-    results: list[dict] = []
-    for block in blocks:
-        results.append({})
-        exec(compile(block, str(README), "exec"), results[-1])
-    vectors, images, layers, scale = results
-    phi, x = vectors["phi"], vectors["x"]
-    exact = vectors["kernel_fn"](x, None, "ntk")
-    assert jns.validation.relative_error(exact, phi @ phi.T) < 0.1
-    digits = images["digits"]
-    phi = jns.transform(images["fmap"], images["params"], digits.x_test)
-    right = images["model"].predict_class(phi) == digits.y_test
-    assert np.mean(np.asarray(right)) > 0.9
-    graphs, whole = layers["graphs"], jnt.to_stax(layers["fmap"].net)[2]
-    edges = graphs.pattern[:1], graphs.pattern[1:]
-    exact = whole(graphs.x[:1], graphs.x[1:], "ntk", pattern=edges)
-    phi = layers["phi"]
-    assert jns.validation.relative_error(exact, phi[:1] @ phi[1:].T) < 0.3
-    digits = scale["digits"]
-    right = scale["fitted"].predict_class(digits.x_test) == digits.y_test
-    assert np.mean(right) > 0.95
+    blocks = re.findall(
+        r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?",
+        README.read_text(),
+        re.S | re.M,
+    )
+    assert len(blocks) == 5 and blocks[0][1]
+    results = []
+    for block, expected in blocks:
+        names, printed = run_readme(block)
+        results.append(names)
+        check_printed(expected, printed)
+    digits, images, graphs, activation, large = results
+    kernel_error = jns.validation.relative_error
+    phi = digits["phi_test"]
+    assert kernel_error(digits["exact"], phi @ phi.T) < 0.05
+    test = images["digits"]
+    phi = jns.transform(images["fmap"], images["params"], test.x_test)
+    assert np.mean(images["model"].predict_class(phi) == test.y_test) > 0.9
+    batch, kernel_fn = graphs["graphs"], jnt.to_stax(graphs["fmap"].net)[2]
+    pattern = batch.pattern[:1], batch.pattern[1:]
+    exact = kernel_fn(batch.x[:1], batch.x[1:], "ntk", pattern=pattern)
+    phi = graphs["phi"]
+    assert kernel_error(exact, phi[:1] @ phi[1:].T) < 0.3
+    assert activation["phi"].shape == (3, 1024)
+    test = large["digits"]
+    assert np.mean(large["fitted"].predict_class(test.x_test) == test.y_test) > 0.95

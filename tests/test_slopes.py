@@ -1,11 +1,11 @@
 """Errors of random features fall as 1 / sqrt(columns), whatever the layer.
 
-On the networks of `benchmarks/layers.py`, which also fits the slopes of sketches.
+The networks are those of `benchmarks/layers.py`.
 """
 
 import numpy as np
 import pytest
-from test_coverage import layers
+from test_layer_table import layers
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.validation import loglog_slope
@@ -18,7 +18,7 @@ SAME = {
 }  # fmt: skip
 NAMES = [
     name
-    for name in layers.theirs()
+    for name in layers.public_names()
     if layers.network(name) is not None and name not in SAME
 ]
 # exp(x) is lognormal: its mean square takes thousands of keys to be seen.
@@ -36,7 +36,7 @@ def test_random_features_have_the_rate_of_monte_carlo(name, monkeypatch):
     wanted = layers.exact_kernels(shape, net)
     found = np.array(
         [
-            layers.errors(shape, net, wanted, "ntk_random_features", m, KEYS)[:, 0]
+            layers.errors(shape, net, wanted, "ntk_random_features", m, KEYS)
             for m in sizes
         ]
     )
