@@ -1,14 +1,17 @@
-"""CONTRIBUTING.md's worked example, and what it says follows from it."""
+"""CONTRIBUTING.md's worked examples run, and what its text promises follows."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
-PATH = pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md"
+import pytest
 
-# The records are those of the example; the rest is what the text promises.
-AFTER = """
+PATH = pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md"
+TEXT = PATH.read_text()
+
+# Code for after the example of a layer: "repr, JSON, plans and every method follow".
+AFTER_LAYER = """
 stax.Scale, stax.Square = Scale, Square
 assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))
 assert "Scale(0.5)" in str(fmap.plan(x))
@@ -17,25 +20,56 @@ conv = stax.Conv(8, (3, 3), padding="SAME", W_std=1.1, b_std=0.2)
 image_net = stax.serial(conv, Scale(2.0), stax.Relu(), Scale(0.5), conv, stax.Relu(),
                         stax.GlobalAvgPool())
 deep = stax.serial(stax.Dense(8), Square(), stax.Dense(8), Scale(3.0), Square())
-for net, x, *methods in (
+for net, x, *names in (
     (net, x, "ntk_random_features", "ntk_sketch", "variance_reduced", "nystrom"),
     (image_net, images, "ntk_random_features"),
     (deep, x),
 ):
     k = to_stax(net)[2](x, None, "ntk")
-    for method in ("exact", *methods):
+    for method in ("exact", *names):
         fmap = jns.feature_map(net, num_features=2048, method=method)
         phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(1), x), x)
         error = jns.validation.relative_error(k, phi @ phi.T)
         assert error < (1e-4 if method == "exact" else 0.15), (net, method, error)
 """
 
+# Code for after the example of a method: other layers and activations follow.
+AFTER_METHOD = """
+conv = stax.Conv(8, (3, 3), padding="SAME", W_std=1.1, b_std=0.2)
+image_net = stax.serial(conv, stax.Relu(), conv, stax.Gelu(), stax.GlobalAvgPool())
+images = jax.random.normal(jax.random.key(1), (6, 4, 4, 2))
+method = GaussianFeatures(nngp_fraction=0.25)
+fmap = jns.feature_map(image_net, num_features=2048, method=method)
+assert "Gaussian features" in str(fmap.plan(images))
+phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(1), images.shape[1:]), images)
+k = to_stax(image_net)[2](images, None, "ntk")
+assert phi.shape == (6, 2048)
+assert jns.validation.relative_error(k, phi @ phi.T) < 0.2
+dropout = stax.serial(stax.Dense(4), stax.Relu(), stax.Dropout(0.5), stax.Dense(4),
+                      stax.Relu(), stax.Dense(1))
+try:
+    jns.feature_map(dropout, num_features=64, method=method).plan((3,))
+except ValueError as error:
+    assert "does not support networks with Dropout" in str(error)
+else:
+    raise AssertionError
+"""
 
-def test_worked_example():
-    """In a process of its own: it registers records."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PATH.read_text(), re.S | re.M)
-    assert len(blocks) == 5
-    code = "\n".join(blocks) + AFTER
+
+def blocks(heading: str) -> str:
+    """Return the code of a section."""
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.S | re.M))
+
+
+@pytest.mark.parametrize("example", ["layer", "method"])
+def test_worked_example(example):
+    """The example runs in a new process, because it registers records."""
+    code = blocks("Adding a layer")
+    if example == "layer":
+        code += AFTER_LAYER
+    else:
+        code += blocks("Adding a method") + AFTER_METHOD
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
@@ -44,6 +78,17 @@ def test_worked_example():
 
 def test_files_that_it_names_exist():
     root = PATH.parent
-    for name in re.findall(r"`([\w/]+\.py)`", PATH.read_text()):
-        places = (root, root / "jax_ntk_sketch")
+    places = (root, root / "jax_ntk_sketch", root / "jax_ntk_sketch" / "features")
+    written_by_the_reader = {"features/methods/gaussian_features.py"}
+    for name in set(re.findall(r"`([\w/]+\.py)`", TEXT)) - written_by_the_reader:
         assert any((place / name).exists() for place in places), name
+
+
+def test_rooms_that_it_names_exist():
+    package = PATH.parent / "jax_ntk_sketch"
+    table = TEXT.split("| room |")[1].split("\n\n")[0]
+    named = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M)))
+    )
+    rooms = {path.stem for path in package.iterdir()}
+    assert named == rooms - {"__init__", "__main__", "__pycache__", "py"}
