@@ -24,6 +24,7 @@ from jax_ntk_sketch._typing import (
 
 __all__ = [
     "check_choice",
+    "check_example",
     "check_examples",
     "check_float_dtype",
     "check_get",
@@ -227,3 +228,31 @@ def is_shape(example: object) -> TypeGuard[Shape]:
         isinstance(size, int | np.integer) and not isinstance(size, bool)
         for size in example
     )
+
+
+def check_example(owner: str, example: Shape | Examples) -> tuple[Shape, int | None]:
+    """Return the shape of one example, and how many examples are given.
+
+    Args:
+      owner: the function to name in the message.
+      example: the shape of one example, or an array of examples, dense or sparse.
+
+    Returns:
+      The shape, and the number of examples; None if a shape is given.
+
+    Raises:
+      ValueError: `example` is neither.
+    """
+    if is_shape(example):
+        sizes, count, received = tuple(example), None, str(example)
+    else:
+        shape = example.shape if hasattr(example, "shape") else np.shape(example)
+        sizes, count = shape[1:], shape[0] if shape else 0
+        received = f"an array of shape {tuple(shape)}"
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"{owner}: example must be the shape of one example, (d,) or (*spatial, "
+            "channels), or an array of examples, (n, d) or (n, *spatial, channels); "
+            f"got {received}"
+        )
+    return tuple(map(int, sizes)), count

@@ -172,7 +172,7 @@ class Plan:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "live/example")
         table = [head] + [
             (
-                row.name,
+                row.name + ("" if row.bias is None else f", bias <= {row.bias:.2g}"),
                 str(row.nngp_features),
                 str(row.ntk_features),
                 format_bytes(row.param_bytes),

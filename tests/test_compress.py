@@ -254,7 +254,7 @@ def test_subspace_iteration_finds_the_largest():
         ({"fmap": NET}, TypeError, "compress: fmap must be a NetworkFeatureMap"),
         ({"data": X[0]}, ValueError, "compress: data must hold n examples"),
         ({"data": X[:0]}, ValueError, "data holds no examples"),
-        ({"data": X[:, :4]}, ValueError, "params do not belong to this map"),
+        ({"data": X[:, :4]}, ValueError, r"x must have shape \(n, 5\), for which"),
         ({"data": X * 1e30}, ValueError, "features of data overflow"),
     ],
 )

@@ -147,5 +147,5 @@ def test_gradients_at_zero_and_at_equal_rows():
 def test_batches_are_refused():
     fmap = jns.feature_map(network(1, 1.0, None), num_features=1, method="exact")
     x = jnp.ones((4, 3))
-    with pytest.raises(ValueError, match="needs all examples in one batch"):
+    with pytest.raises(ValueError, match="batch_size must be None with Exact"):
         fmap.apply(fmap.init(jax.random.key(0), x), x, batch_size=2)

@@ -26,7 +26,8 @@ def test_bytes_and_columns(name, method):
     params = fmap.init(jax.random.key(0), (20,))
     assert plan.param_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert plan.num_features == 600
-    assert str(plan).count("\n") == len(plan.rows) + 3
+    lines = len(plan.rows) + 3 + (plan.bias is not None)
+    assert str(plan).count("\n") == lines
     for word in ("peak", "flops/example", method.split("_")[0]):
         assert word in str(plan).lower().replace("onepass", "one")
 
@@ -61,4 +62,11 @@ def test_the_bias_is_stated():
     plan = jns.feature_map(NETS["deep"], num_features=300, method="one_pass").plan(
         np.ones((2, 20))
     )
-    assert "bias <= 0.0" in str(plan)
+    assert plan.bias == max(row.bias or 0.0 for row in plan.rows) > 0
+    assert f"bias of the kernel, at most: {plan.bias:.2g}" in str(plan)
+    both = jns.feature_map(
+        NETS["deep"], num_features=300, get=("nngp", "ntk"), method="one_pass"
+    )
+    assert both.plan((20,)).bias[1] == plan.bias
+    sketch = jns.feature_map(NETS["deep"], num_features=300, method="ntk_sketch")
+    assert sketch.plan((20,)).bias is None

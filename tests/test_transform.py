@@ -170,7 +170,7 @@ def test_a_source_that_fails_keeps_the_rest():
         (X, {"batch_size": 2.5}, TypeError, "batch_size must be an integer"),
         (X, {"max_bytes": -1}, ValueError, "max_bytes must be an integer >= 1"),
         (X[0], {}, ValueError, r"x must hold n examples.*shape \(1,\)"),
-        (X[:, :4], {}, ValueError, "params do not belong to this map"),
+        (X[:, :4], {}, ValueError, r"x must have shape \(n, 5\), for which"),
         (X.astype(np.complex64), {}, TypeError, "x must be real, got complex64"),
         (X.astype(str), {}, TypeError, "<U"),
         ([*X[:9], *X[9:, :4]], {}, ValueError, r"inhomogeneous|examples 8 to 15 of x"),

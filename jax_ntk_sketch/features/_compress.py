@@ -13,20 +13,17 @@ from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_key, check_size
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._progress import progress as with_progress
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
 from jax_ntk_sketch._typing import Get, Kind
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, readable
 from jax_ntk_sketch.features import _principal_directions
-from jax_ntk_sketch.features._feature_map import (
-    FeatureMap,
-    KernelFeatures,
-    in_batches,
-)
 from jax_ntk_sketch.features._transform import (
     in_caches,
     read_rows,
     source_batch,
     transform,
 )
+from jax_ntk_sketch.features.build import in_batches
 
 __all__ = ["CompressedFeatureMap", "compress"]
 

@@ -2,23 +2,35 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch._checks import check_input, check_key, check_size
+from jax_ntk_sketch._checks import (
+    check_example,
+    check_get,
+    check_input,
+    check_key,
+    check_size,
+    is_shape,
+)
 from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._protocol import FeatureMap as FeatureMap
-from jax_ntk_sketch._protocol import KernelFeatures as KernelFeatures
-from jax_ntk_sketch._protocol import as_kinds
-from jax_ntk_sketch._typing import KINDS, Get, Kind
+from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds
+from jax_ntk_sketch._typing import (
+    Array,
+    ArrayLike,
+    Examples,
+    Get,
+    Key,
+    Kind,
+    PyTree,
+    Shape,
+)
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
+from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features.build import (
     build_steps,
     fit_peak_bytes,
@@ -26,24 +38,22 @@ from jax_ntk_sketch.features.build import (
     in_batches,
 )
 from jax_ntk_sketch.features.layers.graph import check_inputs
-from jax_ntk_sketch.features.methods.nystrom.network import is_fully_connected
-from jax_ntk_sketch.features.state import Features
+from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.step import Step, extra_inputs
 
-# Examples whose cosines are looked at to say an error.
-_PREDICTED = 256
+__all__ = ["NetworkFeatureMap", "feature_map"]
 
-# Among parameters, that "auto" took landmarks from a sample.
-_SAMPLED = "sampled"
+# A number for each kernel: a float, or a tuple if `get` is a tuple; None if unknown.
+PerKernel = float | tuple[float, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkFeatureMap:
-    """A feature map: static and hashable, made by `feature_map`.
+    """The feature map of a network: static, hashable, and made by `feature_map`.
 
     Attributes:
       net: the network, a record of `jax_ntk_sketch.stax`.
-      num_features: columns of the features of each kernel.
+      num_features: the number of columns of the features of each kernel.
       get: "ntk", "nngp" or a tuple of both.
       method: a record of `jax_ntk_sketch.methods`.
     """
@@ -58,316 +68,333 @@ class NetworkFeatureMap:
         """The kernels that `get` asks for, as a tuple."""
         return as_kinds(self.get)
 
-    def init(
-        self, key: jax.Array, example: Any, *, pattern: Any = None, mask: Any = None
-    ) -> dict[str, Any]:
-        """Draws the random parameters, or learns them from a sample.
+    def resolve(self, example: Shape | Examples) -> "NetworkFeatureMap":
+        """Return the map with the method that "auto" stands for.
+
+        A map with another method is returned as it is.
 
         Args:
-          key: a PRNG key (typed; a legacy `uint32` key is accepted). The features of
-            one kernel are the same whether the other is asked for with it or not.
-          example: the shape of one example, `(d,)` or for images `(h, w, c)`, or an
-            array of them, `(n, d)`: the sample that "nystrom" takes its landmarks
-            from; other methods use its shape only.
-          pattern, mask: of the sample, as for `apply`; unused where there is none.
+          example: the shape of one example or examples, as for `init`.
+        """
+        _, count = check_example("NetworkFeatureMap.resolve", example)
+        return self._resolve(count is not None and count >= self.num_features)
+
+    def _resolve(self, has_sample: bool) -> "NetworkFeatureMap":
+        method = resolve_method(self.method, self.net, has_sample)
+        return dataclasses.replace(self, method=method)
+
+    def init(
+        self,
+        key: Key,
+        example: Shape | Examples,
+        *,
+        pattern: PyTree = None,
+        mask: ArrayLike | None = None,
+    ) -> dict[str, PyTree]:
+        """Return parameters, drawn at random or learned from examples.
+
+        Args:
+          key: a PRNG key; a legacy `uint32` key is accepted. The features of one kernel
+            do not depend on whether the other kernel is asked for too.
+          example: the shape of one example: `(d,)`, or `(h, w, c)` for images. Or
+            examples, `(n, d)` or `(n, h, w, c)`: "nystrom" takes its landmarks from
+            them, and other methods use their shape only.
+          pattern, mask: the edges and nodes of the examples, as for `apply`. Methods
+            that do not learn from examples do not use them.
 
         Returns:
-          A pytree of arrays, small integers and float32.
+          A pytree whose arrays are float32 or small integers.
 
         Raises:
-          TypeError, ValueError: a bad key or shape; a network or `num_features` that
-            the method cannot do, with what it can; no sample where one is needed.
+          TypeError: `key` is not a PRNG key; the examples are complex or sparse.
+          ValueError: `example` is neither a shape nor examples; the method does not
+            support the network or needs more columns; the method needs examples and a
+            shape is given.
         """
-        key = check_key("NetworkFeatureMap.init", key)
-        shape, _ = _example_shape(example)
-        if isinstance(self.method, methods.Auto):
-            chosen = self._chosen(self._enough(example))
-            params = chosen.init(key, example)
-            if isinstance(chosen.method, methods.Nystrom):
-                params[_SAMPLED] = jnp.zeros((0,), jnp.float32)
-            return params
-        if _is_shape(example):
-            for kind in self.kinds:
-                if any(stage.fit for stage in _stages(self, kind, shape, 1)):
-                    raise ValueError(
-                        f"NetworkFeatureMap.init: {self.method} learns from data: give an "
-                        "array of examples, (n, d) or (n, *spatial, c), in place of "
-                        f"the shape {shape}"
-                    )
-            return self._draw(key, shape, None)
-        sample = check_input("NetworkFeatureMap.init", "example", example, shape[-1])
-        if not any(s.fit for kind in self.kinds for s in _stages(self, kind, shape, 1)):
-            return self._draw(key, shape, None)
-        inputs = self._check_inputs("NetworkFeatureMap.init", sample, pattern, mask)
-        return self._draw(key, shape, sample, inputs)
+        owner = "NetworkFeatureMap.init"
+        key = check_key(owner, key)
+        refuse_sparse(owner, example)
+        shape, _ = check_example(owner, example)
+        resolved = self.resolve(example)
+        sample = None
+        if not is_shape(example):
+            sample = check_input(owner, "example", jnp.asarray(example), shape[-1])
+        if not resolved._learns(shape):
+            return resolved._draw(key, shape)
+        if sample is None:
+            raise ValueError(
+                f"{owner}: {resolved.method} learns from data: give an array of "
+                f"examples, (n, d) or (n, *spatial, c), in place of the shape {shape}"
+            )
+        inputs = resolved._extra_inputs(owner, sample, pattern, mask)
+        return resolved._draw(key, shape, sample, inputs)
 
-    def _enough(self, example: Any) -> bool:
-        """Whether an example is a sample with a landmark for each column."""
-        return not _is_shape(example) and jnp.shape(example)[0] >= self.num_features
-
-    def _chosen(self, sampled: bool) -> "NetworkFeatureMap":
-        """The map of the method that "auto" stands for."""
-        if not isinstance(self.method, methods.Auto):
-            return self
-        method: methods.Method = methods.VarianceReduced()
-        if sampled and is_fully_connected(self.net):
-            method = methods.Nystrom()
-        return dataclasses.replace(self, method=method)
+    def _learns(self, shape: Shape) -> bool:
+        return any(
+            step.fit for kind in self.kinds for step in _steps(self, kind, shape, 1)
+        )
 
     def _draw(
         self,
-        key: jax.Array,
-        shape: tuple[int, ...],
-        sample: jax.Array | None,
-        inputs: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Parameters; without a sample, of stages that need one their shapes only."""
-        # Sketches pad, so that other sizes could have parameters of the same shapes:
-        # the sizes are kept in the shape of an array without entries.
-        sizes = jnp.zeros((0, *shape, self.num_features), jnp.float32)
-        params: dict[str, Any] = {"sizes": sizes}
+        key: Key,
+        shape: Shape,
+        sample: Array | None = None,
+        inputs: dict[str, PyTree] | None = None,
+    ) -> dict[str, PyTree]:
+        """Return parameters; steps that learn have their shapes only without a sample.
+
+        The key is split for each kernel anew, so that the features of one kernel do not
+        depend on the other.
+        """
+        learned = sample is not None
+        params: dict[str, PyTree] = {
+            "origin": Origin(shape, self.num_features, learned)
+        }
         for kind in self.kinds:
-            built = _stages(self, kind, shape, 1)
-            keys = jax.random.split(key, len(built))
-            if sample is not None and any(stage.fit for stage in built):
-                params[kind] = fit_steps(built, keys, _inputs(sample), inputs or {})
+            steps = _steps(self, kind, shape, 1)
+            keys = jax.random.split(key, len(steps))
+            if sample is not None and any(step.fit for step in steps):
+                first = first_features(sample)
+                params[kind] = fit_steps(steps, keys, first, inputs or {})
             else:
-                params[kind] = [s.init(k) for s, k in zip(built, keys, strict=True)]
+                params[kind] = [s.init(k) for s, k in zip(steps, keys, strict=True)]
         return params
 
     def apply(
         self,
-        params: dict[str, Any],
-        x: Any,
+        params: PyTree,
+        x: ArrayLike,
         *,
         batch_size: int | None = None,
-        pattern: Any = None,
-        mask: Any = None,
-    ) -> Any:
-        """Maps examples to features.
+        pattern: PyTree = None,
+        mask: ArrayLike | None = None,
+    ) -> Array | KernelFeatures:
+        """Return the features of examples.
 
         Args:
-          params: what `init` returned.
-          x: `(n, d)`, or `(n, *spatial, c)` for networks with spatial layers (channels
-            where these layers say); real. Integers (uint8 images) and booleans are
-            converted to the default float as they are, not rescaled. NaN or infinity in
-            an example makes its features NaN, and no others ("exact" excepted);
-            `jax_ntk_sketch.transform` names such examples instead.
-          batch_size: examples that are worked on at a time, so that temporary memory
-            is that of the plan for this size, whatever n is; by default all. On a CPU
-            128 is also two to three times faster than thousands, because what is
-            alive then fits in its caches.
-          pattern: the edges of the graphs x, for networks with `stax.Aggregate`, which
-            says how: `(n, nodes, nodes)`, or `(n, edges, 2)` integers.
-          mask: `(n, nodes)`, which nodes of these graphs exist; None: all. Padding
-            needs it where zero nodes do not stay zero (`b_std`) or are averaged over.
+          params: the parameters that `init` returned.
+          x: real, `(n, d)`, or `(n, *spatial, c)` for networks with spatial layers,
+            which state the axis of the channels. Integers and booleans are converted to
+            the default float and not rescaled. An example with a NaN or an infinity has
+            NaN features; other examples are not affected, except with method "exact".
+          batch_size: examples that are worked on at a time, which bounds the temporary
+            memory; `plan` states it. By default all. On a CPU 128 is usually fast,
+            because the arrays then fit in the caches.
+          pattern: the edges of the graphs x, for networks with `stax.Aggregate`:
+            `(n, nodes, nodes)`, or integers `(n, edges, 2)`.
+          mask: bool `(n, nodes)`, True for nodes that exist; None if all do. Padded
+            graphs need it if a layer has a bias or if nodes are averaged.
 
         Returns:
-          Features `(n, num_features)`, dtype of `x`; `KernelFeatures` of two such
-          arrays if `get` is a tuple. `phi @ phi.T` approximates `kernel_fn(x, None,
-          get)` of Neural Tangents.
+          Features `(n, num_features)` in the dtype of `x`; `KernelFeatures` of two such
+          arrays if `get` is a tuple. `phi @ phi.T` approximates
+          `kernel_fn(x, None, get)` of Neural Tangents.
 
         Raises:
-          ValueError: `x` has the wrong rank or size, or `params` were drawn for
-            another map or input size; `batch_size` with method "exact"; a `pattern`
-            or `mask` that the network cannot use, or that it lacks.
+          TypeError: `x` is complex or sparse.
+          ValueError: `x` has the wrong rank or size; `params` were made for another map
+            or another shape of examples; `batch_size` is given with method "exact"; the
+            network needs a `pattern`, or cannot use the `pattern` or `mask` given.
         """
-        refuse_sparse("NetworkFeatureMap.apply", x)
+        owner = "NetworkFeatureMap.apply"
+        refuse_sparse(owner, x)
         x = jnp.asarray(x)
         if x.ndim < 2:
+            hint = "; use x[None] for one example" if x.ndim == 1 else ""
             raise ValueError(
-                "NetworkFeatureMap.apply: x must have shape (n, d), a batch of flat examples, "
-                f"or (n, *spatial, c), one of images; got shape {x.shape}"
-                + ("; use x[None] for one example" if x.ndim == 1 else "")
+                f"{owner}: x must have shape (n, d), flat examples, or "
+                f"(n, *spatial, c), images; got shape {x.shape}{hint}"
             )
-        x = check_input("NetworkFeatureMap.apply", "x", x, x.shape[-1])
-        if isinstance(self.method, methods.Auto):
-            chosen = self._chosen(_SAMPLED in params)
-            own = {k: v for k, v in params.items() if k != _SAMPLED}
-            return chosen.apply(
-                own, x, batch_size=batch_size, pattern=pattern, mask=mask
-            )
-        self._check_params(params, x.shape[1:])
-        inputs = self._check_inputs("NetworkFeatureMap.apply", x, pattern, mask)
+        x = check_input(owner, "x", x, x.shape[-1])
+        resolved = self._check_params(params, x)
+        inputs = resolved._extra_inputs(owner, x, pattern, mask)
         if batch_size is None:
-            return self._apply(params, x, inputs)
-        check_size("NetworkFeatureMap.apply", "batch_size", batch_size)
-        if isinstance(self.method, methods.Exact):
+            return resolved._apply(params, x, inputs)
+        check_size(owner, "batch_size", batch_size)
+        if resolved.method.batch_dependent:
             raise ValueError(
-                'NetworkFeatureMap.apply: method "exact" needs all examples in one batch; '
-                "leave batch_size out"
+                f"{owner}: batch_size must be None with {resolved.method}, whose "
+                f"features depend on the whole batch; got {batch_size}"
             )
-        rows = x, inputs
-        return in_batches(lambda some: self._apply(params, *some), rows, batch_size)
+        return in_batches(
+            lambda rows: resolved._apply(params, *rows), (x, inputs), batch_size
+        )
 
-    def _check_inputs(
-        self, owner: str, x: jax.Array, pattern: Any, mask: Any
-    ) -> dict[str, Any]:
-        """The arrays beside x that are given, checked, by name."""
-        built = [_stages(self, kind, x.shape[1:], len(x)) for kind in self.kinds]
-        takes = extra_inputs(itertools.chain(*built))
+    def _extra_inputs(
+        self, owner: str, x: Array, pattern: PyTree, mask: ArrayLike | None
+    ) -> dict[str, PyTree]:
+        """Return the arrays besides x that are given, checked, by name."""
+        steps = [
+            step
+            for kind in self.kinds
+            for step in _steps(self, kind, x.shape[1:], len(x))
+        ]
         given = {"pattern": pattern, "mask": mask}
-        return check_inputs(owner, self.net, takes, x, given)
+        return check_inputs(owner, self.net, extra_inputs(steps), x, given)
 
     def _apply(
-        self, params: dict[str, Any], x: jax.Array, inputs: dict[str, Any]
-    ) -> Any:
-        out = {}
+        self, params: PyTree, x: Array, inputs: dict[str, PyTree]
+    ) -> Array | KernelFeatures:
+        out: dict[Kind, Array] = {}
         for kind in self.kinds:
-            f = _inputs(x)
-            built = _stages(self, kind, x.shape[1:], len(x))
-            for stage, p in zip(built, params[kind], strict=True):
-                f = stage.run(p, f, **inputs)
+            f = first_features(x)
+            steps = _steps(self, kind, x.shape[1:], len(x))
+            for step, step_params in zip(steps, params[kind], strict=True):
+                f = step.run(step_params, f, **inputs)
             out[kind] = getattr(f, kind)
         return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 
-    def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
-        """Says sizes, operations and bytes before anything is allocated.
+    def _check_params(self, params: PyTree, x: Array) -> "NetworkFeatureMap":
+        """Return the map that the parameters are for, with the method that was used."""
+        owner = "NetworkFeatureMap.apply"
+        shape = x.shape[1:]
+        origin = params.get("origin") if isinstance(params, dict) else None
+        if isinstance(origin, Origin):
+            expected = origin.input_shape
+            if shape != expected:
+                hint = "; use x[None] for one example" * (x.shape == expected)
+                raise ValueError(
+                    f"{owner}: x must have shape (n, {', '.join(map(str, expected))}), "
+                    f"for which init made params, got shape {x.shape}{hint}"
+                )
+            resolved = self._resolve(origin.learned)
+            arrays = {name: params[name] for name in params if name != "origin"}
+            if origin.output_dim == self.num_features and _param_shapes(
+                resolved, shape
+            ) == jax.tree.map(jnp.shape, arrays):
+                return resolved
+        raise ValueError(
+            f"{owner}: params must come from init of an equal feature map; these do not "
+            f"fit {self}"
+        )
+
+    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+        """Return sizes, operations and bytes, before anything is allocated.
 
         Args:
-          example: the shape of one example, `(d,)` or `(h, w, c)`, or an array of them,
-            `(n, d)`; its n are counted as being in memory.
-          batch_size: examples that `apply` works on at a time, for the peak memory; by
-            default all: the n of the array, or 1.
+          example: the shape of one example, `(d,)` or `(h, w, c)`; or examples,
+            `(n, d)`, all of which are counted as being in memory.
+          batch_size: examples that `apply` works on at a time. By default it is n for
+            examples and 1 for a shape.
 
         Returns:
           A `Plan`; `print` it for a table.
 
+        Raises:
+          TypeError: the examples are sparse.
+          ValueError: `example` is neither a shape nor examples; the method does not
+            support the network or needs more columns.
+
+        >>> import jax_ntk_sketch as jns
         >>> from jax_ntk_sketch import stax
         >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
-        >>> feature_map(net, num_features=64).plan((784,)).num_features
+        >>> jns.feature_map(net, num_features=64).plan((784,)).num_features
         64
         """
-        if isinstance(self.method, methods.Auto):
-            chosen = self._chosen(self._enough(example))
-            return chosen.plan(example, batch_size=batch_size)
-        shape, count = _example_shape(example)
+        owner = "NetworkFeatureMap.plan"
+        refuse_sparse(owner, example)
+        shape, given = check_example(owner, example)
+        count = max(1, given or 1)
         batch = count
         if batch_size is not None:
-            batch = check_size("NetworkFeatureMap.plan", "batch_size", batch_size)
-        rows, width, fit_bytes = [], 0, 0
+            batch = check_size(owner, "batch_size", batch_size)
+        resolved = self.resolve(example)
+        rows, biases, width, fit_bytes = [], [], 0, 0
         for kind in self.kinds:
-            built = _stages(self, kind, shape, batch)
-            for i, stage in enumerate(built):
-                shapes = jax.eval_shape(stage.init, jax.random.key(0))
-                size = sum(
-                    math.prod(leaf.shape) * leaf.dtype.itemsize
-                    for leaf in jax.tree.leaves(shapes)
-                )
-                spec = stage.spec
-                rows.append(
-                    PlanRow(
-                        f"{kind}[{i}] {stage.name}" + _bias_text(stage),
-                        spec.nngp_dim,
-                        spec.ntk_dim,
-                        size,
-                        stage.flops,
-                        stage.live_elements,
-                        max(stage.bias().values()) if stage.bias else None,
-                    )
-                )
-            width += built[-1].single_spec.dim(kind)
-            fit_bytes = max(fit_bytes, fit_peak_bytes(built, count))
-        count = max(count, batch)
-        errors = [self._expected_error(kind, shape, example) for kind in self.kinds]
-        known = tuple(error for error in errors if error is not None)
+            steps = _steps(resolved, kind, shape, batch)
+            own_rows = [
+                _plan_row(f"{kind}[{i}] {step.name}", step)
+                for i, step in enumerate(steps)
+            ]
+            rows += own_rows
+            known = [row.bias for row in own_rows if row.bias is not None]
+            biases.append(max(known, default=None))
+            width += steps[-1].single_spec.dim(kind)
+            fit_bytes = max(fit_bytes, fit_peak_bytes(steps, count))
         return Plan(
-            tuple(rows),
-            repr(self.method),
-            shape,
-            width,
-            batch,
-            count,
-            fit_bytes,
-            relative_error=(known[0] if isinstance(self.get, str) else known)
-            if len(known) == len(errors)
-            else None,
+            rows=tuple(rows),
+            method=repr(resolved.method),
+            input_shape=shape,
+            num_features=width,
+            batch_size=batch,
+            num_examples=max(count, batch),
+            fit_bytes=fit_bytes,
+            relative_error=resolved.expected_error(example),
+            bias=self._per_kernel(biases),
         )
 
-    def _expected_error(
-        self,
-        kind: Kind,
-        shape: tuple[int, ...],
-        example: Any,
-        num_examples: int | None = None,
-    ) -> float | None:
-        """Of the kernel, relative, where the noise is known in closed form."""
-        built = _stages(self, kind, shape, 1)
-        known = [i for i, stage in enumerate(built) if stage.error is not None]
-        if len(known) != 1 or isinstance(example, jax.core.Tracer):
-            return None
-        (i,) = known
-        error = built[i].error
-        assert error is not None
-        if _is_shape(example) or not hasattr(example, "__array__"):
-            exact, square = error(np.linspace(0, 0.9, 46))
-            return float(np.sqrt(square.mean() / (exact**2).mean()))
-        n = len(example)
-        sample = np.asarray(example[:: max(1, n // _PREDICTED)][:_PREDICTED])
-        f = _inputs(jnp.asarray(sample, jnp.result_type(sample, float)))
-        for stage in built[:i]:
-            f = stage.apply(stage.init(jax.random.key(0)), f)
-        x = np.asarray(f.nngp, np.float64)
-        norms = np.linalg.norm(x, axis=1)
-        unit = x / np.where(norms > 0, norms, 1)[:, None]
-        exact, square = error(np.clip(unit @ unit.T, -1, 1))
-        # A sample has too few pairs, so that its diagonal weighs too much.
-        weight = np.outer(norms, norms) ** 2
-        same = np.eye(len(x), dtype=bool)
-        if len(x) > 1:
-            weight[~same] *= ((num_examples or n) - 1) / (len(x) - 1)
-        return float(np.sqrt((weight * square).sum() / (weight * exact**2).sum()))
+    def expected_error(
+        self, example: Shape | Examples, *, num_examples: int | None = None
+    ) -> PerKernel:
+        r"""Return the expected error of the kernel matrix, if the method has a formula.
 
-    def _check_params(self, params: Any, shape: tuple[int, ...]) -> None:
-        # What init was told comes first: it is where most mistakes are.
-        sizes = jnp.shape(params["sizes"]) if "sizes" in params else (0, *shape, 0)
-        if sizes[1:-1] != shape:
-            hint = "; use x[None] for one example" if shape == sizes[2:-1] else ""
-            raise ValueError(
-                "NetworkFeatureMap.apply: params do not belong to this map of inputs (n, "
-                f"{', '.join(map(str, shape))}): as init was told, x must have shape "
-                f"(n, {', '.join(map(str, sizes[1:-1]))}){hint}"
-            )
-        wanted = _param_shapes(self, shape)
-        given = jax.tree.map(jnp.shape, params)
-        if given != wanted:
-            raise ValueError(
-                "NetworkFeatureMap.apply: params do not belong to this map of inputs (n, "
-                f"{', '.join(map(str, shape))}): x must have the size that init was "
-                "told, and params must come from init of an equal feature map"
-            )
+        .. math:: \|K - \Psi\Psi^\top\|_F \,/\, \|K\|_F
+
+        `jax_ntk_sketch.validation.expected_error` measures the error of other methods.
+
+        Args:
+          example: the shape of one example, for cosines spread evenly over [0, 0.9]; or
+            examples `(n, *shape)`, for their cosines.
+          num_examples: the size of the data that the error is for; by default n.
+
+        Returns:
+          A number for each kernel: a float, or a tuple if `get` is a tuple. None if the
+          method has no formula for this network.
+        """
+        shape, _ = check_example("NetworkFeatureMap.expected_error", example)
+        resolved = self.resolve(example)
+        return self._per_kernel(
+            [
+                formula_error(_steps(resolved, kind, shape, 1), example, num_examples)
+                for kind in self.kinds
+            ]
+        )
+
+    def _per_kernel(self, values: Sequence[float | None]) -> PerKernel:
+        """Return the number of each kernel, or None if one is unknown."""
+        known = tuple(value for value in values if value is not None)
+        if len(known) < len(values):
+            return None
+        return known[0] if isinstance(self.get, str) else known
 
 
 def feature_map(
     net: stax.Layer,
     *,
     num_features: int,
-    get: str | Sequence[str] = "ntk",
+    get: Get | Sequence[Kind] = "ntk",
     method: str | methods.Method = "auto",
 ) -> NetworkFeatureMap:
-    r"""Features :math:`\Psi(x)` with :math:`\langle\Psi(x), \Psi(y)\rangle \approx
-    \Theta(x, y)`, the kernel of an infinitely wide network.
+    r"""Return the feature map of a network.
+
+    .. math:: \langle\Psi(x), \Psi(y)\rangle \approx \Theta(x, y),
+
+    where :math:`\Theta` is the kernel of the network of infinite width.
 
     Args:
       net: the network, a record of `jax_ntk_sketch.stax`.
-      num_features: columns of the features, exactly; the error falls like its inverse
-        square root until the polynomial's own error is reached.
+      num_features: the number of columns, which is exact. The error falls like its
+        inverse square root, down to the bias of the method.
       get: "ntk", "nngp", or a tuple of both.
-      method: a name or a record of `jax_ntk_sketch.methods`; "auto" is "nystrom" for
-        fully connected networks where `init` is given `num_features` examples or more,
-        and "variance_reduced" elsewhere.
+      method: a name or a record of `jax_ntk_sketch.methods`. "auto" is "nystrom" for
+        fully connected networks if `init` is given at least `num_features` examples,
+        and "variance_reduced" otherwise.
 
     Returns:
-      A `NetworkFeatureMap`, with pure functions `init(key, example)`, `apply(params, x)` and
-      `plan(example)`.
+      A `NetworkFeatureMap`, with the pure functions `init(key, example)`,
+      `apply(params, x)` and `plan(example)`.
 
     Raises:
-      TypeError, ValueError: a bad argument, named.
+      TypeError: `net` is not a record of `stax`; `num_features` is not an integer;
+        `method` is neither a string nor a record.
+      ValueError: `num_features` is less than 1; `get` or `method` is unknown.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_ntk_sketch as jns
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
-    >>> fmap = feature_map(net, num_features=256)
+    >>> fmap = jns.feature_map(net, num_features=256)
     >>> params = fmap.init(jax.random.key(0), (10,))
     >>> fmap.apply(params, jnp.ones((3, 10))).shape
     (3, 256)
@@ -377,61 +404,47 @@ def feature_map(
             "feature_map: net must be a record of jax_ntk_sketch.stax, got "
             f"{type(net).__name__}"
         )
-    check_size("feature_map", "num_features", num_features)
-    if not isinstance(get, str):
-        get = tuple(get) if isinstance(get, Sequence) else (get,)
-    if get not in (*KINDS, KINDS, KINDS[::-1]):
+    num_features = check_size("feature_map", "num_features", num_features)
+    kinds = check_get("feature_map", get)
+    if isinstance(get, str):
+        return NetworkFeatureMap(net, num_features, get, methods.from_name(method))
+    if len(kinds) < 2:
         raise ValueError(
-            f'feature_map: get must be "ntk", "nngp" or a tuple of both, got {get!r}'
+            f"feature_map: get must name both kernels if it is a tuple, got {get!r}; "
+            f"use get={kinds[0]!r}"
         )
-    record = methods.from_name(method)
-    return NetworkFeatureMap(net, int(num_features), get, record)
+    return NetworkFeatureMap(net, num_features, kinds, methods.from_name(method))
 
 
-def _inputs(x: jax.Array) -> Features:
-    """What the first stage is given."""
-    return Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
-
-
-def _bias_text(step: Step) -> str:
-    """Return what the plan's row states of the step's bias."""
-    if step.bias is None:
-        return ""
-    parts = (f"{value:g} of {kind}" for kind, value in step.bias().items())
-    return f", bias <= {', '.join(parts)}"
-
-
-def _is_shape(example: Any) -> bool:
-    return isinstance(example, tuple | list) and all(
-        isinstance(size, int | np.integer) for size in example
+def _plan_row(name: str, step: Step) -> PlanRow:
+    """Return the row of a step, without allocating its parameters."""
+    shapes = jax.eval_shape(step.init, jax.random.key(0))
+    biases = step.bias() if step.bias else {}
+    return PlanRow(
+        name=name,
+        nngp_features=step.spec.nngp_dim,
+        ntk_features=step.spec.ntk_dim,
+        param_bytes=sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(shapes)
+        ),
+        flops=step.flops,
+        live_elements=step.live_elements,
+        bias=max(biases.values(), default=None),
     )
 
 
-def _example_shape(example: Any) -> tuple[tuple[int, ...], int]:
-    """Shape of one example and their number, from a shape or an array."""
-    refuse_sparse("example", example)
-    is_shape = _is_shape(example)
-    shape = tuple(example) if is_shape else jnp.shape(example)[1:]
-    if not shape or min(shape) < 1:
-        raise ValueError(
-            "example must be the shape of one example, (d,) or (*spatial, channels), "
-            "or an array of examples, (n, d) or (n, *spatial, channels); got "
-            f"{example if is_shape else f'an array of shape {jnp.shape(example)}'}"
-        )
-    return tuple(map(int, shape)), 1 if is_shape else max(1, jnp.shape(example)[0])
-
-
 @functools.lru_cache(maxsize=256)
-def _stages(
-    fmap: NetworkFeatureMap, kind: Kind, shape: tuple[int, ...], batch: int
-) -> list[Step]:
-    # Only "exact" depends on the batch; the others share one entry of the cache.
-    if not isinstance(fmap.method, methods.Exact) and batch != 1:
-        return _stages(fmap, kind, shape, 1)
+def _steps(fmap: NetworkFeatureMap, kind: Kind, shape: Shape, batch: int) -> list[Step]:
+    # Methods that do not depend on the batch share one entry of the cache.
+    if batch != 1 and not fmap.method.batch_dependent:
+        return _steps(fmap, kind, shape, 1)
     return build_steps(fmap.net, fmap.method, kind, fmap.num_features, shape, batch)
 
 
 @functools.lru_cache(maxsize=256)
-def _param_shapes(fmap: NetworkFeatureMap, shape: tuple[int, ...]) -> Any:
-    shapes = jax.eval_shape(lambda key: fmap._draw(key, shape, None), jax.random.key(0))
-    return jax.tree.map(lambda leaf: leaf.shape, shapes)
+def _param_shapes(fmap: NetworkFeatureMap, shape: Shape) -> PyTree:
+    """Return the shapes of the arrays that `init` returns, by kernel."""
+    params = jax.eval_shape(lambda key: fmap._draw(key, shape), jax.random.key(0))
+    del params["origin"]
+    return jax.tree.map(lambda leaf: leaf.shape, params)

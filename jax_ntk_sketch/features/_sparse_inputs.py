@@ -11,6 +11,7 @@ import numpy as np
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Get, Kind
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
@@ -18,7 +19,7 @@ from jax_ntk_sketch.batches.sparse_rows import (
     is_sparse,
     num_examples,
 )
-from jax_ntk_sketch.features._feature_map import FeatureMap, NetworkFeatureMap
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.sketch import HashedOSNAP
 
 __all__ = ["SparseFeatureMap", "with_sparse_inputs"]

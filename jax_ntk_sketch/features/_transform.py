@@ -10,6 +10,7 @@ import numpy as np
 from jax_ntk_sketch import sharding
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._progress import progress as with_progress
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
     capacity,
@@ -18,11 +19,7 @@ from jax_ntk_sketch.batches.sparse_rows import (
     pack,
     readable,
 )
-from jax_ntk_sketch.features._feature_map import (
-    FeatureMap,
-    KernelFeatures,
-    NetworkFeatureMap,
-)
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 __all__ = [
     "in_caches",

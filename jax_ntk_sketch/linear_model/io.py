@@ -1,6 +1,7 @@
 """Fitted models in files of arrays, without pickle."""
 
 import ast
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._protocol import Origin
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.linear_model import checkpoint
 from jax_ntk_sketch.linear_model._fit import FittedModel
@@ -21,6 +23,7 @@ _KIND = "model of this library"
 _REMEDY = "give the file that save_model wrote"
 # The user's arrays have names of their own.
 _USER_ARRAY = "metadata."
+_ORIGIN = "Origin"
 
 
 def save_model(
@@ -129,9 +132,11 @@ def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
     fingerprint = {"format": _FORMAT, "feature map": repr(fmap)}
     arrays, header = checkpoint.load(path, fingerprint, kind=_KIND, remedy=_REMEDY)
     model = model_from_arrays(arrays, header["num_targets"], header["num_classes"])
+    structure = jax.tree.map(
+        _read_origin, ast.literal_eval(header["params"]), is_leaf=_is_origin
+    )
     params = jax.tree_util.tree_map_with_path(
-        lambda key, _: jnp.asarray(arrays[_leaf_name(key)]),
-        ast.literal_eval(header["params"]),
+        lambda key, _: jnp.asarray(arrays[_leaf_name(key)]), structure
     )
     return FittedModel(fmap, params, model, model, None, header["skipped"])
 
@@ -141,11 +146,23 @@ def _leaf_name(key: tuple[Any, ...]) -> str:
 
 
 def _structure_literal(params: PyTree) -> str:
-    """Return a Python literal of the structure of `params`, with 0 for each array."""
-    literal = repr(jax.tree.map(lambda _: 0, params))
+    """Return a Python literal of the structure of `params`, with 0 for each array.
+
+    An `Origin` has no arrays; a dictionary of its fields, by its name, stands for it.
+    """
+    literal = repr(
+        jax.tree.map(
+            lambda leaf: (
+                {_ORIGIN: dataclasses.asdict(leaf)} if isinstance(leaf, Origin) else 0
+            ),
+            params,
+            is_leaf=lambda node: isinstance(node, Origin),
+        )
+    )
     structure: object = jax.tree.structure(params)
     try:
-        if structure == jax.tree.structure(ast.literal_eval(literal)):
+        tree = jax.tree.map(_read_origin, ast.literal_eval(literal), is_leaf=_is_origin)
+        if structure == jax.tree.structure(tree):
             return literal
     except ValueError:  # a record, which is not a literal
         pass
@@ -153,3 +170,11 @@ def _structure_literal(params: PyTree) -> str:
         "save_model: params must be dictionaries, lists and tuples of arrays, got "
         f"{structure}"
     )
+
+
+def _is_origin(node: PyTree) -> bool:
+    return isinstance(node, dict) and set(node) == {_ORIGIN}
+
+
+def _read_origin(node: PyTree) -> PyTree:
+    return Origin(**node[_ORIGIN]) if _is_origin(node) else node

@@ -10,6 +10,7 @@ import numpy as np
 
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch._checks import check_key, check_size
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
 
 __all__ = ["expected_error", "suggest_num_features"]
@@ -74,9 +75,9 @@ def expected_error(
         )
     n = check_size("expected_error", "num_examples", num_examples or len(sample))
     check_size("expected_error", "num_seeds", num_seeds)
-    fmap = fmap._chosen(fmap._enough(sample))
-    known = fmap._expected_error(fmap.kinds[0], sample.shape[1:], sample, n)
-    if known is not None:
+    fmap = fmap.resolve(sample)
+    known = fmap.expected_error(sample, num_examples=n)
+    if isinstance(known, float):
         return known
     key = check_key("expected_error", jax.random.key(0) if key is None else key)
     order = np.asarray(jax.random.permutation(key, len(sample)))
@@ -98,7 +99,7 @@ def suggest_num_features(
     example: Any,
     *,
     relative_error: float,
-    get: str = "ntk",
+    get: Kind = "ntk",
     method: str | methods.Method = "auto",
     key: jax.Array | None = None,
 ) -> int:
