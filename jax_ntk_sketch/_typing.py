@@ -16,6 +16,7 @@ __all__ = [
     "Kind",
     "PyTree",
     "Shape",
+    "Targets",
 ]
 
 Array: TypeAlias = jax.Array
@@ -32,6 +33,10 @@ PyTree: TypeAlias = Any
 
 # Many examples: an array, a memory map, sparse rows, or anything that NumPy can slice.
 Examples: TypeAlias = Any
+
+# One number or label, or one row of numbers, for each example: an array, a list, or
+# anything that NumPy can slice.
+Targets: TypeAlias = Any
 
 # The kernels of a network, and what a user asks for: one of them or both.
 Kind: TypeAlias = Literal["nngp", "ntk"]

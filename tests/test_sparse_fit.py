@@ -138,7 +138,7 @@ def test_wrong_data():
         lm.fit(FMAP, PARAMS, [(X, Y[1:])], **OPTIONS)
     with pytest.raises(ValueError, match=r"have shape \(400,\).* unlike those before"):
         lm.fit(FMAP, PARAMS, [(X[:30], Y[:30]), (X[:30, :400], Y[:30])], **OPTIONS)
-    with pytest.raises(TypeError, match="wrap it, jax_ntk_sketch"):
+    with pytest.raises(TypeError, match="wrap the map, jax_ntk_sketch"):
         lm.fit(BASE, PARAMS["base"], X, Y, **OPTIONS)
     broken = X.copy()
     broken.indices[X.indptr[5]] = -2

@@ -332,7 +332,7 @@ def test_bad_use_of_the_map():
         lambda: jns.transform(plain, PARAMS["base"], X),
     ):
         with pytest.raises(
-            TypeError, match=r"wrap it, jax_ntk_sketch.with_sparse_inputs"
+            TypeError, match=r"wrap the map, jax_ntk_sketch.with_sparse_inputs"
         ):
             run()
     image = jns.feature_map(jns.recipes.cntk(2), num_features=32)

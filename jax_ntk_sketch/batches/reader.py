@@ -1,291 +1,387 @@
-"""Examples in chunks of one length, checked, whatever they come from."""
+"""The reader of examples: checked batches of one size, whatever they come from.
+
+`transform`, `compress`, the fits, the preprocessing and the command line read through
+`Reader`. It knows no feature map. It makes arrays of what a source slices, checks their
+shapes and dtypes, finds examples that are not finite, and pads the last batch.
+"""
 
 import dataclasses
-import itertools
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
+from jax_ntk_sketch._checks import check_choice, check_size
+from jax_ntk_sketch._typing import ArrayLike, Dtype, Examples, PyTree, Targets
+from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
     capacity,
     is_sparse,
     num_examples,
     pack,
-    readable,
 )
-from jax_ntk_sketch.features._transform import in_caches
 
-__all__ = [
-    "Chunk",
-    "Source",
-    "check_options",
-    "features",
-    "features_like",
-    "warn_skipped",
-]
+__all__ = ["Batch", "Nonfinite", "Reader", "warn_skipped"]
+
+# What happens to examples that hold NaN or infinity.
+Nonfinite: TypeAlias = Literal["raise", "skip"]
+
+# Examples of a batch where the caller names no size, and the bytes they may take.
+_EXAMPLES = 1024
+_BYTES = 2**26
 
 
-class Chunk(NamedTuple):
-    """Examples `start`, `start + 1`, ..., filled up with ones of weight 0.
+class Batch(NamedTuple):
+    """Examples `start`, `start + 1`, ..., padded with zeros of weight 0.
 
     Attributes:
-      start: number of the first example.
-      x: (size, *shape), or `SparseRows` of that shape; y: (size, t) or (size,) floats;
-        weight: (size,). Zeros where an example or its target is not finite.
-      kept: (count,) which of the examples are finite.
+      start: the number of the first example.
+      x: (size, *shape), or `SparseRows` of that shape; zeros where `finite` is False.
+      y: float (size,) or (size, t), or None; for labels their centered one-hot codes.
+      weight: (size,); zeros where `finite` is False, and in the padding.
+      extras: pytrees of arrays (size, ...), by name: "pattern" and "mask".
+      finite: bool (count,), which of the `count` examples that were read hold finite
+        numbers only.
     """
 
     start: int
-    x: Any
-    y: np.ndarray
-    weight: np.ndarray
-    kept: np.ndarray
+    x: Examples
+    y: NDArray | None
+    weight: NDArray
+    extras: dict[str, PyTree]
+    finite: NDArray
 
-    def skipped(self, owner: str, finite: Any, nonfinite: str) -> int:
-        """How many examples are left out, given which have finite features.
+
+class _Layout(NamedTuple):
+    """What all batches must share: shapes without the first axis, and dtypes."""
+
+    x: tuple[tuple[int, ...], Dtype]
+    y: tuple[tuple[int, ...], bool] | None
+    extras: PyTree
+
+
+class Reader:
+    """Checked batches of one size.
+
+    Args:
+      source: where the examples come from.
+      batch_size: examples in a batch, on each device; by default 1024, or the largest
+        power of two that takes at most 64 MiB if that is fewer.
+      num_devices: how many devices share a batch; None if it is not split, so that
+        examples may be sparse.
+      num_classes: the number of classes if the targets are labels. For arrays it is by
+        default the largest label + 1.
+      nonfinite: "raise" or "skip"; None is "raise" for an owner without this option.
+      pad: whether the last batch is padded to the size of the others.
+      dtype: the dtype of x; by default its own, or what JAX makes of it.
+
+    Attributes:
+      size: examples in a batch, on all devices.
+      num_examples: the number of examples; None if it is not known.
+      num_classes: the number of classes, None if targets are not labels.
+
+    >>> import numpy as np
+    >>> from jax_ntk_sketch.batches.reader import Reader
+    >>> from jax_ntk_sketch.batches.source import ArraySource
+    >>> x = np.arange(10.0).reshape(5, 2)
+    >>> reader = Reader(ArraySource("example", x), batch_size=3)
+    >>> [(batch.start, batch.x.shape, batch.weight.sum()) for batch in reader.batches()]
+    [(0, (3, 2), np.float32(3.0)), (3, (3, 2), np.float32(2.0))]
+    """
+
+    def __init__(
+        self,
+        source: ArraySource | BatchSource,
+        *,
+        batch_size: int | None = None,
+        num_devices: int | None = None,
+        num_classes: int | None = None,
+        nonfinite: Nonfinite | None = None,
+        pad: bool = True,
+        dtype: Dtype = None,
+    ) -> None:
+        self.source, self.owner, self.name = source, source.owner, source.name
+        self.num_examples = source.num_examples
+        if nonfinite is not None:
+            check_choice(self.owner, "nonfinite", nonfinite, ("raise", "skip"))
+        self.nonfinite, self._pad, self._dtype = nonfinite, pad, dtype
+        self._split = num_devices is not None
+        if batch_size is None:
+            batch_size = self._default_size()
+        batch_size = check_size(self.owner, "batch_size", batch_size)
+        self.size = batch_size * (num_devices or 1)
+        if num_classes is not None:
+            num_classes = check_size(self.owner, "num_classes", num_classes, 2)
+        elif isinstance(source, ArraySource) and _are_labels(source.all.y):
+            if len(source.all.y):
+                num_classes = max(2, int(np.max(source.all.y)) + 1)
+        self.num_classes = num_classes
+        self._layout: _Layout | None = None
+        # Entries of a sparse batch. They only grow, so that little is compiled again.
+        self._entries = 1
+        if isinstance(source, ArraySource) and is_sparse(source.all.x):
+            self._entries = capacity(source.all.x, self.size)
+
+    def num_batches(self, skip: int = 0) -> int | None:
+        """Return how many batches follow the first `skip`; None if it is not known."""
+        n = self.num_examples
+        return None if n is None else -(-n // self.size) - skip
+
+    def first(self) -> Rows | None:
+        """Return the first batch unchecked; it stays to be read."""
+        return self.source.first(self.size)
+
+    def template(self) -> Batch | None:
+        """Return a padded batch of the first example; None without examples."""
+        rows = self.source.first(1)
+        if rows is None and isinstance(self.source, ArraySource):
+            rows = self.source.all
+        return None if rows is None else self._checked(rows)
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches after the first `skip`.
 
         Raises:
-          ValueError: there are such and `nonfinite` is "raise"; they are named.
+          TypeError: arrays that do not hold real numbers, or targets of another kind
+            than `num_classes` asks for.
+          ValueError: examples that differ in shape or dtype from the first, that are
+            not finite, or whose label is not one of the classes.
         """
-        finite = np.asarray(finite)[: len(self.kept)]
-        bad = np.flatnonzero(~(self.kept & finite))
-        if len(bad) and nonfinite == "raise":
-            some = ", ".join(str(self.start + i) for i in bad[:5])
-            more = ", ..." if len(bad) > 5 else ""
-            last = self.start + len(self.kept) - 1
-            raise ValueError(
-                f"{owner}: examples {self.start} to {last}: {len(bad)} of them are not "
-                f"finite, or their targets or features are not ({some}{more}, from 0); "
-                'repair them, or leave them out with nonfinite="skip"'
-            )
-        return len(bad)
+        yield from map(self._checked, self.source.rows(self.size, skip))
 
+    def shuffled(self, order: NDArray) -> Iterator[Batch]:
+        """Yield batches of arrays, whose examples are taken in another order."""
+        assert isinstance(self.source, ArraySource)
+        yield from map(self._checked, self.source.shuffled(self.size, order))
 
-def features(
-    fmap: Any, params: Any, x: Any, weight: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features of a chunk, its weights, and which rows are finite; the others are 0."""
-    phi = fmap.apply(params, x, batch_size=in_caches(fmap, x.shape))
-    finite = jnp.isfinite(phi).all(axis=1)
-    return jnp.where(finite[:, None], phi, 0), jnp.where(finite, weight, 0), finite
+    def count_skipped(self, batch: Batch, finite: ArrayLike) -> int:
+        """Return how many examples of a batch are left out.
 
+        Args:
+          batch: the batch.
+          finite: bool (size,), which of the rows have finite features.
 
-def features_like(fmap: Any, params: Any, x: Any) -> jax.ShapeDtypeStruct:
-    """Shape of the features of `x[:1]`, and the dtype in which they are summed."""
-    one = x[:1] if is_sparse(x) else jnp.asarray(x[:1])
-    phi = jax.eval_shape(fmap.apply, params, one)
-    return phi.update(dtype=jnp.promote_types(phi.dtype, jnp.float32))
+        Raises:
+          ValueError: features are not finite, and the reader is to raise.
+        """
+        finite = np.asarray(finite)[: len(batch.finite)] | ~batch.finite
+        if not finite.all() and self.nonfinite != "skip":
+            raise self._error(f"the features of {self.name}", batch.start, finite)
+        return int(np.sum(~(finite & batch.finite)))
 
+    def _default_size(self) -> int:
+        rows = self.source.first(1)
+        if rows is None or num_examples(rows.x) == 0:
+            return _EXAMPLES
+        x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
+        size = max(1, x.nnz * 12 if is_sparse(x) else x.nbytes)
+        return min(_EXAMPLES, 1 << max(_BYTES // size, 1).bit_length() - 1)
 
-def _take(array: Any, rows: np.ndarray) -> np.ndarray:
-    """Some rows of an array, a memory map, or whatever has integer indices."""
-    if isinstance(array, np.ndarray) or is_sparse(array):
-        return array[rows]
-    return np.stack([np.asarray(array[int(i)]) for i in rows])
+    def _checked(self, rows: Rows) -> Batch:
+        x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
+        extras = jax.tree.map(np.asarray, rows.extras)
+        y = None if rows.y is None else np.asarray(rows.y)
+        count = x.shape[0] if x.ndim else 0
+        where = f"{self.owner}: examples {rows.start} to {rows.start + count - 1}"
+        self._check_layout(where, x, y, extras)
+        weight = np.ones(count, np.float32)
+        if rows.weight is not None:
+            weight = np.asarray(rows.weight)
+            if not (weight >= 0).all() or not np.isfinite(weight).all():
+                raise ValueError(
+                    f"{where}: weights must be finite and >= 0; correct them"
+                )
+        finite = np.ones(count, bool)
+        size = self.size if self._pad else count
+        if is_sparse(x):
+            x = self._packed(rows.start, x, size, finite)
+        else:
+            with np.errstate(over="ignore"):  # what overflows is not finite
+                x = x.astype(self._device_dtype(x.dtype), copy=False)
+            self._find(self.name, rows.start, x, finite)
+        for name, leaves in extras.items():
+            for leaf in jax.tree.leaves(leaves):
+                self._find(name, rows.start, leaf, finite)
+        if y is not None:
+            y = self._targets(where, y, x.dtype)
+            self._find("y", rows.start, y, finite)
 
+        def padded(array: NDArray) -> NDArray:
+            return _zero_and_pad(array, finite, size)
 
-def check_options(owner: str, fmap: Any, nonfinite: str, **sizes: Any) -> None:
-    """Checks what all fits take; `sizes` are integers >= 1."""
-    if nonfinite not in ("raise", "skip"):
-        raise ValueError(
-            f'{owner}: nonfinite must be "raise" or "skip", got {nonfinite!r}'
+        return Batch(
+            rows.start,
+            x if isinstance(x, SparseRows) else padded(x),
+            None if y is None else padded(y),
+            padded(weight),
+            jax.tree.map(padded, extras),
+            finite,
         )
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
-    if not isinstance(getattr(fmap, "get", None), str):
-        raise ValueError(f'{owner}: fmap must have one kernel, get="ntk" or get="nngp"')
+
+    def _check_layout(
+        self, where: str, x: Examples, y: NDArray | None, extras: PyTree
+    ) -> None:
+        """Check that the arrays are of the right kind, and like those before."""
+        owner, name = self.owner, self.name
+        if x.ndim < 2:
+            raise ValueError(
+                f"{owner}: {name} must hold n examples, (n, d) or (n, *spatial, c); "
+                f"its first slice has shape {x.shape}"
+            )
+        _check_real(owner, name, x.dtype)
+        if is_sparse(x) and self._split:
+            raise ValueError(
+                f"{owner}: mesh splits dense examples only, and these are sparse; "
+                "leave mesh out, or join the sums of each process with ridge_merge"
+            )
+        targets = None
+        if y is not None:
+            _check_real(owner, "y", y.dtype)
+            if y.ndim not in (1, 2):
+                raise ValueError(
+                    f"{owner}: y must have shape (n,) or (n, t), got {y.shape}"
+                )
+            targets = y.shape[1:], _are_labels(y)
+        layout = _Layout(
+            (x.shape[1:], self._device_dtype(x.dtype)),
+            targets,
+            jax.tree.map(lambda a: a.shape[1:], extras),
+        )
+        if self._layout is None:
+            self._layout = layout
+        before = self._layout
+        if layout.x != before.x:
+            raise ValueError(
+                f"{where} of {name} must have shape {before.x[0]} and dtype "
+                f"{before.x[1]} as the first has, got {layout.x[0]} and {x.dtype}"
+            )
+        if layout.y != before.y:
+            raise ValueError(
+                f"{where} must have targets of one shape and kind, got {y.shape[1:]} "
+                f"of dtype {y.dtype} after {before.y and before.y[0]}"
+            )
+        if layout.extras != before.extras:
+            raise ValueError(
+                f"{where} must have arrays like those before, got shapes "
+                f"{layout.extras} after {before.extras}"
+            )
+
+    def _device_dtype(self, dtype: Dtype) -> Dtype:
+        """Return the dtype that a device gets, for which the host converts."""
+        if self._dtype is not None:
+            return np.dtype(self._dtype)
+        if dtype.kind == "f" and dtype.itemsize > 8:
+            dtype = np.dtype(np.float64)
+        return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
+
+    def _packed(
+        self, start: int, x: Examples, size: int, finite: NDArray
+    ) -> SparseRows:
+        """Return compressed rows as `SparseRows` of one size; mark those not finite."""
+        packed = pack(x, size, self._entries)
+        self._entries = packed.nnz
+        bad = np.flatnonzero(~np.isfinite(packed.values))
+        if not len(bad):
+            return packed
+        finite[packed.rows[bad]] = False
+        self._raise(self.name, start, finite, (packed.indices[bad[0]],))
+        kept = np.append(finite, np.zeros(size + 1 - len(finite), bool))[packed.rows]
+        values = np.where(kept, packed.values, 0).astype(packed.dtype)
+        return dataclasses.replace(packed, values=values)
+
+    def _find(self, name: str, start: int, array: NDArray, finite: NDArray) -> None:
+        """Mark the rows that are not finite; raise if the reader is to."""
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return
+        good = np.isfinite(array)
+        if good.all():
+            return
+        rows = good.reshape(len(array), -1).all(axis=1)
+        finite &= rows
+        first = np.argwhere(~good)[0][1:]
+        self._raise(name, start, rows, tuple(map(int, first)))
+
+    def _raise(
+        self, name: str, start: int, finite: NDArray, entry: Sequence[int]
+    ) -> None:
+        if self.nonfinite != "skip":
+            raise self._error(name, start, finite, entry)
+
+    def _error(
+        self, name: str, start: int, finite: NDArray, entry: Sequence[int] = ()
+    ) -> ValueError:
+        bad = (start + np.flatnonzero(~finite)).tolist()
+        which = f"example{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:5]))}"
+        which += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        at = f", first at {tuple(map(int, entry))}" if entry else ""
+        skip = "" if self.nonfinite is None else ', or leave out with nonfinite="skip"'
+        return ValueError(
+            f"{self.owner}: {name} must be finite, got NaN or infinity in {which} "
+            f"(counted from 0){at}; repair or remove such examples{skip}"
+        )
+
+    def _targets(self, where: str, y: NDArray, dtype: Dtype) -> NDArray:
+        """Return numbers as they are, and centered one-hot codes of labels."""
+        classes, labels = self.num_classes, _are_labels(y)
+        if classes is None:
+            if labels:
+                raise ValueError(
+                    f"{where}: num_classes must be given with batches of class labels; "
+                    "to regress on numbers, make y float"
+                )
+            return y.astype(y.dtype.newbyteorder("="), copy=False)
+        if not labels:
+            raise TypeError(
+                f"{where}: y must be integer labels of shape (n,), because num_classes "
+                f"is given; got {y.dtype} of shape {y.shape}"
+            )
+        outside = np.flatnonzero((y < 0) | (y >= classes))
+        if len(outside):
+            raise ValueError(
+                f"{where}: y must hold labels from 0 to {classes - 1}, got "
+                f"{y[outside[0]]}; labels are numbered by "
+                "numpy.unique(y, return_inverse=True)[1]"
+            )
+        # A regression without intercept starts from no class if the codes have mean 0.
+        real = np.float64 if dtype == np.float64 else np.float32
+        return np.eye(classes, dtype=real)[y.astype(int)] - real(1 / classes)
 
 
-def warn_skipped(owner: str, count: int) -> None:
-    """Says how many examples a fit left out, if it did, where `owner` was called."""
+def warn_skipped(owner: str, count: int, consequence: str = "were left out") -> None:
+    """Warn that examples were skipped, if any, where `owner` was called."""
     if count:
         warnings.warn(
-            f"{owner}: {count} examples that are not finite were left out",
+            f"{owner}: {count} examples that are not finite {consequence}",
             RuntimeWarning,
             stacklevel=3,
         )
 
 
-class Source:
-    """Arrays or batches of examples.
+def _are_labels(y: Targets) -> bool:
+    return y is not None and y.ndim == 1 and np.dtype(y.dtype).kind in "bui"
 
-    Attributes:
-      n: the number of examples, where it is known.
-      num_classes: of class labels, else None.
-      once: whether it can be read only once.
-    """
 
-    def __init__(
-        self,
-        owner: str,
-        data: Any,
-        y: Any,
-        weight: Any,
-        num_classes: int | None,
-        size: int,
-    ) -> None:
-        self.owner, self.size, self.num_classes = owner, size, num_classes
-        self.once = isinstance(data, Iterator)
-        self.n: int | None = None
-        if y is not None:
-            data = readable(owner, "data", data)
-            if num_examples(data) != len(y):
-                raise ValueError(
-                    f"{self.owner}: data has {num_examples(data)} examples and y "
-                    f"{len(y)}; they must be as many"
-                )
-            if weight is not None and np.shape(weight) != (len(y),):
-                raise ValueError(
-                    f"{self.owner}: sample_weight must have shape ({len(y)},), got "
-                    f"{np.shape(weight)}"
-                )
-            self.n = len(y)
-            y = y if hasattr(y, "dtype") else np.asarray(y)
-            if y.ndim == 1 and y.dtype.kind in "bui" and num_classes is None and len(y):
-                self.num_classes = max(2, int(np.max(y)) + 1)
-            self._arrays = data, y, weight
-        elif hasattr(data, "shape"):
-            raise ValueError(f"{self.owner}: data is an array, so y must be given too")
-        elif weight is not None:
-            raise ValueError(
-                f"{self.owner}: batches carry their weights, as (x, y, weight)"
-            )
-        self._data = data
-        self._shape: tuple[Any, ...] | None = None
-        # Entries of a sparse chunk: it only grows, so that little is compiled again.
-        self._room = capacity(data, size) if is_sparse(data) else 1
-
-    def first(self) -> tuple[int, Any, Any, Any] | None:
-        """The first that `raw` will yield; it stays to be read."""
-        if not self.once:
-            return next(self.raw(), None)
-        data = self._data
-        head = list(itertools.islice(data, 1))
-        self._data = head
-        first = next(self.raw(), None)
-        self._data = itertools.chain(head, data)
-        return first
-
-    def count(self, done: int = 0) -> int | None:
-        """How many chunks there are behind the first `done`, where it is known."""
-        return None if self.n is None else -(-self.n // self.size) - done
-
-    def chunks(self, done: int = 0, order: np.ndarray | None = None) -> Iterator[Chunk]:
-        """The chunks behind the first `done`; examples of arrays in a given order."""
-        for raw in self.raw(done) if order is None else self._shuffled(order):
-            yield self._chunk(*raw)
-
-    def _shuffled(self, order: np.ndarray) -> Iterator[tuple[int, Any, Any, Any]]:
-        x, y, weight = self._arrays
-        for start in range(0, len(order), self.size):
-            rows = order[start : start + self.size]
-            # Memory maps are read forwards; within a batch the order is of no effect.
-            places = np.sort(rows)
-            part = None if weight is None else np.asarray(weight)[places]
-            yield start, _take(x, places), _take(y, places), part
-
-    def raw(self, done: int = 0) -> Iterator[tuple[int, Any, Any, Any]]:
-        """(number of the first example, x, y, weight) of each, as they come."""
-        if self.n is not None:
-            x, y, weight = self._arrays
-            for start in range(done * self.size, self.n, self.size):
-                rows = slice(start, start + self.size)
-                part = None if weight is None else weight[rows]
-                yield start, x[rows], y[rows], part
-            return
-        start = number = 0
-        for index, batch in enumerate(self._data):
-            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-                raise TypeError(
-                    f"{self.owner}: batch {index} must be (x, y) or (x, y, weight), "
-                    f"got {type(batch).__name__}"
-                )
-            x, y, weight = (*batch, None) if len(batch) == 2 else batch
-            x = readable(self.owner, f"batch {index}", x)
-            count = num_examples(x)
-            if count != len(y) or (weight is not None and len(weight) != len(y)):
-                raise ValueError(
-                    f"{self.owner}: batch {index} has {count} examples and {len(y)} "
-                    "targets"
-                )
-            for i in range(0, count, self.size):
-                rows = slice(i, i + self.size)
-                if number >= done:
-                    part = None if weight is None else weight[rows]
-                    yield start + i, x[rows], y[rows], part
-                number += 1
-            start += count
-
-    def _chunk(self, start: int, x: Any, y: Any, weight: Any) -> Chunk:
-        x, y = x if is_sparse(x) else np.asarray(x), np.asarray(y)
-        where = f"{self.owner}: examples {start} to {start + len(y) - 1}"
-        shape = (x.shape[1:], y.shape[1:], y.dtype.kind in "bui" and y.ndim == 1)
-        if self._shape is None:
-            self._shape = shape
-        if shape != self._shape:
-            raise ValueError(
-                f"{where} have shape {x.shape[1:]} and targets {y.shape[1:]} of dtype "
-                f"{y.dtype}, unlike those before: {self._shape[0]} and {self._shape[1]}"
-            )
-        w = np.ones(len(y), np.float32) if weight is None else np.asarray(weight)
-        if not (w >= 0).all() or not np.isfinite(w).all():
-            raise ValueError(f"{where}: weights must be finite and >= 0")
-        y = self._targets(where, y)
-        kept = np.isfinite(y).reshape(len(y), -1).all(axis=1)
-        fill = [(0, self.size - len(y))]
-        if is_sparse(x):
-            x = self._sparse(x, kept)
-        else:
-            kept &= np.isfinite(x).reshape(len(x), -1).all(axis=1)
-            zero = np.zeros((), x.dtype)
-            x = np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, zero)
-            x = np.pad(x, fill + [(0, 0)] * (x.ndim - 1))
-        y = np.where(kept.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
-        y = np.pad(y, fill + [(0, 0)] * (y.ndim - 1))
-        w = np.pad(np.where(kept, w, 0), fill)
-        return Chunk(start, x, y, w, kept)
-
-    def _sparse(self, x: Any, kept: np.ndarray) -> SparseRows:
-        """The chunk of compressed rows; updates which of them are finite."""
-        packed = pack(x, self.size, self._room)
-        self._room = packed.nnz
-        bad = packed.rows[~np.isfinite(packed.values)]
-        kept[bad] = False
-        # What fills up belongs to a row behind the last.
-        good = np.append(kept, np.zeros(self.size + 1 - len(kept), bool))
-        values = np.where(good[packed.rows], packed.values, 0)
-        return dataclasses.replace(packed, values=values.astype(packed.dtype))
-
-    def _targets(self, where: str, y: np.ndarray) -> np.ndarray:
-        classes = self.num_classes
-        labels = y.ndim == 1 and y.dtype.kind in "bui"
-        if classes is None:
-            if labels:
-                raise ValueError(
-                    f"{where}: num_classes must be given with batches of class labels "
-                    "(to regress on numbers, make y float)"
-                )
-            return y
-        if not labels:
-            raise TypeError(
-                f"{where}: num_classes is given, so y must be integer labels of shape "
-                f"(n,); got {y.dtype} of shape {y.shape}"
-            )
-        outside = np.flatnonzero((y < 0) | (y >= classes))
-        if len(outside):
-            raise ValueError(
-                f"{where}: label {y[outside[0]]} is outside the classes 0.."
-                f"{classes - 1}"
-            )
-        # Centred codes, as `fit_ridge` has them.
-        return np.eye(classes, dtype=np.float32)[y.astype(int)] - np.float32(
-            1 / classes
+def _check_real(owner: str, name: str, dtype: Dtype) -> None:
+    kinds = jnp.bool_, jnp.integer, jnp.floating
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        hint = "; make labels of class names by numpy.unique(y, return_inverse=True)[1]"
+        raise TypeError(
+            f"{owner}: {name} must hold real numbers, got dtype {dtype}"
+            + hint * (name == "y")
         )
+
+
+def _zero_and_pad(array: NDArray, finite: NDArray, size: int) -> NDArray:
+    """Return an array of `size` rows, zeros where examples are not finite."""
+    if not finite.all():
+        keep = finite.reshape(-1, *[1] * (array.ndim - 1))
+        array = np.where(keep, array, np.zeros((), array.dtype))
+    if len(array) < size:
+        rest = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+        array = np.pad(array, rest)
+    return array

@@ -1,8 +1,8 @@
-"""Sparse examples: a record of arrays for the device, compressed rows on the host."""
+"""Sparse examples: arrays for a device, and compressed rows on the host."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse
 
 from jax_ntk_sketch._checks import check_size
+from jax_ntk_sketch._numerics import next_power_of_two
+from jax_ntk_sketch._typing import ArrayLike, Examples, Targets
 
 __all__ = [
     "SparseRows",
@@ -18,51 +20,60 @@ __all__ = [
     "is_sparse",
     "num_examples",
     "pack",
-    "readable",
     "refuse_sparse",
     "to_csr",
 ]
+
+# A sparse array of SciPy's, in any format; they share no public base class.
+ScipySparse: TypeAlias = Any
 
 _LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SparseRows:
-    """n sparse examples of d numbers, a pytree: what a compiled function takes.
+    """n sparse examples of d numbers, as a pytree that compiled functions take.
 
-    Made by `from_scipy` or `from_lists`; entries beyond the nonzeros, which fill the
-    arrays up to a power of two, have row n and value 0. So batches of about as many
-    nonzeros share a compiled function.
+    `from_scipy` and `from_lists` make it. They pad the arrays to a power of two, so
+    that batches with similar numbers of nonzeros share a compiled function. Entries of
+    the padding have row n and value 0.
 
     Attributes:
-      indices: (k,) int32, coordinates in [0, d); no two entries of a row alike.
-      rows: (k,) int32, numbers of the examples, ascending.
-      values: (k,) real.
+      indices: int32 (k,), coordinates from 0 to d - 1, all different within a row.
+      rows: int32 (k,), the numbers of the examples, ascending.
+      values: real (k,).
       shape: (n, d), static.
 
+    >>> from jax_ntk_sketch import SparseRows
     >>> x = SparseRows.from_lists([[3, 10**6], [], [0]], [[1.0, 2.0], [], [5.0]], 10**7)
     >>> x.shape, x.nnz, x[1:].to_scipy().nnz
     ((3, 10000000), 4, 1)
     """
 
-    indices: Any
-    rows: Any
-    values: Any
+    indices: ArrayLike
+    rows: ArrayLike
+    values: ArrayLike
     shape: tuple[int, int]
 
     @classmethod
-    def from_scipy(cls, x: Any) -> "SparseRows":
-        """From any format of scipy.sparse; entries given twice are added, as there.
+    def from_scipy(cls, x: ScipySparse) -> "SparseRows":
+        """Return the rows of a SciPy array of any format; duplicates are added.
 
         Args:
-          x: (n, d), real; integers and booleans are kept.
+          x: (n, d), real. Integers and booleans keep their dtype.
 
         Returns:
-          `SparseRows` of NumPy arrays, float64 as float32 unless JAX has it enabled.
-          `jax.device_put` it where it is used often.
+          `SparseRows` of NumPy arrays. float64 becomes float32 unless JAX has 64-bit
+          types enabled. Use `jax.device_put` for rows that are used often.
 
         Raises:
-          TypeError, ValueError: not sparse, complex, or indices outside 0..d - 1.
+          TypeError: x is not sparse, or complex.
+          ValueError: x is not (n, d), or an index is outside 0 to d - 1.
+
+        >>> import scipy.sparse
+        >>> from jax_ntk_sketch import SparseRows
+        >>> SparseRows.from_scipy(scipy.sparse.eye_array(3)).shape
+        (3, 3)
         """
         if not scipy.sparse.issparse(x):
             raise TypeError(
@@ -73,41 +84,46 @@ class SparseRows:
 
     @classmethod
     def from_lists(
-        cls, indices: Sequence[Any], values: Sequence[Any], dim: int
+        cls, indices: Sequence[Targets], values: Sequence[Targets], dim: int
     ) -> "SparseRows":
-        """From the coordinates and values of each example.
+        """Return rows made of the coordinates and values of each example.
 
         Args:
-          indices: n sequences of integers in [0, d), in any order.
-          values: n sequences of as many real numbers; those of one coordinate are
-            added.
-          dim: d, at most 2^31 - 1.
+          indices: n sequences of integers from 0 to d - 1, in any order.
+          values: n sequences of real numbers, as long as those of `indices`. Values of
+            one coordinate are added.
+          dim: d, from 1 to 2^31 - 1.
 
         Returns:
-          As `from_scipy`.
+          `SparseRows` of NumPy arrays, as `from_scipy` returns.
 
         Raises:
-          TypeError, ValueError: lengths that differ, or a bad index, with the number
-            of the example.
+          TypeError: indices that are not integers; the example is named.
+          ValueError: lengths that differ, or an index outside 0 to d - 1; the example
+            is named.
+
+        >>> from jax_ntk_sketch import SparseRows
+        >>> SparseRows.from_lists([[2], [0, 1]], [[1.0], [3.0, 4.0]], 5).shape
+        (2, 5)
         """
         owner = "SparseRows.from_lists"
         dim = check_size(owner, "dim", dim)
         if len(indices) != len(values):
             raise ValueError(
-                f"{owner}: indices are of {len(indices)} examples and values of "
-                f"{len(values)}; they must be as many"
+                f"{owner}: indices and values must have one length, got "
+                f"{len(indices)} and {len(values)} examples"
             )
         columns = [np.asarray(i if len(i) else np.zeros(0, int)) for i in indices]
         numbers = [np.asarray(v) for v in values]
         for row, (i, v) in enumerate(zip(columns, numbers, strict=True)):
             if i.ndim != 1 or i.shape != v.shape:
                 raise ValueError(
-                    f"{owner}: example {row} has indices of shape {i.shape} and values "
-                    f"of shape {v.shape}; both must be flat and of one length"
+                    f"{owner}: indices and values of example {row} must be flat and of "
+                    f"one length, got shapes {i.shape} and {v.shape}"
                 )
             if i.dtype.kind not in "iu":
                 raise TypeError(
-                    f"{owner}: indices must be integers, example {row} has {i.dtype}"
+                    f"{owner}: indices must be integers, got {i.dtype} in example {row}"
                 )
         # An empty list has no dtype of its own.
         kinds = [v.dtype for v in numbers if len(v)] or [np.dtype(np.float32)]
@@ -123,16 +139,16 @@ class SparseRows:
 
     @property
     def nnz(self) -> int:
-        """Entries, those that fill up included."""
+        """The number of entries, padding included."""
         return self.indices.shape[-1]
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the values."""
+        """The dtype of the values."""
         return self.values.dtype
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """The examples as compressed rows, (n, d), on the host."""
+        """Return the examples as compressed rows (n, d) on the host."""
         n = self.shape[0]
         rows, indices, values = map(np.asarray, (self.rows, self.indices, self.values))
         edges = np.searchsorted(rows, np.arange(n + 1))
@@ -143,11 +159,11 @@ class SparseRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> "SparseRows":
-        """Some examples, by a slice or an array of numbers; on the host."""
+        """Return the examples of a slice or of an array of positions, on the host."""
         if not isinstance(rows, slice | np.ndarray | list):
             raise TypeError(
-                "SparseRows: index with a slice or an array of row numbers, got "
-                f"{rows!r}; x[i : i + 1] is one example"
+                "SparseRows: the index must be a slice or an array of row numbers, got "
+                f"{rows!r}; use x[i : i + 1] for one example"
             )
         return pack(self.to_scipy()[rows])
 
@@ -160,39 +176,35 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def is_sparse(x: Any) -> bool:
-    """Whether x is a sparse array of SciPy's or ours."""
+def is_sparse(x: Examples) -> bool:
+    """Return whether x is `SparseRows` or a sparse array of SciPy."""
     return isinstance(x, SparseRows) or scipy.sparse.issparse(x)
 
 
-def num_examples(x: Any) -> int:
-    """`len(x)`, which SciPy's sparse arrays do not have."""
+def num_examples(x: Examples) -> int:
+    """Return the number of examples; SciPy's sparse arrays have no length."""
     return x.shape[0] if is_sparse(x) else len(x)
 
 
-def refuse_sparse(owner: str, x: Any) -> None:
-    """
+def refuse_sparse(owner: str, x: Examples) -> None:
+    """Raise if x is sparse where the function `owner` takes dense arrays.
+
     Raises:
-      TypeError: x is sparse, and what `owner` belongs to takes dense arrays.
+      TypeError: x is sparse.
     """
     if is_sparse(x):
         raise TypeError(
-            f"{owner}: {type(x).__name__} given: a NetworkFeatureMap takes dense arrays; "
-            "for sparse examples wrap it, jax_ntk_sketch.with_sparse_inputs(fmap)"
+            f"{owner}: x must be dense, got {type(x).__name__}; for sparse examples "
+            "wrap the map, jax_ntk_sketch.with_sparse_inputs(fmap)"
         )
 
 
-def readable(owner: str, name: str, x: Any) -> Any:
-    """Examples whose slices are fast: sparse ones as checked compressed rows."""
-    return to_csr(owner, name, x) if is_sparse(x) else x
-
-
-def to_csr(owner: str, name: str, x: Any) -> scipy.sparse.csr_array:
-    """Compressed rows of SciPy's or our sparse array, checked; x itself is kept.
+def to_csr(owner: str, name: str, x: Examples) -> scipy.sparse.csr_array:
+    """Return checked compressed rows of a sparse array; x itself is kept.
 
     Raises:
-      TypeError: values that are no real numbers.
-      ValueError: not (n, d); d of more than 31 bits; indices outside 0..d - 1.
+      TypeError: the values are not real numbers.
+      ValueError: x is not (n, d) with d below 2^31, or an index is outside 0 to d - 1.
     """
     if isinstance(x, SparseRows):
         x = x.to_scipy()
@@ -219,32 +231,31 @@ def to_csr(owner: str, name: str, x: Any) -> scipy.sparse.csr_array:
 
 
 def capacity(csr: scipy.sparse.csr_array, size: int) -> int:
-    """Room for the entries of any `size` rows that begin at a multiple of it."""
+    """Return how many entries `size` rows have at most, as a power of two.
+
+    Rows are counted from a multiple of `size`.
+    """
     n = csr.shape[0]
     edges = csr.indptr[np.append(np.arange(0, n, size), n)]
-    return _power(int(np.diff(edges).max(initial=1)))
-
-
-def _power(k: int) -> int:
-    return 1 << max(k - 1, 0).bit_length()
+    return next_power_of_two(max(1, int(np.diff(edges).max(initial=1))))
 
 
 def pack(
     csr: scipy.sparse.csr_array, num_rows: int | None = None, room: int = 1
 ) -> SparseRows:
-    """`SparseRows` of a CSR array without duplicates.
+    """Return `SparseRows` of compressed rows without duplicates.
 
     Args:
       csr: (k, d).
-      num_rows: n >= k, empty examples behind the others; by default k.
-      room: entries at the least; with more, the next power of two.
+      num_rows: n >= k, to append n - k empty examples; by default k.
+      room: the least number of entries; if there are more, the next power of two.
     """
     k, d = csr.shape
     n = k if num_rows is None else num_rows
-    size = max(room, _power(csr.nnz))
+    size = max(room, next_power_of_two(max(1, csr.nnz)))
     fill = (0, size - csr.nnz)
     rows = np.repeat(np.arange(k, dtype=np.int32), np.diff(csr.indptr))
-    with np.errstate(over="ignore"):  # infinities are looked for by those who mind
+    with np.errstate(over="ignore"):  # the reader looks for infinities
         values = csr.data.astype(jax.dtypes.canonicalize_dtype(csr.dtype), copy=False)
     return SparseRows(
         np.pad(csr.indices.astype(np.int32), fill),
@@ -255,25 +266,26 @@ def pack(
 
 
 def check_rows(owner: str, x: SparseRows) -> SparseRows:
-    """The record with arrays of JAX, floats for integers, or an error.
+    """Return the record with JAX arrays; integer values become floats.
 
     Raises:
-      TypeError, ValueError: arrays that are not (k,) each, or no real numbers.
+      TypeError: the indices are not integers, or the values are not real numbers.
+      ValueError: the arrays are not (k,) each.
     """
     indices, rows, values = map(jnp.asarray, (x.indices, x.rows, x.values))
     if not indices.shape == rows.shape == values.shape or indices.ndim != 1:
         raise ValueError(
-            f"{owner}: SparseRows must have indices, rows and values of one shape "
-            f"(k,), got {indices.shape}, {rows.shape} and {values.shape}; use "
-            "SparseRows.from_scipy or from_lists"
+            f"{owner}: x must have indices, rows and values of one shape (k,), got "
+            f"{indices.shape}, {rows.shape} and {values.shape}; make it with "
+            "SparseRows.from_scipy or SparseRows.from_lists"
         )
     if indices.dtype.kind not in "iu" or rows.dtype.kind not in "iu":
         raise TypeError(
-            f"{owner}: indices and rows of SparseRows must be integers, got "
+            f"{owner}: indices and rows of x must be integers, got "
             f"{indices.dtype} and {rows.dtype}"
         )
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
-        raise TypeError(f"{owner}: values must be real, got {values.dtype}")
+        raise TypeError(f"{owner}: values of x must be real, got {values.dtype}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.result_type(float))
     return SparseRows(indices, rows, values, x.shape)

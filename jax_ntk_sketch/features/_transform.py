@@ -1,318 +1,253 @@
-"""Features of many examples on the host, in bounded memory."""
+"""`transform`: the features of many examples on the host, in bounded memory."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from jax_ntk_sketch import sharding
-from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
-from jax_ntk_sketch.batches.sparse_rows import (
-    SparseRows,
-    capacity,
-    is_sparse,
-    num_examples,
-    pack,
-    readable,
-)
-from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch._typing import Array, Examples, PyTree
+from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import ArraySource
+from jax_ntk_sketch.batches.sparse_rows import is_sparse
 
-__all__ = [
-    "in_caches",
-    "read_rows",
-    "refuse_mesh",
-    "source_batch",
-    "transform",
-]
+__all__ = ["apply_in_cache", "for_each_batch", "map_reader", "transform"]
 
 
 def transform(
     fmap: FeatureMap,
-    params: Any,
-    x: Any,
+    params: PyTree,
+    x: Examples,
     *,
     batch_size: int | None = None,
     max_bytes: int | None = None,
-    out: Any = None,
+    out: NDArray | tuple[NDArray, NDArray] | None = None,
+    nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-    pattern: Any = None,
-    mask: Any = None,
-) -> Any:
-    r"""Features of many examples, batch by batch, on the host.
+    mesh: Mesh | None = None,
+    pattern: PyTree = None,
+    mask: PyTree = None,
+) -> NDArray | KernelFeatures:
+    r"""Return the features of many examples on the host, computed batch by batch.
 
-    The rows of `fmap.apply(params, x)`, where neither x nor the features need to fit
-    on the device, and x not even in memory.
+    They are the rows of `fmap.apply(params, x)`. Neither x nor the features need to fit
+    on the device, and x need not fit in memory.
 
     Args:
-      fmap: a `NetworkFeatureMap`, `CompressedFeatureMap` or `SparseFeatureMap`, of any method
-        but "exact".
-      params: what its `init` returned.
-      x: n examples: a NumPy array `(n, *shape)`, a memory map, or anything with a
-        length whose slices NumPy can read (an HDF5 data set, a list of arrays); for a
-        `SparseFeatureMap` also `SparseRows` or scipy.sparse (CSR is read where it is).
-        Real; integers and booleans (uint8 images) are converted to the default float
-        batch by batch, as they are.
-      batch_size: examples per call, >= 1; on a CPU, fewer of them are worked on at a
-        time where caches want it. By default the largest power of two, at
-        most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`.
-      max_bytes: the most that a batch and the parameters may take by
-        `fmap.plan(shape, batch_size=...).peak_bytes`; by default 256 MiB more than
-        the parameters. Unused where `batch_size` is given.
+      fmap: a feature map of any method but "exact".
+      params: the parameters that its `init` returned.
+      x: n examples `(n, *shape)`: an array, a memory map, a list of arrays, or anything
+        that has a length and whose slices NumPy can read, such as an HDF5 data set. A
+        `SparseFeatureMap` also takes `SparseRows` and scipy.sparse. Values are real.
+        Integers and booleans, such as uint8 images, become floats without rescaling.
+      batch_size: examples per call, >= 1. By default it is the largest power of two, at
+        most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`. On a
+        CPU, fewer examples are worked on at a time if they do not fit in its caches.
+      max_bytes: a limit for `fmap.plan(shape, batch_size=...).peak_bytes`. By default it
+        is 256 MiB more than the parameters take. It must be None if `batch_size` is
+        given.
       out: where to write: an array or memory map `(n, num_features)` of the features'
-        dtype; a pair of them where `fmap.get` is a tuple. By default a new array.
-      progress: True to show a bar on stderr, False not to, None (default) to show it
-        where stderr is a terminal.
-      mesh: of `jax_ntk_sketch.sharding.data_mesh`; each of its devices that belong to
-        this process works on a batch at a time. With several processes, each gives
-        examples of its own and gets their features; nothing is sent between them.
-      pattern, mask: the edges and nodes of the graphs x, NumPy arrays as
-        `NetworkFeatureMap.apply` has them; a pattern that it would refuse for its values
-        gives features NaN.
+        dtype, or a pair of them if `fmap.get` is a tuple. By default a new array.
+      nonfinite: "raise" to raise an error that names examples with NaN or infinity;
+        "skip" to give them features NaN, with a warning.
+      progress: True to show progress on stderr, False not to, None (default) to show it
+        if stderr is a terminal.
+      mesh: a mesh of `jax_ntk_sketch.sharding.data_mesh`. Each of its devices that
+        belong to this process works on one batch at a time. If there are several
+        processes, each passes its own examples and receives their features; nothing is
+        sent between them.
+      pattern, mask: the edges and nodes of the graphs x, as `NetworkFeatureMap.apply`
+        takes them. Edges that `apply` would refuse for their values give features NaN.
 
     Returns:
-      `out`, or a NumPy array `(n, num_features)`, dtype of `fmap.apply`'s features;
+      `out`, or a new array `(n, num_features)` with the dtype of the features;
       `KernelFeatures` of two such arrays if `fmap.get` is a tuple.
 
     Raises:
-      TypeError: `fmap` is no `NetworkFeatureMap`, `out` no NumPy array.
-      ValueError: a NaN or an infinity in x, with the number of its example; method
-        "exact"; an `out` that does not fit; one example that takes more than
-        `max_bytes`; what `fmap.apply` says of x and params. When a batch fails, `out`
-        holds the features of all batches before it.
+      TypeError: `fmap` is not a feature map, or an argument has the wrong type.
+      ValueError: an example is not finite; the method is "exact"; `out` does not fit;
+        one example takes more than `max_bytes`; or `fmap.apply` refuses x or params. If
+        a batch fails, `out` holds the features of all batches before it.
 
-    Cost: that of `apply` on n examples, the last batch filled up to `batch_size`.
-    Compiled once for a feature map, batch size, shape and dtype, also over several
-    calls. Besides `out`, memory is that of the plan and a few batches of x: one batch
-    at a time is computed, while the host writes the one before and reads the next.
+    Cost: that of `apply` on n examples, the last batch padded. `apply` is compiled once
+    for a feature map, batch size, shape and dtype, also over several calls. Besides
+    `out`, memory holds what the plan states and a few batches of x: while one batch is
+    computed, the host writes the batch before and reads the next one.
 
+    >>> import jax
+    >>> import jax_ntk_sketch as jns
+    >>> import numpy as np
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(512), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=32)
     >>> params = fmap.init(jax.random.key(0), (64,))
     >>> pixels = np.random.default_rng(0).integers(0, 256, (1000, 64), np.uint8)
-    >>> phi = transform(fmap, params, pixels, batch_size=128)
+    >>> phi = jns.transform(fmap, params, pixels, batch_size=128)
     >>> phi.shape, bool(np.allclose(phi, fmap.apply(params, pixels), atol=1e-3))
     ((1000, 32), True)
     """
-    x = readable("transform", "x", x)
-    batch = source_batch("transform", "x", fmap, x, batch_size, max_bytes)
-    beside = _beside(fmap, x, {"pattern": pattern, "mask": mask})
-    # Also finds, before any work, what apply would say of the shapes.
-    first = _rows_of(beside, 0, batch.shape[0])
-    features = _apply.eval_shape(fmap, params, batch, first)
-    run: Any = _apply
-    if mesh is not None:
-        refuse_mesh("transform", x)
-        mesh = sharding.local_mesh("transform", mesh)
-        params = sharding.replicate(mesh, params)
-        run = functools.partial(_apply_over, mesh)
-        batch = batch.update(shape=(mesh.size * batch.shape[0], *batch.shape[1:]))
-    batch_size = batch.shape[0]
-    out = _outputs(out, features, num_examples(x))
-    starts = range(0, num_examples(x), batch_size)
-    running: tuple[int, Any] | None = None
-    try:
-        label = f"features, batches of {batch_size}"
-        for start in with_progress(starts, label, enabled=progress):
-            rows = read_rows("transform", "x", x, start, batch)
-            rows = rows, _rows_of(beside, start, batch_size)
-            rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
-            # Not two batches at a time, which would take twice the memory.
-            done = jax.block_until_ready(running)
-            running = start, run(fmap, params, *rows)
-            if done is not None:
-                _write(out, *done)
-                done = None
-    finally:
-        if running is not None:
-            _write(out, *running)
-    return out
+    reader = map_reader(
+        "transform",
+        fmap,
+        x,
+        extras={"pattern": pattern, "mask": mask},
+        batch_size=batch_size,
+        max_bytes=max_bytes,
+        nonfinite=nonfinite,
+        mesh=mesh,
+    )
+    # This also raises, before any work, what `apply` raises for the shapes.
+    template = reader.template()
+    assert template is not None and reader.num_examples is not None
+    features = _apply.eval_shape(fmap, params, template.x, template.extras)
+    written = _outputs(out, features, reader.num_examples)
+    skipped = for_each_batch(
+        fmap,
+        params,
+        reader,
+        functools.partial(_write, written),
+        mesh=mesh,
+        progress=progress,
+    )
+    warn_skipped("transform", skipped, "have features NaN")
+    return written
 
 
-# At the level of the module, so that all calls share its compiled functions.
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(fmap: FeatureMap, params: Any, x: jax.Array, beside: dict[str, Any]) -> Any:
-    return fmap.apply(params, x, batch_size=in_caches(fmap, x.shape), **beside)
-
-
-def refuse_mesh(owner: str, x: Any) -> None:
-    """Says that sparse examples are not split over devices, if x are such."""
-    if is_sparse(x):
-        raise ValueError(
-            f"{owner}: mesh splits dense examples only, and these are sparse; leave "
-            "mesh out, or give each process its rows and join them with ridge_merge"
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply_over(
-    mesh: jax.sharding.Mesh,
-    fmap: FeatureMap,
-    params: Any,
-    x: jax.Array,
-    beside: dict[str, Any],
-) -> Any:
-    return sharding.over(mesh, functools.partial(_apply, fmap))(params, x, beside)
-
-
-def _beside(fmap: FeatureMap, x: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Host arrays beside the examples, those that are given."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and not isinstance(fmap, NetworkFeatureMap):
-        raise ValueError(
-            f"transform: {next(iter(given))} is for a NetworkFeatureMap of a graph network, "
-            f"got {type(fmap).__name__}"
-        )
-    beside = jax.tree.map(np.asarray, given)
-    for name, value in beside.items():
-        for leaf in jax.tree.leaves(value):
-            if leaf.shape[:1] != (num_examples(x),):
-                raise ValueError(
-                    f"transform: {name} must have the {num_examples(x)} examples of x "
-                    f"along its first axis, got shape {leaf.shape}"
-                )
-    return beside
-
-
-def _rows_of(beside: dict[str, Any], start: int, size: int) -> dict[str, Any]:
-    """Those of a batch; the last is repeated where `read_rows` repeats it."""
-
-    def take(value: np.ndarray) -> np.ndarray:
-        rows = value[start : start + size]
-        if 0 < len(rows) < size:
-            rows = rows[np.minimum(np.arange(size), len(rows) - 1)]
-        return rows
-
-    return jax.tree.map(take, beside)
-
-
-def in_caches(fmap: FeatureMap, shape: tuple[int, ...]) -> int:
-    """Return how many examples of a batch to work on at a time."""
-    return fmap.plan(shape[1:], batch_size=shape[0]).rows_in_cache()
-
-
-def source_batch(
+def map_reader(
     owner: str,
-    name: str,
     fmap: FeatureMap,
-    x: Any,
-    batch_size: int | None,
-    max_bytes: int | None,
-) -> Any:
-    """Shape and dtype of the batches in which examples `x` are to be read.
+    x: Examples,
+    *,
+    extras: dict[str, PyTree],
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    nonfinite: Nonfinite | None = None,
+    mesh: Mesh | None = None,
+) -> Reader:
+    """Return a reader of examples whose batch size is chosen by the map's plan.
 
     Raises:
-      TypeError, ValueError: what `transform` says of its arguments, as `owner` that
-        calls them `name`.
+      TypeError, ValueError: as `transform`, in the name of `owner`.
     """
     if not isinstance(fmap, FeatureMap):
         raise TypeError(
-            f"{owner}: fmap must be a NetworkFeatureMap (made by feature_map), got "
+            f"{owner}: fmap must be a feature map, as feature_map makes it, got "
             f"{type(fmap).__name__}"
         )
     if fmap.method.batch_dependent:
         raise ValueError(
-            f'{owner}: method "exact" needs all examples in one batch; use '
-            "fmap.apply(params, x)"
+            f'{owner}: fmap must not have the method "exact", which needs all examples '
+            "in one batch; use fmap.apply(params, x)"
         )
-    if is_sparse(x):
-        return _sparse_batch(owner, fmap, x, batch_size, max_bytes)
-    first = np.asarray(x[:1])
-    if first.ndim < 2:
-        raise ValueError(
-            f"{owner}: {name} must hold n examples, (n, d) or (n, *spatial, c); its "
-            f"first slice {name}[:1] has shape {first.shape}"
-        )
-    if first.dtype != bool and not jnp.issubdtype(first.dtype, jnp.number):
-        raise TypeError(f"{owner}: {name} must hold numbers, got dtype {first.dtype}")
+    source = ArraySource(owner, x, extras=extras)
     if batch_size is None:
-        plan = fmap.plan(first.shape[1:], batch_size=1)
-        batch_size = plan.choose_batch_size(len(x), max_bytes)
-    else:
-        batch_size = check_size(owner, "batch_size", batch_size)
-    return jax.ShapeDtypeStruct((batch_size, *first.shape[1:]), _dtype(first))
-
-
-def _sparse_batch(
-    owner: str, fmap: FeatureMap, x: Any, size: int | None, max_bytes: int | None
-) -> SparseRows:
-    """Of compressed rows: all batches have room for the entries of the largest."""
-    n = num_examples(x)
-    if size is None:
-        plan = fmap.plan(x, batch_size=1)
-        size = plan.choose_batch_size(n, max_bytes)
-    size = check_size(owner, "batch_size", size)
-    room = (capacity(x, size),)
-    whole = jax.ShapeDtypeStruct(room, np.int32)
-    values = jax.ShapeDtypeStruct(room, _dtype(x.data))
-    return SparseRows(whole, whole, values, (size, x.shape[1]))
-
-
-def _dtype(examples: np.ndarray) -> np.dtype:
-    """What the device gets: other floats than its own are converted on the host."""
-    return jax.dtypes.canonicalize_dtype(examples.dtype)
-
-
-def read_rows(owner: str, name: str, x: Any, start: int, batch: Any) -> Any:
-    """A batch of x, checked; the last example is repeated to fill up the last one.
-
-    Sparse batches are filled up with empty examples.
-    """
-    size = batch.shape[0]
-    if is_sparse(x):
-        packed = pack(x[start : start + size], size, batch.nnz)
-        bad = np.flatnonzero(~np.isfinite(packed.values))
-        if len(bad):
-            row, i = packed.rows[bad[0]], packed.indices[bad[0]]
-            raise ValueError(
-                f"{owner}: example {start + row} of {name} is "
-                f"{packed.values[bad[0]]} at ({i},); remove it or fill it first"
-            )
-        return packed
-    rows = np.asarray(x[start : start + size])
-    count = min(size, len(x) - start)
-    if rows.shape != (count, *batch.shape[1:]) or _dtype(rows) != batch.dtype:
+        sparse = is_sparse(source.all.x)
+        example = source.all.x if sparse else np.shape(source.all.x[:1])[1:]
+        # Without a shape the reader raises.
+        if sparse or example:
+            plan = fmap.plan(example, batch_size=1)
+            batch_size = plan.choose_batch_size(source.num_examples or 0, max_bytes)
+    elif max_bytes is not None:
         raise ValueError(
-            f"{owner}: examples {start} to {start + count - 1} of {name} have shape "
-            f"{rows.shape} and dtype {rows.dtype}, expected "
-            f"{(count, *batch.shape[1:])} and {batch.dtype} as the first has"
+            f"{owner}: max_bytes must be None if batch_size is given, got {max_bytes}"
         )
-    with np.errstate(over="ignore"):  # infinities are found below
-        rows = rows.astype(batch.dtype, copy=False)
-    if jnp.issubdtype(rows.dtype, jnp.floating):
-        finite = np.isfinite(rows)
-        if not finite.all():
-            where = tuple(map(int, np.argwhere(~finite)[0]))
-            raise ValueError(
-                f"{owner}: example {start + where[0]} of {name} is {rows[where]} at "
-                f"{where[1:]}; remove it or fill it first"
-            )
-    if count < size:
-        rows = rows[np.minimum(np.arange(size), count - 1)]
-    return rows
+    devices = None if mesh is None else sharding.local_mesh(owner, mesh).size
+    return Reader(
+        source, batch_size=batch_size, num_devices=devices, nonfinite=nonfinite
+    )
 
 
-def _outputs(out: Any, features: Any, n: int) -> Any:
-    """New arrays for features like those of a batch, or the user's after a check."""
-    both = isinstance(features, KernelFeatures)
+def for_each_batch(
+    fmap: FeatureMap,
+    params: PyTree,
+    reader: Reader,
+    consume: Callable[[Batch, Array | KernelFeatures], None],
+    *,
+    mesh: Mesh | None = None,
+    progress: bool | None = False,
+) -> int:
+    """Call `consume(batch, features)` for each batch of a reader, in order.
+
+    The device computes one batch while the host consumes the batch before and reads the
+    next one. If reading fails, the features that were begun are consumed first.
+
+    Returns:
+      The number of examples that are not finite.
+    """
+    run: Callable[..., Array | KernelFeatures] = _apply
+    if mesh is not None:
+        mesh = sharding.local_mesh(reader.owner, mesh)
+        params = sharding.replicate(mesh, params)
+        run = functools.partial(_apply_over, mesh)
+    skipped = 0
+    running: tuple[Batch, Array | KernelFeatures] | None = None
+    try:
+        batches = with_progress(
+            reader.batches(),
+            f"features, batches of {reader.size}",
+            reader.num_batches(),
+            progress,
+        )
+        for batch in batches:
+            rows = batch.x, batch.extras
+            rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
+            # Two batches at a time would take twice the memory.
+            done = jax.block_until_ready(running)
+            running = batch, run(fmap, params, *rows)
+            skipped += int(np.sum(~batch.finite))
+            if done is not None:
+                consume(*done)
+                done = None
+    finally:
+        if running is not None:
+            consume(*running)
+    return skipped
+
+
+def apply_in_cache(
+    fmap: FeatureMap, params: PyTree, x: Examples, extras: dict[str, PyTree]
+) -> Array | KernelFeatures:
+    """Return the features of a batch, working on as many rows as caches hold."""
+    plan = fmap.plan(x.shape[1:], batch_size=x.shape[0])
+    return fmap.apply(params, x, batch_size=plan.rows_in_cache(), **extras)
+
+
+# At the level of the module, so that all calls share its compiled functions.
+_apply = functools.partial(jax.jit, static_argnums=0)(apply_in_cache)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_over(
+    mesh: Mesh, fmap: FeatureMap, params: PyTree, x: Array, extras: dict[str, PyTree]
+) -> Array | KernelFeatures:
+    run = sharding.over(mesh, functools.partial(apply_in_cache, fmap))
+    return run(params, x, extras)
+
+
+def _outputs(
+    out: NDArray | tuple[NDArray, NDArray] | None, features: PyTree, n: int
+) -> NDArray | KernelFeatures:
+    """Return new arrays for features like those of a batch, or the checked `out`."""
     if out is None:
         return jax.tree.map(lambda f: np.empty((n, f.shape[1]), f.dtype), features)
-    if both and not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError(
-            "transform: fmap gives both kernels, so out must be a pair of arrays "
-            f"(nngp, ntk), got {type(out).__name__}"
-        )
-    out = KernelFeatures(*out) if both else out
+    if isinstance(features, KernelFeatures):
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"transform: out must be a pair of arrays {features._fields}, because "
+                f"fmap.get is a tuple; got {type(out).__name__}"
+            )
+        out = type(features)(*out)
     jax.tree.map(functools.partial(_check_output, n), out, features)
     return out
 
 
-def _check_output(n: int, out: Any, features: jax.ShapeDtypeStruct) -> None:
+def _check_output(n: int, out: NDArray, features: jax.ShapeDtypeStruct) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(
             "transform: out must be a NumPy array or memory map, got "
@@ -325,13 +260,19 @@ def _check_output(n: int, out: Any, features: jax.ShapeDtypeStruct) -> None:
             f"{out.shape} and {out.dtype}"
         )
     if not out.flags.writeable:
-        raise ValueError("transform: out is read-only (a memory map of mode 'r'?)")
+        raise ValueError(
+            "transform: out must be writeable, got a read-only array; open a memory "
+            'map with mode "r+" or "w+"'
+        )
 
 
-def _write(out: Any, start: int, features: Any) -> None:
-    """Copies a batch to its rows, without what filled it up."""
+def _write(out: PyTree, batch: Batch, features: PyTree) -> None:
+    """Copy the features of a batch to its rows, without those of the padding."""
+    count = len(batch.finite)
 
-    def write(target: np.ndarray, batch: jax.Array) -> None:
-        target[start : start + len(batch)] = np.asarray(batch)[: len(target) - start]
+    def write(target: NDArray, rows: Array) -> None:
+        part = target[batch.start : batch.start + count]
+        part[:] = np.asarray(rows)[:count]
+        part[~batch.finite] = np.nan
 
     jax.tree.map(write, out, features)

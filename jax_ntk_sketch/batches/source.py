@@ -1,0 +1,264 @@
+"""Where examples come from: arrays that can be indexed, or an iterable of batches.
+
+A source slices. It checks lengths but no numbers, which the reader does.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jax_ntk_sketch._typing import Examples, PyTree, Targets
+from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
+
+__all__ = ["ArraySource", "BatchSource", "Rows", "Source", "open_source"]
+
+_EXTRAS = ("pattern", "mask")
+
+
+class Rows(NamedTuple):
+    """Consecutive examples as a source has them, unchecked.
+
+    Attributes:
+      start: the number of the first example.
+      x: the examples.
+      y: their targets, or None.
+      weight: their weights, or None.
+      extras: arrays that belong to the examples, by name: "pattern" and "mask".
+    """
+
+    start: int
+    x: Examples
+    y: Targets
+    weight: Targets
+    extras: dict[str, PyTree]
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        """Return the examples from `start` to `stop`, counted from the first here."""
+        rows = self._each(lambda a: a[start:stop])
+        return rows._replace(start=self.start + start)
+
+    def take(self, index: NDArray) -> "Rows":
+        """Return copies of the examples at these positions."""
+        return self._each(lambda a: _take(a, index))
+
+    def _each(self, take: Callable[[Any], Any]) -> "Rows":
+        y, weight = (None if a is None else take(a) for a in (self.y, self.weight))
+        extras = jax.tree.map(take, self.extras)
+        return Rows(self.start, take(self.x), y, weight, extras)
+
+
+class Source(Protocol):
+    """What the reader needs.
+
+    Attributes:
+      owner: the function to name in errors.
+      name: what that function calls the examples.
+      num_examples: the number of examples; None if it is not known.
+      read_once: whether the examples can be read only once.
+    """
+
+    owner: str
+    name: str
+    num_examples: int | None
+    read_once: bool
+
+    def first(self, size: int) -> Rows | None:
+        """Return what `rows` yields first, None if nothing; it stays to be read."""
+        ...
+
+    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
+        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
+        ...
+
+
+class ArraySource:
+    """Examples with a length and slices, and arrays of the same length.
+
+    Every index is a position from 0, as in NumPy, whatever labels a table has.
+
+    Args:
+      owner: the function to name in errors.
+      x: n examples: an array, a memory map, sparse rows, or anything that has a length
+        and whose slices NumPy can read.
+      y: n targets, or None.
+      weight: n weights, or None.
+      extras: arrays or pytrees of arrays with n rows, by name; None is left out.
+      name: what `owner` calls the examples.
+    """
+
+    read_once = False
+
+    def __init__(
+        self,
+        owner: str,
+        x: Examples,
+        y: Targets = None,
+        weight: Targets = None,
+        extras: Mapping[str, PyTree] | None = None,
+        name: str = "x",
+    ) -> None:
+        self.owner, self.name = owner, name
+        x = to_csr(owner, name, x) if is_sparse(x) else _positional(owner, name, x)
+        n = num_examples(x)
+        if y is not None:
+            y = _as_array(owner, "y", y)
+            if len(y) != n:
+                raise ValueError(
+                    f"{owner}: {name} and y must have one length, got {n} examples and "
+                    f"{len(y)} targets"
+                )
+        if weight is not None:
+            weight = _as_array(owner, "sample_weight", weight)
+            if weight.shape != (n,):
+                raise ValueError(
+                    f"{owner}: sample_weight must have shape ({n},), got {weight.shape}"
+                )
+        arrays = {
+            key: jax.tree.map(lambda leaf, key=key: _as_array(owner, key, leaf), value)
+            for key, value in (extras or {}).items()
+            if value is not None
+        }
+        for key, value in arrays.items():
+            for leaf in jax.tree.leaves(value):
+                if leaf.shape[:1] != (n,):
+                    raise ValueError(
+                        f"{owner}: {key} must have the {n} examples of {name} along "
+                        f"its first axis, got shape {leaf.shape}"
+                    )
+        self.num_examples: int | None = n
+        self.all = Rows(0, x, y, weight, arrays)
+
+    def first(self, size: int) -> Rows | None:
+        return next(self.rows(size), None)
+
+    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
+        for start in range(skip * size, self.num_examples or 0, size):
+            yield self.all.slice(start, start + size)
+
+    def shuffled(self, size: int, order: NDArray) -> Iterator[Rows]:
+        """Yield the examples in another order, at most `size` at a time."""
+        for start in range(0, len(order), size):
+            # Memory maps are read forwards. The order within a batch has no effect.
+            index = np.sort(order[start : start + size])
+            yield self.all.take(index)._replace(start=start)
+
+
+class BatchSource:
+    """An iterable of batches of any lengths; long ones are cut.
+
+    A batch is `(x, y)`, `(x, y, weight)`, or a dictionary with the names "x" and "y"
+    and, where needed, "weight", "pattern" and "mask".
+    """
+
+    num_examples: int | None = None
+
+    def __init__(self, owner: str, batches: Iterable[Any], name: str = "x") -> None:
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"{owner}: {name} must be examples with y, or an iterable of batches "
+                f"({name}, y), got {type(batches).__name__}"
+            )
+        self.owner, self.name = owner, name
+        self.read_once = isinstance(batches, Iterator)
+        self._batches = batches
+
+    def first(self, size: int) -> Rows | None:
+        if not self.read_once:
+            return next(self.rows(size), None)
+        rest = iter(self._batches)
+        head = list(itertools.islice(rest, 1))
+        self._batches = head
+        first = next(self.rows(size), None)
+        self._batches = itertools.chain(head, rest)
+        return first
+
+    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
+        start = number = 0
+        for index, batch in enumerate(self._batches):
+            rows = self._parsed(index, batch)._replace(start=start)
+            n = num_examples(rows.x)
+            for i in range(0, n, size):
+                if number >= skip:
+                    yield rows.slice(i, i + size)
+                number += 1
+            start += n
+
+    def _parsed(self, index: int, batch: object) -> Rows:
+        owner, name = self.owner, self.name
+        if isinstance(batch, tuple | list) and len(batch) in (2, 3):
+            batch = dict(zip((name, "y", "weight"), batch, strict=False))
+        keys = set(batch) if isinstance(batch, Mapping) else set()
+        if not {name, "y"} <= keys <= {name, "y", "weight", *_EXTRAS}:
+            found = sorted(keys) if keys else type(batch).__name__
+            raise TypeError(
+                f"{owner}: batch {index} must be ({name}, y), ({name}, y, weight), or "
+                f"a dictionary with {name}, y and perhaps weight, pattern and mask; "
+                f"got {found}"
+            )
+        extras = {key: batch.get(key) for key in _EXTRAS}
+        arrays = batch[name], batch["y"], batch.get("weight"), extras
+        return ArraySource(owner, *arrays, name=f"{name} of batch {index}").all
+
+
+def open_source(
+    owner: str,
+    x: Examples | Iterable[Any],
+    y: Targets,
+    weight: Targets,
+    extras: Mapping[str, PyTree],
+    name: str = "x",
+) -> ArraySource | BatchSource:
+    """Return the source of a fit: arrays where `y` is given, else batches.
+
+    Raises:
+      TypeError: the arguments are neither.
+      ValueError: arrays do not fit together, or batches come with separate weights.
+    """
+    if y is not None:
+        return ArraySource(owner, x, y, weight, extras, name)
+    if hasattr(x, "shape"):
+        raise ValueError(f"{owner}: y must be given with {name}, which is an array")
+    given = {"sample_weight": weight, **extras}
+    for key, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{owner}: {key} must be left out, because batches carry their own: "
+                f"yield ({name}, y, weight), or dictionaries"
+            )
+    return BatchSource(owner, x, name)
+
+
+def _as_array(owner: str, name: str, values: Targets) -> Targets:
+    """Return values with a dtype and positional indices; memory maps stay on disk."""
+    values = _positional(owner, name, values)
+    return values if hasattr(values, "dtype") else np.asarray(values)
+
+
+def _positional(owner: str, name: str, values: Targets) -> Targets:
+    """Return `values`, or a NumPy array of them where an index would be no position."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(
+            f"{owner}: {name} must not be a masked array; fill it first, for example "
+            "with .filled(numpy.nan)"
+        )
+    if isinstance(values, jax.core.Tracer):
+        raise TypeError(
+            f"{owner}: {name} must not be traced by jit or vmap, because {owner} runs "
+            "on the host"
+        )
+    # A table's own index is of labels. Slices of JAX arrays are compiled one by one.
+    if isinstance(values, jax.Array) or hasattr(values, "iloc"):
+        values = np.asarray(values)
+    if not isinstance(values, Sized) or getattr(values, "ndim", 1) == 0:
+        raise TypeError(f"{owner}: {name} must hold n examples, got {values!r}")
+    return values
+
+
+def _take(array: Examples, index: NDArray) -> Examples:
+    if isinstance(array, np.ndarray) or is_sparse(array):
+        return array[index]
+    return np.stack([np.asarray(array[int(i)]) for i in index])
