@@ -62,7 +62,7 @@ def features(args: common.Options) -> None:
     record = {
         "num_train": count,
         "num_features": args.num_features,
-        "reg": float(fitted.model.reg) / scale,
+        "reg": float(fitted.best.reg) / scale,
         "test_error": float(np.mean(fitted.predict_class(x_test) != y_test)),
     }
     name = f"`fit`, variance_reduced, objective {args.objective}"

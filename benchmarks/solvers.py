@@ -75,19 +75,19 @@ def cg(args: common.Options) -> None:
     fmap = jns.feature_map(net, num_features=2048, method=method)
     params = fmap.init(jax.random.key(0), x.shape[1:])
     scale = maps.mean_diagonal(fmap.apply(params, x[:256]))
-    records = []
+    records, key = [], jax.random.key(1)
     for reg in (1e-2, 1e-4, 1e-6):
         start = time.perf_counter()
         direct = lm.fit(fmap, params, x, y, reg=reg * scale)
         record = {"reg": reg, "direct": time.perf_counter() - start}
         for steps in (3, 30, 400):
             start = time.perf_counter()
-            fitted, history = lm.fit_cg(
-                fmap, params, x, y, reg=reg * scale, max_steps=steps
+            fitted = lm.fit_cg(
+                fmap, params, x, y, key=key, reg=reg * scale, max_steps=steps
             )
             seconds = time.perf_counter() - start
             apart = fitted.predict(x_test) - direct.predict(x_test)
-            found = {"steps": steps, "seconds": seconds, "history": history}
+            found = {"steps": steps, "seconds": seconds, "info": fitted.info}
             found["rms"] = float(np.sqrt(np.mean(apart**2)))
             records.append({**record, **found})
     head = (
@@ -95,12 +95,12 @@ def cg(args: common.Options) -> None:
         "difference of scores | seconds | direct, s"
     )
     row = (
-        "{reg:g} | {steps} | {history.passes} | {history.residual:.1e} | "
-        "{history.converged} | {rms:.1e} | {seconds:.0f} | {direct:.0f}"
+        "{reg:g} | {steps} | {info.num_passes} | {info.residual:.1e} | "
+        "{info.converged} | {rms:.1e} | {seconds:.0f} | {direct:.0f}"
     )
     text = common.table(records, head, row)
     for record in records:
-        del record["history"]
+        del record["info"]
     common.report(args, "solvers-cg", text, records)
 
 

@@ -91,10 +91,10 @@ def main() -> None:
         checkpoint_seconds=args.checkpoint_seconds,
         mesh=mesh,
     )
-    log(f"reg {float(fitted.model.reg):.0e}, by generalized cross-validation")
+    log(f"reg {float(fitted.best.reg):.0e}, by generalized cross-validation")
     if process[0] == 0 and args.save is not None:
         jns.linear_model.save_model(args.save, fitted)
-    if "x_test" in arrays and fitted.model.num_classes is not None:
+    if "x_test" in arrays and fitted.best.num_classes is not None:
         # Each process has the whole model, and predicts its part of the test examples.
         x = Part(arrays["x_test"], *process)
         right = fitted.predict_class(x, mesh=mesh) == arrays["y_test"][x.start : x.stop]

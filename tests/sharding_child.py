@@ -33,7 +33,7 @@ def fit(x, y, params, **options):
 
 
 def relative(fitted, other):
-    a, b = (np.asarray(f.path.weights, np.float64) for f in (fitted, other))
+    a, b = (np.asarray(f.all_models.weights, np.float64) for f in (fitted, other))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
@@ -78,7 +78,7 @@ def devices():
         skipping = fit(bad, Y, params, nonfinite="skip", mesh=mesh)
     kept = np.isfinite(bad).all(axis=1)
     out["skipped"] = relative(skipping, fit(X[kept], Y[kept], params))
-    assert skipping.skipped == 2 and "2 examples" in str(caught[-1].message)
+    assert skipping.num_skipped == 2 and "2 examples" in str(caught[-1].message)
     try:
         fit(bad, Y, params, mesh=mesh)
     except ValueError as error:
@@ -101,7 +101,7 @@ def processes(index, folder):
         except Exception as error:
             out[name] = f"{type(error).__name__}: {error}"
             return None
-        out[name] = np.asarray(fitted.path.weights).tobytes().hex()
+        out[name] = np.asarray(fitted.all_models.weights).tobytes().hex()
         return fitted
 
     checkpoint = dict(checkpoint=pathlib.Path(folder) / "sums.npz")
@@ -124,7 +124,7 @@ def processes(index, folder):
     # The class 2 is known to one process only.
     few = labels if index == 0 else np.minimum(labels, 1)
     fitted = attempt("classes", x, few, params, reg=np.array([1e-3]))
-    out["num_classes"] = fitted.model.num_classes
+    out["num_classes"] = fitted.best.num_classes
     # Errors of one process are errors of both, and the next fit is not disturbed.
     bad = x.copy()
     bad[5 * index] = np.nan if index else 0

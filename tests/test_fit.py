@@ -29,7 +29,7 @@ NETWORK = "stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))"
 
 
 def weights(fitted):
-    return np.asarray(fitted.model.weights)
+    return np.asarray(fitted.best.weights)
 
 
 def batches(sizes=(100, 7, 123), y=Y, weight=None):
@@ -49,11 +49,11 @@ def test_equals_ridge_on_all_features(folds):
     regs = [1e-4, 1e-2, 1.0]
     fitted = lm.fit(FMAP, PARAMS, X, Y, reg=regs, batch_size=64, folds=folds)
     whole = lm.fit_ridge(phi, Y, reg=regs)
-    np.testing.assert_allclose(fitted.path.weights, whole.weights, atol=2e-5)
+    np.testing.assert_allclose(fitted.all_models.weights, whole.weights, atol=2e-5)
     assert (fitted.cross_validation is None) == (folds == 0)
-    assert float(fitted.model.reg) in regs
+    assert float(fitted.best.reg) in regs
     best = fitted.cross_validation.best if folds else float(whole.best().reg)
-    assert float(fitted.model.reg) == best
+    assert float(fitted.best.reg) == best
     np.testing.assert_allclose(
         fitted.predict(X[:9]), whole.predict(phi[:9])[regs.index(best)], atol=1e-4
     )
@@ -107,14 +107,15 @@ def test_rows_that_are_not_finite_are_named_or_left_out(place):
     x, y = X.copy(), Y.copy()
     (x if place == "x" else y)[[3, 70, 200], 1] = (np.nan, np.inf, np.nan)
     with pytest.raises(
-        ValueError, match=r"examples 0 to 63: 1 of them .*\(3, from 0\)"
+        ValueError,
+        match=rf"fit: {place} must be finite, got NaN or infinity in example 3 ",
     ):
         lm.fit(FMAP, PARAMS, x, y, **OPTIONS)
     with pytest.warns(RuntimeWarning, match="3 examples that are not finite"):
         fitted = lm.fit(FMAP, PARAMS, x, y, nonfinite="skip", **OPTIONS)
     kept = np.setdiff1d(np.arange(230), [3, 70, 200])
     clean = lm.fit(FMAP, PARAMS, X[kept], Y[kept], **OPTIONS)
-    assert fitted.skipped == 3 and float(fitted.model.info.count) == 227
+    assert fitted.num_skipped == 3 and float(fitted.best.info.count) == 227
     np.testing.assert_allclose(weights(fitted), weights(clean), atol=2e-5)
 
 
@@ -133,7 +134,9 @@ def test_predictions_choose_their_batch_once(monkeypatch):
 def test_a_feature_that_overflows_is_found_too():
     x = X.copy()
     x[5] = 1e38
-    with pytest.raises(ValueError, match=r"features are not \(5, from 0\)"):
+    with pytest.raises(
+        ValueError, match=r"the features of x must be finite, .* in example 5 "
+    ):
         lm.fit(FMAP, PARAMS, x, Y, **OPTIONS)
 
 
@@ -156,7 +159,7 @@ def test_resumes_to_the_same_bits(folds, tmp_path):
     options = dict(OPTIONS, folds=folds, checkpoint=path, checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         lm.fit(FMAP, PARAMS, Dying(2), **options)
-    assert checkpoint.load(path)[1]["chunks"] == 2
+    assert checkpoint.load(path)[1]["batches"] == 2
     resumed = lm.fit(FMAP, PARAMS, Dying(None), **options)
     whole = lm.fit(FMAP, PARAMS, Dying(None), **dict(options, checkpoint=None))
     assert weights(resumed).tobytes() == weights(whole).tobytes()
@@ -165,16 +168,16 @@ def test_resumes_to_the_same_bits(folds, tmp_path):
     assert weights(again).tobytes() == weights(whole).tobytes()
 
 
-# Each chunk takes 5 ms at least, so that no machine is through before it is killed.
+# Each batch takes 5 ms at least, so that no machine is through before it is killed.
 CHILD = f"""
 import sys, time, jax, numpy as np
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm, stax
 from jax_ntk_sketch.linear_model import _fit
 
-def slowly(self, chunk, add=_fit._Pass.add):
+def slowly(self, batch, add=_fit._Pass.add):
     time.sleep(0.005)
-    add(self, chunk)
+    add(self, batch)
 
 _fit._Pass.add = slowly
 fmap = jns.feature_map({NETWORK}, num_features=64)
@@ -184,7 +187,7 @@ x = rng.standard_normal((60_000, 6)).astype(np.float32)
 y = np.sin(x[:, 0])
 fitted = lm.fit(fmap, params, x, y, reg=1e-3, batch_size=64, checkpoint=sys.argv[1],
                 checkpoint_seconds=0.05)
-np.save(sys.argv[2], np.asarray(fitted.model.weights))
+np.save(sys.argv[2], np.asarray(fitted.best.weights))
 """
 
 
@@ -221,7 +224,7 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
         code, errors = run("killed", moment)
         assert code in (0, -signal.SIGKILL), errors
         kills += code != 0
-        done.append(checkpoint.load(kept)[1]["chunks"])
+        done.append(checkpoint.load(kept)[1]["batches"])
     assert kills > 5 and done == sorted(done), (kills, done)
     code, errors = run("killed", None)
     assert code == 0, errors
@@ -237,10 +240,10 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         (dict(params=other), "params was"),
         (dict(batch_size=32), "batch_size was 64 there and is 32"),
         (dict(folds=2), "folds was"),
-        (dict(data=X + 1), "first examples was"),
-        (dict(data=X[:200], y=Y[:200]), "number of examples was 230"),
+        (dict(x=X + 1), "first examples was"),
+        (dict(x=X[:200], y=Y[:200]), "number of examples was 230"),
     ):
-        call = dict(fmap=FMAP, params=PARAMS, data=X, y=Y, checkpoint=path, **OPTIONS)
+        call = dict(fmap=FMAP, params=PARAMS, x=X, y=Y, checkpoint=path, **OPTIONS)
         with pytest.raises(ValueError, match=f"another run: {what}"):
             lm.fit(**{**call, **change})
     # Another penalty is no other run: the sums are the same.
@@ -303,37 +306,41 @@ def test_progress_and_one_compilation(capsys, caplog):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (dict(y=Y[:-1]), ValueError, "230 examples and y 229"),
+        (dict(y=Y[:-1]), ValueError, "230 examples and 229 targets"),
         (dict(y=None), ValueError, "y must be given"),
         (dict(reg=-1.0), ValueError, "fit: reg must be finite and >= 0"),
         (dict(reg=[]), ValueError, "fit: reg must be"),
         (dict(folds=1), ValueError, "folds must be 0 or at least 2"),
         (dict(folds=2.5), TypeError, "folds must be an integer"),
-        (dict(batch_size=0), ValueError, "batch_size must be at least 1"),
-        (dict(nonfinite="drop"), ValueError, 'nonfinite must be "raise" or "skip"'),
+        (dict(batch_size=0), ValueError, "batch_size must be an integer >= 1"),
+        (
+            dict(nonfinite="drop"),
+            ValueError,
+            "nonfinite must be one of 'raise', 'skip'",
+        ),
         (dict(sample_weight=np.ones(3)), ValueError, "sample_weight must have shape"),
         (dict(sample_weight=-np.ones(230)), ValueError, "weights must be finite"),
-        (dict(y=LABELS, num_classes=2), ValueError, "label 2 is outside the classes"),
+        (dict(y=LABELS, num_classes=2), ValueError, "labels from 0 to 1, got 2"),
         (dict(y=Y, num_classes=2), TypeError, "must be integer labels"),
-        (dict(data=X[:0], y=Y[:0]), ValueError, "no examples"),
-        (dict(data=iter(batches()), y=None, checkpoint="c.npz"), ValueError, "used up"),
-        (dict(data=batches(y=LABELS), y=None), ValueError, "num_classes must be given"),
-        (dict(data=[X, Y], y=None), TypeError, r"batch 0 must be \(x, y\)"),
-        (dict(data=[(X, Y[:5])], y=None), ValueError, "230 examples and 5 targets"),
+        (dict(x=X[:0], y=Y[:0]), ValueError, "must hold examples"),
+        (dict(x=iter(batches()), y=None, checkpoint="c.npz"), ValueError, "iterator"),
+        (dict(x=batches(y=LABELS), y=None), ValueError, "num_classes must be given"),
+        (dict(x=[X, Y], y=None), TypeError, r"batch 0 must be \(x, y\)"),
+        (dict(x=[(X, Y[:5])], y=None), ValueError, "230 examples and 5 targets"),
         (
-            dict(data=[(X[:9], Y[:9]), (X[:9, :5], Y[:9])], y=None),
+            dict(x=[(X[:9], Y[:9]), (X[:9, :5], Y[:9])], y=None),
             ValueError,
-            r"examples 9 to 17 have shape \(5,\)",
+            r"examples 9 to 17 of x must have shape \(6,\) .* got \(5,\)",
         ),
         (
-            dict(data=[(X[:9], Y[:9]), (X[:9], Y[:9, :1])], y=None),
+            dict(x=[(X[:9], Y[:9]), (X[:9], Y[:9, :1])], y=None),
             ValueError,
-            r"targets \(1,\)",
+            r"targets of one shape and kind, got \(1,\)",
         ),
         (
-            dict(data=batches(), y=None, sample_weight=np.ones(230)),
+            dict(x=batches(), y=None, sample_weight=np.ones(230)),
             ValueError,
-            "batches carry their weights",
+            "batches carry their own",
         ),
         (
             dict(fmap=jns.feature_map(NET, num_features=40, get=("nngp", "ntk"))),
@@ -343,6 +350,6 @@ def test_progress_and_one_compilation(capsys, caplog):
     ],
 )
 def test_mistakes_are_told(change, error, match):
-    call = dict(fmap=FMAP, params=PARAMS, data=X, y=Y, **OPTIONS)
+    call = dict(fmap=FMAP, params=PARAMS, x=X, y=Y, **OPTIONS)
     with pytest.raises(error, match=match):
         lm.fit(**{**call, **change})

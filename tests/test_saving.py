@@ -35,13 +35,13 @@ def test_predictions_are_the_same_bits(index, tmp_path):
     for fitted in (
         lm.fit(fmap, params, X, LABELS, reg=[1e-3, 1e-2]),
         lm.fit(fmap, params, X, X[:, 1], reg=1e-3),
-        lm.fit_gradient(fmap, params, X, X[:, :2], optimizer=optax.sgd(0.1))[0],
+        lm.fit_gradient(fmap, params, X, X[:, :2], optimizer=optax.sgd(0.1)),
     ):
         lm.save_model(path, fitted)
         again = lm.load_model(path, fmap)
         assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
-        assert again.model.num_classes == fitted.model.num_classes
-        np.testing.assert_equal(again.model.info, fitted.model.info)
+        assert again.best.num_classes == fitted.best.num_classes
+        np.testing.assert_equal(again.best.info, fitted.best.info)
     assert [p.name for p in path.parent.iterdir()] == ["model.npz"]
 
 
@@ -89,8 +89,6 @@ def test_other_files_and_maps_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged"):
         lm.load_model(path, fmap)
-    strange = lm.FittedModel(
-        fmap, jns.KernelFeatures(*X[:2]), fitted.model, fitted.model
-    )
+    strange = lm.FittedModel(fmap, jns.KernelFeatures(*X[:2]), fitted.best, fitted.best)
     with pytest.raises(TypeError, match="dictionaries, lists and tuples"):
         lm.save_model(path, strange)

@@ -9,7 +9,8 @@ import scipy.sparse
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import SparseRows, stax
 from jax_ntk_sketch import linear_model as lm
-from jax_ntk_sketch.batches.reader import Source
+from jax_ntk_sketch.batches.reader import Reader
+from jax_ntk_sketch.batches.source import ArraySource
 from jax_ntk_sketch.linear_model import checkpoint
 
 NET = stax.serial(stax.Dense(8, 1.4), stax.Relu(), stax.Dense(1))
@@ -69,18 +70,18 @@ def test_what_is_not_finite_is_named(value):
     place = x.indptr[40] + 1
     x.data[place] = value
     with pytest.raises(
-        ValueError, match=rf"example 40 of x .* at \({x.indices[place]},"
+        ValueError, match=rf"x must .* in example 40 .* at \({x.indices[place]},"
     ):
         jns.transform(FMAP, PARAMS, x, batch_size=16)
-    with pytest.raises(ValueError, match=r"examples 32 to 63: 1 of them .* \(40, from"):
+    with pytest.raises(ValueError, match=r"fit: x must be finite, .* in example 40 "):
         lm.fit(FMAP, PARAMS, x, Y, **OPTIONS)
     with pytest.warns(RuntimeWarning, match="1 examples .* left out"):
         some = lm.fit(FMAP, PARAMS, x, Y, nonfinite="skip", **OPTIONS)
     weight = np.ones(N, np.float32)
     weight[40] = 0
     want = lm.fit(FMAP, PARAMS, X, Y, sample_weight=weight, **OPTIONS)
-    close(some.model.weights, want.model.weights)
-    assert some.skipped == 1
+    close(some.best.weights, want.best.weights)
+    assert some.num_skipped == 1
 
 
 def test_fit_and_predict_as_dense():
@@ -92,7 +93,7 @@ def test_fit_and_predict_as_dense():
         (batches,),
     ):
         fitted = lm.fit(FMAP, PARAMS, *data, **OPTIONS)
-        close(fitted.model.weights, FITTED.model.weights)
+        close(fitted.best.weights, FITTED.best.weights)
     for x in (X, X.tocoo(), SparseRows.from_scipy(X)):
         close(fitted.predict(x), FITTED.predict(DENSE))
     assert fitted.predict(X[:0]).shape == (0, 2)
@@ -103,40 +104,42 @@ def test_fit_and_predict_as_dense():
 
 
 def test_other_fits_as_dense():
-    options = dict(reg=1e-2, rank=5, batch_size=32)
-    sparse, history = lm.fit_cg(FMAP, PARAMS, X, Y, **options)
-    assert history.converged
+    options = dict(reg=1e-2, rank=5, batch_size=32, key=jax.random.key(1))
+    sparse = lm.fit_cg(FMAP, PARAMS, X, Y, **options)
+    assert sparse.info.converged
     close(sparse.predict(X), FITTED.predict(DENSE))
     options = dict(optimizer=optax.sgd(0.1), batch_size=16, num_epochs=2)
     options |= dict(key=jax.random.key(3))
-    sparse, losses = lm.fit_gradient(FMAP, PARAMS, X, Y, **options)
-    dense, wanted = lm.fit_gradient(FMAP, PARAMS, DENSE, Y, **options)
-    close(losses, wanted)
-    close(sparse.model.weights, dense.model.weights)
+    sparse = lm.fit_gradient(FMAP, PARAMS, X, Y, **options)
+    dense = lm.fit_gradient(FMAP, PARAMS, DENSE, Y, **options)
+    close(sparse.info.losses, dense.info.losses)
+    close(sparse.best.weights, dense.best.weights)
 
 
-def test_chunks_have_one_shape():
+def test_batches_have_one_shape():
     """So that a fit is compiled once; in any order, for the largest so far."""
-    source = Source("fit", X, Y, None, None, 16)
-    shapes = {(chunk.x.shape, chunk.x.nnz) for chunk in source.chunks()}
+    reader = Reader(ArraySource("fit", X, Y), batch_size=16)
+    shapes = {(batch.x.shape, batch.x.nnz) for batch in reader.batches()}
     assert len(shapes) == 1
     (((rows, dim), nnz),) = shapes
     assert (rows, dim) == (16, DIM) and nnz & (nnz - 1) == 0
     order = np.random.default_rng(1).permutation(N)
-    seen = [chunk.x.nnz for chunk in source.chunks(order=order)]
+    seen = [batch.x.nnz for batch in reader.shuffled(order)]
     assert seen == sorted(seen)
-    rows = np.concatenate([c.x.values for c in source.chunks(order=order)])
+    rows = np.concatenate([b.x.values for b in reader.shuffled(order)])
     np.testing.assert_allclose(np.sort(rows[rows > 0]), np.sort(X.data))
 
 
 def test_wrong_data():
-    with pytest.raises(ValueError, match="data has 70 examples and y 69"):
+    with pytest.raises(ValueError, match="70 examples and 69 targets"):
         lm.fit(FMAP, PARAMS, X, Y[1:], **OPTIONS)
-    with pytest.raises(ValueError, match="data is an array, so y must be given"):
+    with pytest.raises(ValueError, match="y must be given with x, which is an array"):
         lm.fit(FMAP, PARAMS, X, **OPTIONS)
-    with pytest.raises(ValueError, match="batch 0 has 70 examples and 69 targets"):
+    with pytest.raises(
+        ValueError, match=r"x of batch 0 and y must .* 70 examples and 69 targets"
+    ):
         lm.fit(FMAP, PARAMS, [(X, Y[1:])], **OPTIONS)
-    with pytest.raises(ValueError, match=r"have shape \(400,\).* unlike those before"):
+    with pytest.raises(ValueError, match=r"must have shape \(500,\) .* got \(400,\)"):
         lm.fit(FMAP, PARAMS, [(X[:30], Y[:30]), (X[:30, :400], Y[:30])], **OPTIONS)
     with pytest.raises(TypeError, match="wrap the map, jax_ntk_sketch"):
         lm.fit(BASE, PARAMS["base"], X, Y, **OPTIONS)
@@ -170,8 +173,8 @@ def test_checkpoints(tmp_path, monkeypatch):
     assert len(saves) == 1
     # Read again, in other memory: the digest is of numbers, not of addresses.
     again = lm.fit(FMAP, PARAMS, X.tocoo().tocsr(), Y, **options)
-    want = np.asarray(whole.model.weights).tobytes()
-    assert np.asarray(again.model.weights).tobytes() == want
+    want = np.asarray(whole.best.weights).tobytes()
+    assert np.asarray(again.best.weights).tobytes() == want
     other = X.copy()
     other.data[3] += 1
     with pytest.raises(ValueError, match="another run: first examples"):

@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._checks import check_choice, check_size
-from jax_ntk_sketch._typing import ArrayLike, Dtype, Examples, PyTree, Targets
+from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
 from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
     capacity,
     is_sparse,
-    num_examples,
     pack,
 )
 
@@ -37,24 +36,28 @@ _BYTES = 2**26
 
 
 class Batch(NamedTuple):
-    """Examples `start`, `start + 1`, ..., padded with zeros of weight 0.
+    """Examples that were read, padded with zeros of weight 0.
 
     Attributes:
-      start: the number of the first example.
+      numbers: int (count,), the numbers of the `count` examples that were read.
       x: (size, *shape), or `SparseRows` of that shape; zeros where `finite` is False.
       y: float (size,) or (size, t), or None; for labels their centered one-hot codes.
       weight: (size,); zeros where `finite` is False, and in the padding.
       extras: pytrees of arrays (size, ...), by name: "pattern" and "mask".
-      finite: bool (count,), which of the `count` examples that were read hold finite
-        numbers only.
+      finite: bool (count,), which of the examples hold finite numbers only.
     """
 
-    start: int
+    numbers: NDArray
     x: Examples
     y: NDArray | None
     weight: NDArray
     extras: dict[str, PyTree]
     finite: NDArray
+
+    @property
+    def num_skipped(self) -> int:
+        """The number of examples that are not finite."""
+        return int(np.sum(~self.finite))
 
 
 class _Layout(NamedTuple):
@@ -90,8 +93,8 @@ class Reader:
     >>> from jax_ntk_sketch.batches.source import ArraySource
     >>> x = np.arange(10.0).reshape(5, 2)
     >>> reader = Reader(ArraySource("example", x), batch_size=3)
-    >>> [(batch.start, batch.x.shape, batch.weight.sum()) for batch in reader.batches()]
-    [(0, (3, 2), np.float32(3.0)), (3, (3, 2), np.float32(2.0))]
+    >>> [(batch.x.shape, batch.numbers.tolist()) for batch in reader.batches()]
+    [((3, 2), [0, 1, 2]), ((3, 2), [3, 4])]
     """
 
     def __init__(
@@ -155,11 +158,11 @@ class Reader:
         yield from map(self._checked, self.source.rows(self.size, skip))
 
     def shuffled(self, order: NDArray) -> Iterator[Batch]:
-        """Yield batches of arrays, whose examples are taken in another order."""
+        """Yield batches of the examples at the positions `order` of arrays."""
         assert isinstance(self.source, ArraySource)
         yield from map(self._checked, self.source.shuffled(self.size, order))
 
-    def count_skipped(self, batch: Batch, finite: ArrayLike) -> int:
+    def count_skipped(self, batch: Batch, finite: Array) -> int:
         """Return how many examples of a batch are left out.
 
         Args:
@@ -169,25 +172,26 @@ class Reader:
         Raises:
           ValueError: features are not finite, and the reader is to raise.
         """
-        finite = np.asarray(finite)[: len(batch.finite)] | ~batch.finite
-        if not finite.all() and self.nonfinite != "skip":
-            raise self._error(f"the features of {self.name}", batch.start, finite)
-        return int(np.sum(~(finite & batch.finite)))
+        good = np.asarray(finite)[: len(batch.finite)] | ~batch.finite
+        if not good.all() and self.nonfinite != "skip":
+            raise self._error(f"the features of {self.name}", batch.numbers, good)
+        return int(np.sum(~(good & batch.finite)))
 
     def _default_size(self) -> int:
         rows = self.source.first(1)
-        if rows is None or num_examples(rows.x) == 0:
+        if rows is None or len(rows.numbers) == 0:
             return _EXAMPLES
-        x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
-        size = max(1, x.nnz * 12 if is_sparse(x) else x.nbytes)
+        sparse = is_sparse(rows.x)
+        size = max(1, rows.x.nnz * 12 if sparse else np.asarray(rows.x).nbytes)
         return min(_EXAMPLES, 1 << max(_BYTES // size, 1).bit_length() - 1)
 
     def _checked(self, rows: Rows) -> Batch:
         x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
         extras = jax.tree.map(np.asarray, rows.extras)
         y = None if rows.y is None else np.asarray(rows.y)
-        count = x.shape[0] if x.ndim else 0
-        where = f"{self.owner}: examples {rows.start} to {rows.start + count - 1}"
+        index, count = np.asarray(rows.numbers), len(rows.numbers)
+        where = f"{self.owner}: examples {min(index, default=0)} to "
+        where += f"{max(index, default=0)}"
         self._check_layout(where, x, y, extras)
         weight = np.ones(count, np.float32)
         if rows.weight is not None:
@@ -199,23 +203,23 @@ class Reader:
         finite = np.ones(count, bool)
         size = self.size if self._pad else count
         if is_sparse(x):
-            x = self._packed(rows.start, x, size, finite)
+            x = self._packed(index, x, size, finite)
         else:
             with np.errstate(over="ignore"):  # what overflows is not finite
                 x = x.astype(self._device_dtype(x.dtype), copy=False)
-            self._find(self.name, rows.start, x, finite)
+            self._find(self.name, index, x, finite)
         for name, leaves in extras.items():
             for leaf in jax.tree.leaves(leaves):
-                self._find(name, rows.start, leaf, finite)
+                self._find(name, index, leaf, finite)
         if y is not None:
             y = self._targets(where, y, x.dtype)
-            self._find("y", rows.start, y, finite)
+            self._find("y", index, y, finite)
 
         def padded(array: NDArray) -> NDArray:
             return _zero_and_pad(array, finite, size)
 
         return Batch(
-            rows.start,
+            index,
             x if isinstance(x, SparseRows) else padded(x),
             None if y is None else padded(y),
             padded(weight),
@@ -260,7 +264,7 @@ class Reader:
                 f"{where} of {name} must have shape {before.x[0]} and dtype "
                 f"{before.x[1]} as the first has, got {layout.x[0]} and {x.dtype}"
             )
-        if layout.y != before.y:
+        if y is not None and layout.y != before.y:
             raise ValueError(
                 f"{where} must have targets of one shape and kind, got {y.shape[1:]} "
                 f"of dtype {y.dtype} after {before.y and before.y[0]}"
@@ -280,21 +284,24 @@ class Reader:
         return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
 
     def _packed(
-        self, start: int, x: Examples, size: int, finite: NDArray
+        self, index: NDArray, x: Examples, size: int, finite: NDArray
     ) -> SparseRows:
         """Return compressed rows as `SparseRows` of one size; mark those not finite."""
         packed = pack(x, size, self._entries)
         self._entries = packed.nnz
-        bad = np.flatnonzero(~np.isfinite(packed.values))
+        indices, members, values = map(
+            np.asarray, (packed.indices, packed.rows, packed.values)
+        )
+        bad = np.flatnonzero(~np.isfinite(values))
         if not len(bad):
             return packed
-        finite[packed.rows[bad]] = False
-        self._raise(self.name, start, finite, (packed.indices[bad[0]],))
-        kept = np.append(finite, np.zeros(size + 1 - len(finite), bool))[packed.rows]
-        values = np.where(kept, packed.values, 0).astype(packed.dtype)
+        finite[members[bad]] = False
+        self._raise(self.name, index, finite, (indices[bad[0]],))
+        kept = np.append(finite, np.zeros(size + 1 - len(finite), bool))[members]
+        values = np.where(kept, values, 0).astype(packed.dtype)
         return dataclasses.replace(packed, values=values)
 
-    def _find(self, name: str, start: int, array: NDArray, finite: NDArray) -> None:
+    def _find(self, name: str, index: NDArray, array: NDArray, finite: NDArray) -> None:
         """Mark the rows that are not finite; raise if the reader is to."""
         if not jnp.issubdtype(array.dtype, jnp.floating):
             return
@@ -304,18 +311,18 @@ class Reader:
         rows = good.reshape(len(array), -1).all(axis=1)
         finite &= rows
         first = np.argwhere(~good)[0][1:]
-        self._raise(name, start, rows, tuple(map(int, first)))
+        self._raise(name, index, rows, tuple(map(int, first)))
 
     def _raise(
-        self, name: str, start: int, finite: NDArray, entry: Sequence[int]
+        self, name: str, index: NDArray, finite: NDArray, entry: Sequence[int]
     ) -> None:
         if self.nonfinite != "skip":
-            raise self._error(name, start, finite, entry)
+            raise self._error(name, index, finite, entry)
 
     def _error(
-        self, name: str, start: int, finite: NDArray, entry: Sequence[int] = ()
+        self, name: str, index: NDArray, finite: NDArray, entry: Sequence[int] = ()
     ) -> ValueError:
-        bad = (start + np.flatnonzero(~finite)).tolist()
+        bad = index[~finite].tolist()
         which = f"example{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:5]))}"
         which += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         at = f", first at {tuple(map(int, entry))}" if entry else ""

@@ -20,35 +20,34 @@ _EXTRAS = ("pattern", "mask")
 
 
 class Rows(NamedTuple):
-    """Consecutive examples as a source has them, unchecked.
+    """Some of a source's examples, unchecked.
 
     Attributes:
-      start: the number of the first example.
+      numbers: the numbers of the examples, counted from 0.
       x: the examples.
       y: their targets, or None.
       weight: their weights, or None.
       extras: arrays that belong to the examples, by name: "pattern" and "mask".
     """
 
-    start: int
+    numbers: range | NDArray
     x: Examples
     y: Targets
     weight: Targets
     extras: dict[str, PyTree]
 
     def slice(self, start: int, stop: int) -> "Rows":
-        """Return the examples from `start` to `stop`, counted from the first here."""
-        rows = self._each(lambda a: a[start:stop])
-        return rows._replace(start=self.start + start)
+        """Return the examples from position `start` to `stop`."""
+        return self._each(lambda a: a[start:stop], self.numbers[start:stop])
 
-    def take(self, index: NDArray) -> "Rows":
-        """Return copies of the examples at these positions."""
-        return self._each(lambda a: _take(a, index))
+    def take(self, positions: NDArray) -> "Rows":
+        """Return copies of the examples at these positions of a whole source."""
+        return self._each(lambda a: _take(a, positions), positions)
 
-    def _each(self, take: Callable[[Any], Any]) -> "Rows":
+    def _each(self, take: Callable[[Any], Any], numbers: range | NDArray) -> "Rows":
         y, weight = (None if a is None else take(a) for a in (self.y, self.weight))
         extras = jax.tree.map(take, self.extras)
-        return Rows(self.start, take(self.x), y, weight, extras)
+        return Rows(numbers, take(self.x), y, weight, extras)
 
 
 class Source(Protocol):
@@ -130,7 +129,7 @@ class ArraySource:
                         f"its first axis, got shape {leaf.shape}"
                     )
         self.num_examples: int | None = n
-        self.all = Rows(0, x, y, weight, arrays)
+        self.all = Rows(range(n), x, y, weight, arrays)
 
     def first(self, size: int) -> Rows | None:
         return next(self.rows(size), None)
@@ -140,11 +139,10 @@ class ArraySource:
             yield self.all.slice(start, start + size)
 
     def shuffled(self, size: int, order: NDArray) -> Iterator[Rows]:
-        """Yield the examples in another order, at most `size` at a time."""
+        """Yield the examples at the positions `order`, `size` at a time."""
         for start in range(0, len(order), size):
             # Memory maps are read forwards. The order within a batch has no effect.
-            index = np.sort(order[start : start + size])
-            yield self.all.take(index)._replace(start=start)
+            yield self.all.take(np.sort(order[start : start + size]))
 
 
 class BatchSource:
@@ -179,15 +177,16 @@ class BatchSource:
     def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
         start = number = 0
         for index, batch in enumerate(self._batches):
-            rows = self._parsed(index, batch)._replace(start=start)
-            n = num_examples(rows.x)
+            rows = self._parsed(index, batch)
+            n = len(rows.numbers)
+            rows = rows._replace(numbers=range(start, start + n))
             for i in range(0, n, size):
                 if number >= skip:
                     yield rows.slice(i, i + size)
                 number += 1
             start += n
 
-    def _parsed(self, index: int, batch: object) -> Rows:
+    def _parsed(self, index: int, batch: Any) -> Rows:
         owner, name = self.owner, self.name
         if isinstance(batch, tuple | list) and len(batch) in (2, 3):
             batch = dict(zip((name, "y", "weight"), batch, strict=False))

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._numerics import next_power_of_two
-from jax_ntk_sketch._typing import ArrayLike, Examples, Targets
+from jax_ntk_sketch._typing import Examples, Targets
 
 __all__ = [
     "SparseRows",
@@ -50,9 +50,10 @@ class SparseRows:
     ((3, 10000000), 4, 1)
     """
 
-    indices: ArrayLike
-    rows: ArrayLike
-    values: ArrayLike
+    # NumPy arrays on the host, JAX arrays on a device.
+    indices: Any
+    rows: Any
+    values: Any
     shape: tuple[int, int]
 
     @classmethod

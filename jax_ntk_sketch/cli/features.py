@@ -4,6 +4,7 @@ import dataclasses
 import time
 import types
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ class CompiledFeatures:
 
     def __call__(
         self, key: jax.Array, *parts: np.ndarray, progress: bool | None = False
-    ) -> tuple[list[np.ndarray], float]:
+    ) -> tuple[list[Any], float]:
         """Features (n, num_features) of each array of examples, and the seconds."""
         start = time.perf_counter()
         params = self.fmap.init(key, self.sample)

@@ -55,7 +55,7 @@ class FitOutcome:
 
     def _path(self) -> list[dict[str, float | None]]:
         """A row for each value of reg; None where a number is not finite."""
-        path, validation = self.fitted.path, self.fitted.cross_validation
+        path, validation = self.fitted.all_models, self.fitted.cross_validation
         rows = []
         for i, reg in enumerate(np.atleast_1d(path.reg)):
             info = path.select(i).info
@@ -76,7 +76,7 @@ class FitOutcome:
 
     @property
     def _reg(self) -> float:
-        return float(self.fitted.model.reg)
+        return float(self.fitted.best.reg)
 
     def to_text(self) -> str:
         """The report for reading."""
@@ -122,14 +122,14 @@ class FitOutcome:
     def warnings(self) -> list[str]:
         """What a user should know before believing the model."""
         out = []
-        regs = np.atleast_1d(self.fitted.path.reg)
+        regs = np.atleast_1d(self.fitted.all_models.reg)
         if len(regs) > 1 and self._reg in (regs.min(), regs.max()):
             side = "least" if self._reg == regs.min() else "largest"
             out.append(
                 f"the {side} candidate was chosen, reg = {self._reg:.3g}; give others "
                 "with --reg"
             )
-        rounding = float(self.fitted.model.info.rounding)
+        rounding = float(self.fitted.best.info.rounding)
         if rounding > _COARSE:
             out.append(
                 f"rounding may have changed the weights by {rounding:.1%}; a larger "
@@ -147,7 +147,7 @@ class FitOutcome:
                 "num_train": len(training.train.x),
                 "num_test": 0 if training.test is None else len(training.test.x),
                 "example_shape": list(training.train.x.shape[1:]),
-                "skipped": fitted.skipped,
+                "skipped": fitted.num_skipped,
                 "notes": [*training.notes, *self.inputs],
             },
             "network": json.loads(stax.to_json(self.net)),

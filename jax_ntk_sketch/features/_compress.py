@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods
-from jax_ntk_sketch._checks import check_key, check_size
+from jax_ntk_sketch._checks import check_key, check_size, is_shape
+from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
-from jax_ntk_sketch._typing import Get, Kind
-from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, readable
+from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
 from jax_ntk_sketch.features._transform import (
-    in_caches,
-    read_rows,
-    source_batch,
-    transform,
+    apply_in_cache,
+    for_each_batch,
+    map_reader,
 )
 from jax_ntk_sketch.features.build import in_batches
 
@@ -30,21 +30,29 @@ __all__ = ["CompressedFeatureMap", "compress"]
 
 @dataclasses.dataclass(frozen=True)
 class CompressedFeatureMap:
-    """Features of another map in the directions that data use: :math:`U^\\top\\Psi(x)`.
+    r"""The features of another map in the directions that data use.
 
-    Made by `compress`, or from a sample by its own `init`. Static and hashable.
+    .. math:: x \mapsto U^\top \Psi(x)
+
+    `compress` makes it; its own `init` learns the directions from examples. The record
+    is static and hashable.
 
     Attributes:
       base: the map that is compressed.
-      num_features: columns m of the features of each kernel, at most those of `base`;
-        in the order of their weight on the data, zero beyond the data's rank.
+      num_features: m, the columns of the features of each kernel, at most those of
+        `base`. They are ordered by their weight on the data, and zero beyond the rank
+        of the data.
 
+    >>> import jax
+    >>> import jax_ntk_sketch as jns
+    >>> import numpy as np
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
-    >>> cmap = CompressedFeatureMap(jns.feature_map(net, num_features=512), 32)
+    >>> base = jns.feature_map(net, num_features=512)
+    >>> fmap = jns.CompressedFeatureMap(base, num_features=32)
     >>> x = np.random.default_rng(0).normal(size=(99, 8)).astype(np.float32)
-    >>> params = cmap.init(jax.random.key(0), x)
-    >>> cmap.apply(params, x[:3]).shape
+    >>> params = fmap.init(jax.random.key(0), x)
+    >>> fmap.apply(params, x[:3]).shape
     (3, 32)
     """
 
@@ -54,13 +62,14 @@ class CompressedFeatureMap:
     def __post_init__(self) -> None:
         if not isinstance(self.base, FeatureMap):
             raise TypeError(
-                "CompressedFeatureMap: base must be a NetworkFeatureMap (made by "
-                f"feature_map), got {type(self.base).__name__}"
+                "CompressedFeatureMap: base must be a feature map, as feature_map "
+                f"makes it, got {type(self.base).__name__}"
             )
         if self.base.method.batch_dependent:
             raise ValueError(
-                'CompressedFeatureMap: features of method "exact" are of their own '
-                "batch and have no directions in common; use another method"
+                'CompressedFeatureMap: base must not have the method "exact", whose '
+                "features have no directions in common from batch to batch; use "
+                "another method"
             )
         size = check_size("CompressedFeatureMap", "num_features", self.num_features)
         if size > self.base.num_features:
@@ -85,77 +94,100 @@ class CompressedFeatureMap:
         """The method of `base`."""
         return self.base.method
 
-    def init(self, key: jax.Array, example: Any) -> dict[str, Any]:
-        """Draws the parameters of `base` and learns the directions of a sample.
+    def init(
+        self,
+        key: Key,
+        example: Examples,
+        *,
+        pattern: PyTree = None,
+        mask: PyTree = None,
+    ) -> PyTree:
+        """Draw the parameters of `base`, and learn the directions of examples.
+
+        It cannot be traced by `jit`: the directions are computed on the host.
 
         Args:
           key: a PRNG key.
-          example: `(n, *shape)` examples, what `compress` takes as `data`; the n of
-            them bound the number of columns that are not zero.
+          example: n examples `(n, *shape)`, what `compress` takes as x. At most n
+            columns of the features are not zero.
+          pattern, mask: the edges and nodes of the examples, if they are graphs.
 
         Returns:
-          What `compress` returns. Not for use under `jit`: the directions are
-          computed on the host, in float64.
+          The parameters that `compress` returns.
 
         Raises:
-          ValueError: a shape in place of examples; what `compress` says.
+          TypeError: `key` is not a PRNG key.
+          ValueError: `example` is a shape; or `compress` refuses the examples.
         """
-        if isinstance(example, tuple):
+        if is_shape(example):
             raise ValueError(
-                "CompressedFeatureMap.init: directions are learned from data: give an "
-                f"array of examples, (n, d) or (n, *spatial, c), got {example}"
+                "CompressedFeatureMap.init: example must be an array of examples, "
+                "(n, d) or (n, *spatial, c), because directions are learned from data; "
+                f"got the shape {example}"
             )
         key = check_key("CompressedFeatureMap.init", key)
-        first, second = jax.random.split(key)
-        params = self.base.init(first, example)
-        return _learn(self, params, example, second, None, None, None)
+        base_key, sample_key = jax.random.split(key)
+        extras = _given(pattern=pattern, mask=mask)
+        params = self.base.init(base_key, example, **extras)
+        reader = map_reader("compress", self.base, example, extras=extras)
+        return _learn(self, params, reader, sample_key, None, None)
 
     def apply(
-        self, params: dict[str, Any], x: Any, *, batch_size: int | None = None
-    ) -> Any:
-        """Features `(n, num_features)` of examples, as `NetworkFeatureMap.apply`.
+        self,
+        params: PyTree,
+        x: Examples,
+        *,
+        batch_size: int | None = None,
+        pattern: PyTree = None,
+        mask: PyTree = None,
+    ) -> Array | KernelFeatures:
+        """Return the features of examples.
 
         Args:
-          params: what `compress` or `init` returned.
-          x: as for `base`.
-          batch_size: examples that are worked on at a time.
+          params: the parameters that `compress` or `init` returned.
+          x: n examples, as `base` takes them.
+          batch_size: examples that are worked on at a time; by default all.
+          pattern, mask: the edges and nodes of the examples, if they are graphs.
 
         Returns:
-          `(n, num_features)`, dtype of the features of `base`; `KernelFeatures` of two
-          such arrays if `get` is a tuple.
+          `(n, num_features)` with the dtype of the features of `base`;
+          `KernelFeatures` of two such arrays if `get` is a tuple.
 
         Raises:
-          ValueError: what `base` says of x and its parameters; `params["project"]` of
-            another map.
+          ValueError: `params["project"]` is that of another map; or `base` refuses x or
+            its parameters.
         """
         self._check_params(params)
-        project = params["project"]
+        extras = _given(pattern=pattern, mask=mask)
 
-        def run(rows: Any, size: int | None = None) -> Any:
-            phi = self.base.apply(params["base"], rows, batch_size=size)
-            if isinstance(phi, KernelFeatures):
-                return KernelFeatures(
-                    _project(phi.nngp, project["nngp"]),
-                    _project(phi.ntk, project["ntk"]),
-                )
-            return _project(phi, project)
+        def run(x: Examples, extras: PyTree, size: int | None = None) -> PyTree:
+            phi = self.base.apply(params["base"], x, batch_size=size, **extras)
+            if not isinstance(phi, KernelFeatures):
+                return matmul(phi, params["project"])
+            parts = {
+                k: matmul(getattr(phi, k), u) for k, u in params["project"].items()
+            }
+            return phi._replace(**parts)
 
         if batch_size is None or is_sparse(x):
-            return run(x, batch_size)
+            return run(x, extras, batch_size)
         size = check_size("CompressedFeatureMap.apply", "batch_size", batch_size)
         x = jnp.asarray(x)
-        return run(x) if x.ndim < 2 else in_batches(run, x, size)
+        if x.ndim < 2:
+            return run(x, extras)
+        return in_batches(lambda rows: run(*rows), (x, extras), size)
 
-    def plan(self, example: Any, *, batch_size: int | None = None) -> Plan:
-        """The plan of `base` with the projection; `fit_bytes` is what learning takes.
+    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+        """Return the plan of `base` with the projection.
+
+        Its `fit_bytes` is the peak memory while the directions are learned.
 
         Args:
-          example: the shape of one example, or an array of them.
+          example: the shape of one example, or examples.
           batch_size: examples that `apply` works on at a time.
         """
         plan = self.base.plan(example, batch_size=batch_size)
         wide, m = self.base.num_features, self.num_features
-        kinds = self.kinds
         rows = tuple(
             PlanRow(
                 f"{kind} principal directions",
@@ -165,206 +197,262 @@ class CompressedFeatureMap:
                 2 * wide * m,
                 wide + m,
             )
-            for kind in kinds
+            for kind in self.kinds
         )
-        plan = dataclasses.replace(
+        n = None if is_shape(example) else num_examples(example)
+        size = min(_principal_directions.sample_size(m), wide)
+        state_bytes = _principal_directions.state_bytes(wide, m, size, n)
+        return dataclasses.replace(
             plan,
             rows=plan.rows + rows,
             method=f"compressed {plan.method}",
-            num_features=m * len(kinds),
+            num_features=m * len(self.kinds),
             relative_error=None,  # it depends on the data
             bias=None,
+            fit_bytes=len(self.kinds) * state_bytes + plan.peak_bytes,
         )
-        n = None if isinstance(example, tuple | list) else num_examples(example)
-        size = min(_principal_directions.sample_size(m), wide)
-        held = _principal_directions.state_bytes(wide, m, size, n)
-        return dataclasses.replace(plan, fit_bytes=len(kinds) * held + plan.peak_bytes)
 
-    def _check_params(self, params: Any) -> None:
-        wanted = (self.base.num_features, self.num_features)
-        given = jax.tree.map(jnp.shape, params["project"])
-        kinds = dict.fromkeys(("nngp", "ntk"), wanted)
-        if given != (wanted if isinstance(self.get, str) else kinds):
+    def _check_params(self, params: PyTree) -> None:
+        shape = (self.base.num_features, self.num_features)
+        wanted = (
+            shape if isinstance(self.get, str) else dict.fromkeys(self.kinds, shape)
+        )
+        found = jax.tree.map(jnp.shape, params["project"])
+        if found != wanted:
             raise ValueError(
-                f"CompressedFeatureMap.apply: params['project'] must be {wanted} for "
-                f"each kernel of {self.get!r}, got {given}; params must come from "
-                " compress, or init, of an equal map"
+                f"CompressedFeatureMap.apply: params['project'] must be {shape} for "
+                f"each kernel of {self.get!r}, got {found}; use the params that "
+                "compress or init of an equal map returned"
             )
 
 
 def compress(
     fmap: FeatureMap,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    x: Examples,
     *,
     num_features: int,
-    key: jax.Array | None = None,
+    key: Key | None = None,
     num_samples: int | None = None,
     batch_size: int | None = None,
+    nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
-) -> tuple[CompressedFeatureMap, dict[str, Any]]:
-    r"""Features in the m directions that data use: :math:`U^\top \Psi(x)`.
+    pattern: PyTree = None,
+    mask: PyTree = None,
+) -> tuple[CompressedFeatureMap, PyTree]:
+    r"""Return a map with fewer features: the directions of `fmap`'s that data use.
 
-    U minimises :math:`\|\Phi - \Phi U U^\top\|_F` over the M features
-    :math:`\Phi` of the data: their principal directions, about 0 and not about the
-    mean, because the kernel is :math:`\Phi\Phi^\top`. Generating many oblivious
-    features is cheap and solving with them is not: 1024 directions of 16,384 features
-    predict like several times as many oblivious ones.
+    .. math:: x \mapsto U^\top \Psi(x), \qquad
+       U = \arg\min_{U^\top U = I} \|\Phi - \Phi U U^\top\|_F
+
+    The columns of U are the principal directions of the features :math:`\Phi`, (n, M),
+    of n examples. They are directions about 0 and not about the mean, because the
+    kernel is :math:`\Phi\Phi^\top`. Oblivious features are cheap to compute and
+    expensive to solve with. A few directions of many features predict as well as
+    several times as many features.
 
     Args:
-      fmap: a map with M features, of any method but "exact" and any network.
-      params: what its `init` returned.
-      data: n examples, `(n, *shape)`: a NumPy array, a memory map, or anything with a
-        length whose slices NumPy can read, or sparse if `fmap` takes such. Read once,
-        and s examples of it before.
-      num_features: m, 1 to M. 4 m <= M is worth the work.
-      key: a PRNG key, for the s examples to be drawn at random; by default they are
-        evenly spaced.
-      num_samples: s, m to n: examples that the test matrix is made of; by default 4 m,
-        at most m + 3072, n and M. With s >= n or s >= M the directions are exact.
+      fmap: a map with M features, of any method but "exact".
+      params: the parameters that its `init` returned.
+      x: n examples `(n, *shape)`, as `transform` takes them. They are read once, and s
+        of them before.
+      num_features: m, from 1 to M. The compression pays off if M is at least 4 m.
+      key: a PRNG key, with which the s examples are drawn at random. None (default)
+        takes evenly spaced examples, which needs no randomness.
+      num_samples: s, from m to n, the examples that the test matrix is made of. By
+        default 4 m, at most m + 3072. With s >= n or s >= M the directions are exact.
       batch_size: examples per step; by default as `transform` chooses it.
-      progress: True to show a bar on stderr, False not to, None (default) to show it
-        where stderr is a terminal.
+      nonfinite: "raise" to raise an error that names examples with NaN or infinity;
+        "skip" to leave them out, with a warning.
+      progress: True to show progress on stderr, False not to, None (default) to show it
+        if stderr is a terminal.
+      pattern, mask: the edges and nodes of x, if they are graphs.
 
     Returns:
-      The map, of exactly m columns (those beyond the rank of the features are zero),
-      and its parameters `{"base": params, "project": U}`, U `(M, m)`, or a dict of two
-      such matrices, "nngp" and "ntk", if `fmap.get` is a tuple.
+      The `CompressedFeatureMap` with m columns and its parameters `{"base": params,
+      "project": U}`. U is `(M, m)`, or a dictionary of two such matrices, "nngp" and
+      "ntk", if `fmap.get` is a tuple. Columns beyond the rank of the features are zero.
 
     Raises:
-      TypeError, ValueError: a bad argument, named; a NaN or an infinity in the data,
-        with the number of its example; method "exact"; m > M.
+      TypeError: an argument has the wrong type.
+      ValueError: an argument is out of range; an example is not finite; the method is
+        "exact"; or the features overflow.
 
-    Cost: features of n + s examples, and 4 M s flops for each; then about 6 M s^2 +
-    10 s^2 m on the host. Memory 24 M s bytes, or 4 M s + 32 s^2 + 4 M m if that is
-    more or s = n: `CompressedFeatureMap(fmap, m).plan(shape).fit_bytes` says it before.
-    `apply` costs 2 M m flops more than that of `fmap`.
+    Cost: the features of n + s examples and 4 M s flops for each, then about 6 M s^2 +
+    10 s^2 m on the host. The memory is 24 M s bytes, or 4 M s + 32 s^2 + 4 M m if that
+    is more or s = n; `CompressedFeatureMap(fmap, m).plan(shape).fit_bytes` states it
+    before. `apply` costs 2 M m flops per example more than that of `fmap`.
 
     Guarantee: :math:`\hat K_{compressed} \preceq \hat K` on any inputs, because
-    :math:`U U^\top \preceq I`, so that a bias is one-sided; on the data, of all
-    rank-m projections the nearest to :math:`\hat K` in trace, up to the sketch's error:
-    the trace that is lost is 0.3 % above the least where s >= min(n, M), 0.4 % at
-    s = 4 m, 2 % at 2 m, 6 % at 1.25 m (measured with 20,000 images and m = 256).
+    :math:`U U^\top \preceq I`: the bias is one-sided. On the data, no projection of
+    rank m is closer to :math:`\hat K` in trace, up to the error of the sketch. With
+    s = 4 m the trace that is lost is typically less than 1 % above the optimum.
 
-    At the penalty reg, ridge uses a direction of weight w by the part w / (w + reg):
-    the order of these leverages is that of the weights, so that leverage chooses the
-    same directions. Choosing columns by it is worse: 512 of 2048 features of MNIST are
-    .117 to .122 from exact ridge's predictions, 512 directions .089, all 2048 .086.
-
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_ntk_sketch as jns
+    >>> import numpy as np
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=512, method="ntk_random_features")
     >>> params = fmap.init(jax.random.key(0), (8,))
     >>> x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    >>> cmap, cparams = compress(fmap, params, x, num_features=40)
-    >>> phi, psi = fmap.apply(params, x), cmap.apply(cparams, x)
+    >>> small, small_params = jns.compress(fmap, params, x, num_features=40)
+    >>> phi, psi = fmap.apply(params, x), small.apply(small_params, x)
     >>> psi.shape, bool(jnp.allclose(psi @ psi.T, phi @ phi.T, rtol=1e-3, atol=1e-4))
     ((40, 40), True)
 
-    Source: arXiv 1706.05736.
+    Source: Tropp, Yurtsever, Udell, Cevher, arXiv 1706.05736, Algorithm 3.
     """
     if not isinstance(fmap, FeatureMap):
         raise TypeError(
-            "compress: fmap must be a NetworkFeatureMap (made by feature_map), got "
+            "compress: fmap must be a feature map, as feature_map makes it, got "
             f"{type(fmap).__name__}"
         )
-    cmap = CompressedFeatureMap(fmap, num_features)
+    compressed = CompressedFeatureMap(fmap, num_features)
     if key is not None:
         key = check_key("compress", key)
-    return cmap, _learn(cmap, params, data, key, num_samples, batch_size, progress)
+    reader = map_reader(
+        "compress",
+        fmap,
+        x,
+        extras=_given(pattern=pattern, mask=mask),
+        batch_size=batch_size,
+        nonfinite=nonfinite,
+    )
+    return compressed, _learn(compressed, params, reader, key, num_samples, progress)
 
 
 def _learn(
-    cmap: CompressedFeatureMap,
-    params: Any,
-    data: Any,
-    key: jax.Array | None,
+    compressed: CompressedFeatureMap,
+    params: PyTree,
+    reader: Reader,
+    key: Key | None,
     num_samples: int | None,
-    batch_size: int | None,
     progress: bool | None,
-) -> dict[str, Any]:
-    """Parameters of the compressed map."""
-    base, m = cmap.base, cmap.num_features
-    wide = base.num_features
-    data = readable("compress", "data", data)
-    batch = source_batch("compress", "data", base, data, batch_size, None)
-    n = num_examples(data)
+) -> PyTree:
+    """Return the parameters of the compressed map."""
+    base, m = compressed.base, compressed.num_features
+    wide, n = base.num_features, reader.num_examples
+    template = reader.template()
+    assert n is not None and template is not None
     if n < 1:
-        raise ValueError("compress: data holds no examples")
+        raise ValueError("compress: x must hold at least one example, got none")
     size = _principal_directions.sample_size(m)
     if num_samples is not None:
         size = check_size("compress", "num_samples", num_samples, min(m, n))
     size = min(size, n)
-    shapes = jax.eval_shape(functools.partial(base.apply, params), batch)
+    shapes = jax.eval_shape(
+        functools.partial(base.apply, params), template.x, **template.extras
+    )
     leaves, tree = jax.tree.flatten(shapes)
+    # Sums are at least in float32.
+    dtypes = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
     if size >= wide and n > wide:
-        # Every direction is its own test, which is the second moment itself.
-        factors = [np.eye(wide, dtype=_wide(leaf)) for leaf in leaves]
+        # Every direction is a test of its own: the sums are the second moment itself.
+        tests = [np.eye(wide, dtype=dtype) for dtype in dtypes]
+        factors, skipped = _factors(base, params, reader, tests, progress)
     else:
-        sample = _sample(data, size, key, batch)
-        phi = transform(
-            base, params, sample, batch_size=batch.shape[0], progress=progress
-        )
-        factors = [
-            _finite(z).astype(_wide(leaf), copy=False)
-            for z, leaf in zip(jax.tree.leaves(phi), leaves, strict=True)
-        ]
-        del phi
+        order = _sample_positions(n, size, key)
+        factors, skipped = _features(base, params, reader, order, dtypes, progress)
         if size < n:
-            factors = [_principal_directions.whiten(z) for z in factors]
-    if len(factors[0]) < n:
-        factors = _stream(base, params, data, factors, batch, progress)
+            tests = [_principal_directions.whiten(z) for z in factors]
+            del factors
+            factors, skipped = _factors(base, params, reader, tests, progress)
+    warn_skipped("compress", skipped)
     project = [
-        jnp.asarray(_principal_directions.directions(f, m), leaf.dtype)
-        for f, leaf in zip(factors, leaves, strict=True)
+        jnp.asarray(_principal_directions.directions(factor, m), leaf.dtype)
+        for factor, leaf in zip(factors, leaves, strict=True)
     ]
-    out = jax.tree.unflatten(tree, project)
-    out = out._asdict() if isinstance(out, KernelFeatures) else out
-    return {"base": params, "project": out}
+    directions = jax.tree.unflatten(tree, project)
+    if isinstance(directions, KernelFeatures):
+        directions = directions._asdict()
+    return {"base": params, "project": directions}
 
 
-def _stream(
+def _sample_positions(n: int, size: int, key: Key | None) -> NDArray:
+    """Return positions of examples, drawn at random or evenly spaced; ascending."""
+    if size == n or key is None:
+        return np.arange(size) * n // size
+    return np.sort(np.asarray(jax.random.choice(key, n, (size,), replace=False)))
+
+
+def _features(
     base: FeatureMap,
-    params: Any,
-    data: Any,
-    tests: list[NDArray],
-    batch: Any,
+    params: PyTree,
+    reader: Reader,
+    order: NDArray,
+    dtypes: list[np.dtype],
     progress: bool | None,
-) -> list[NDArray]:
-    """Factors of the second moment of all examples, from one pass; empties `tests`."""
-    n, size = num_examples(data), batch.shape[0]
-    given = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
-    sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in given]
-    held = sum(3 * t.nbytes for t in given) / 2**20
-    label = f"directions, {held:,.0f} MiB of sums, batches of {size}"
-    for start in with_progress(range(0, n, size), label, enabled=progress):
-        rows = jax.device_put(read_rows("compress", "data", data, start, batch))
-        # Not two batches at a time, which would take twice the memory.
+) -> tuple[list[NDArray], int]:
+    """Return the features of the examples at `order`, and how many are skipped."""
+    parts: list[list[NDArray]] = [[] for _ in dtypes]
+
+    def consume(batch: Batch, phi: PyTree) -> None:
+        for part, z in zip(parts, jax.tree.leaves(phi), strict=True):
+            part.append(np.asarray(z)[: len(batch.finite)][batch.finite])
+
+    skipped = for_each_batch(
+        base, params, reader, consume, order=order, progress=progress
+    )
+    joined = []
+    for dtype in dtypes:
+        joined.append(_check_finite(np.concatenate(parts.pop(0)).astype(dtype)))
+    if not len(joined[0]):
+        raise ValueError(
+            "compress: x must hold finite examples, got none in the sample"
+        )
+    return joined, skipped
+
+
+def _factors(
+    base: FeatureMap,
+    params: PyTree,
+    reader: Reader,
+    tests: list[NDArray],
+    progress: bool | None,
+) -> tuple[list[NDArray], int]:
+    """Return factors of the second moment of all examples, and how many are skipped.
+
+    The examples are read once. The list `tests` is emptied, to free memory.
+    """
+    on_device = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
+    sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in on_device]
+    mebibytes = sum(3 * t.nbytes for t in on_device) / 2**20
+    label = f"directions, {mebibytes:,.0f} MiB of sums, batches of {reader.size}"
+    skipped = 0
+    count = reader.num_batches()
+    for batch in with_progress(reader.batches(), label, count, progress):
+        rows = jax.device_put((batch.x, batch.extras, batch.weight))
+        # Two batches at a time would take twice the memory.
         jax.block_until_ready(sums)
-        sums = _add(base, params, sums, given, rows, min(size, n - start))
-    out = []
+        sums = _add(base, params, sums, on_device, *rows)
+        skipped += batch.num_skipped
+    factors = []
     while sums:
         total, carry = sums.pop(0)
         y = np.array(total)
         y += np.asarray(carry)
         del total, carry
-        out.append(_principal_directions.factor(_finite(y), np.asarray(given.pop(0))))
-    return out
+        test = np.asarray(on_device.pop(0))
+        factors.append(_principal_directions.factor(_check_finite(y), test))
+    return factors, skipped
 
 
 # At the level of the module, so that all calls share its compiled functions.
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _add(
     base: FeatureMap,
-    params: Any,
-    sums: list[tuple[jax.Array, jax.Array]],
-    tests: list[jax.Array],
-    rows: jax.Array,
-    count: jax.Array,
-) -> list[tuple[jax.Array, jax.Array]]:
-    phi = base.apply(params, rows, batch_size=in_caches(base, rows.shape))
-    # What fills up the last batch counts nothing.
-    counted = (jnp.arange(rows.shape[0]) < count)[:, None]
+    params: PyTree,
+    sums: list[tuple[Array, Array]],
+    tests: list[Array],
+    x: Examples,
+    extras: dict[str, PyTree],
+    weight: Array,
+) -> list[tuple[Array, Array]]:
+    phi = apply_in_cache(base, params, x, extras)
+    # Padding and skipped examples have weight 0.
+    counted = (weight > 0)[:, None]
     return [
         _principal_directions.add_products(
             s, t, jnp.where(counted, z, 0).astype(t.dtype)
@@ -373,34 +461,15 @@ def _add(
     ]
 
 
-def _sample(data: Any, size: int, key: jax.Array | None, batch: Any) -> Any:
-    """Examples of the data: drawn at random, or evenly spaced; sorted."""
-    n = num_examples(data)
-    if size == n or key is None:
-        chosen = np.arange(size) * n // size
-    else:
-        drawn = jax.random.choice(key, n, (size,), replace=False)
-        chosen = np.sort(np.asarray(drawn))
-    if is_sparse(data):
-        return data[chosen]
-    one = jax.ShapeDtypeStruct((1, *batch.shape[1:]), batch.dtype)
-    parts = [read_rows("compress", "data", data, int(i), one) for i in chosen]
-    return np.concatenate(parts)
+def _given(**extras: PyTree) -> dict[str, PyTree]:
+    """Return the arguments that are not None."""
+    return {name: value for name, value in extras.items() if value is not None}
 
 
-def _wide(features: jax.ShapeDtypeStruct) -> Any:
-    """The dtype of sums: float32 at least."""
-    return jnp.promote_types(features.dtype, jnp.float32)
-
-
-def _finite(z: NDArray) -> NDArray:
-    if not np.isfinite(z).all():
+def _check_finite(array: NDArray) -> NDArray:
+    if not np.isfinite(array).all():
         raise ValueError(
-            "compress: the features of data overflow; scale data down, or look for "
-            "examples that are far larger than the others"
+            "compress: the features of x must be finite, but they overflow; scale x "
+            "down, or look for examples that are far larger than the others"
         )
-    return z
-
-
-def _project(phi: jax.Array, directions: jax.Array) -> jax.Array:
-    return jnp.matmul(phi, directions, precision=jax.lax.Precision.HIGHEST)
+    return array

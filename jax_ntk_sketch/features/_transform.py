@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
@@ -49,8 +48,8 @@ def transform(
       batch_size: examples per call, >= 1. By default it is the largest power of two, at
         most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`. On a
         CPU, fewer examples are worked on at a time if they do not fit in its caches.
-      max_bytes: a limit for `fmap.plan(shape, batch_size=...).peak_bytes`. By default it
-        is 256 MiB more than the parameters take. It must be None if `batch_size` is
+      max_bytes: a limit for `fmap.plan(shape, batch_size=...).peak_bytes`. By default
+        it is 256 MiB more than the parameters take. It must be None if `batch_size` is
         given.
       out: where to write: an array or memory map `(n, num_features)` of the features'
         dtype, or a pair of them if `fmap.get` is a tuple. By default a new array.
@@ -169,10 +168,11 @@ def for_each_batch(
     reader: Reader,
     consume: Callable[[Batch, Array | KernelFeatures], None],
     *,
+    order: NDArray | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = False,
 ) -> int:
-    """Call `consume(batch, features)` for each batch of a reader, in order.
+    """Call `consume(batch, features)` for each batch, or for those of `order`.
 
     The device computes one batch while the host consumes the batch before and reads the
     next one. If reading fails, the features that were begun are consumed first.
@@ -188,19 +188,16 @@ def for_each_batch(
     skipped = 0
     running: tuple[Batch, Array | KernelFeatures] | None = None
     try:
-        batches = with_progress(
-            reader.batches(),
-            f"features, batches of {reader.size}",
-            reader.num_batches(),
-            progress,
-        )
-        for batch in batches:
+        batches = reader.batches() if order is None else reader.shuffled(order)
+        count = reader.num_batches() if order is None else -(-len(order) // reader.size)
+        label = f"features, batches of {reader.size}"
+        for batch in with_progress(batches, label, count, progress):
             rows = batch.x, batch.extras
             rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
             # Two batches at a time would take twice the memory.
             done = jax.block_until_ready(running)
             running = batch, run(fmap, params, *rows)
-            skipped += int(np.sum(~batch.finite))
+            skipped += batch.num_skipped
             if done is not None:
                 consume(*done)
                 done = None
@@ -232,7 +229,7 @@ def _apply_over(
 
 def _outputs(
     out: NDArray | tuple[NDArray, NDArray] | None, features: PyTree, n: int
-) -> NDArray | KernelFeatures:
+) -> PyTree:
     """Return new arrays for features like those of a batch, or the checked `out`."""
     if out is None:
         return jax.tree.map(lambda f: np.empty((n, f.shape[1]), f.dtype), features)
@@ -242,7 +239,7 @@ def _outputs(
                 f"transform: out must be a pair of arrays {features._fields}, because "
                 f"fmap.get is a tuple; got {type(out).__name__}"
             )
-        out = type(features)(*out)
+        out = jax.tree.unflatten(jax.tree.structure(features), out)
     jax.tree.map(functools.partial(_check_output, n), out, features)
     return out
 
@@ -261,7 +258,7 @@ def _check_output(n: int, out: NDArray, features: jax.ShapeDtypeStruct) -> None:
         )
     if not out.flags.writeable:
         raise ValueError(
-            "transform: out must be writeable, got a read-only array; open a memory "
+            "transform: out must be writable, got a read-only array; open a memory "
             'map with mode "r+" or "w+"'
         )
 
@@ -271,7 +268,7 @@ def _write(out: PyTree, batch: Batch, features: PyTree) -> None:
     count = len(batch.finite)
 
     def write(target: NDArray, rows: Array) -> None:
-        part = target[batch.start : batch.start + count]
+        part = target[batch.numbers[0] : batch.numbers[0] + count]
         part[:] = np.asarray(rows)[:count]
         part[~batch.finite] = np.nan
 

@@ -1,9 +1,10 @@
 """What a user does with features: linear models on arrays."""
 
-from jax_ntk_sketch.linear_model._fit import FittedModel, fit
-from jax_ntk_sketch.linear_model._fit_cg import CGHistory, fit_cg
+from jax_ntk_sketch.linear_model._fit import fit
+from jax_ntk_sketch.linear_model._fit_cg import fit_cg
 from jax_ntk_sketch.linear_model._fit_gradient import fit_gradient
 from jax_ntk_sketch.linear_model._fit_ridge import fit_ridge
+from jax_ntk_sketch.linear_model._fitted import CGInfo, FittedModel, GradientInfo
 from jax_ntk_sketch.linear_model._multihost import ridge_psum
 from jax_ntk_sketch.linear_model.cross_validation import (
     CrossValidation,
@@ -27,11 +28,12 @@ from jax_ntk_sketch.linear_model.ridge import (
 )
 
 __all__ = [
-    "CGHistory",
+    "CGInfo",
     "CrossValidation",
     "EnsemblePrediction",
     "FittedModel",
     "Gaussian",
+    "GradientInfo",
     "RidgeInfo",
     "RidgeModel",
     "RidgeState",

@@ -1,144 +1,136 @@
-r"""Ridge regression by conjugate gradients, for Gram matrices that do not fit.
+r"""`fit_cg`: ridge regression by conjugate gradients, without a Gram matrix.
 
-Nothing of size m x m is formed: each step is a pass over the data, whose features are
-made again batch by batch, for the product :math:`\Phi^\top \Phi v`. The preconditioner
-is a Nystrom approximation of the Gram matrix from one more pass,
-:math:`\Phi^\top\Phi \approx U \Lambda U^\top` of rank r, so that the condition number
-is about that of the (r+1)-th eigenvalue and the penalty.
+Each step is a pass over the data. It computes the features again, batch by batch, for
+the product :math:`\Phi^\top \Phi v`. The preconditioner is a Nystrom approximation of
+the Gram matrix, :math:`\Phi^\top\Phi \approx U \Lambda U^\top` of rank r, from one more
+pass. With it the condition number is about that of the (r+1)-th eigenvalue plus the
+penalty.
 
-Source: Hestenes and Stiefel (1952); the preconditioner is that of Frangella, Tropp and
-Udell, Randomized Nystrom preconditioning, arXiv 2110.02820, Algorithms 2.1 and 5.1.
+Sources: Hestenes and Stiefel (1952); for the preconditioner Frangella, Tropp and Udell,
+Randomized Nystrom preconditioning, arXiv 2110.02820, Algorithms 2.1 and 5.1.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
+from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul, two_sum
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch.batches.reader import (
-    Source,
-    check_options,
-    features,
+from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
+from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.linear_model._fitted import (
+    CGInfo,
+    FittedModel,
+    batch_features,
+    check_one_kernel,
     features_like,
-    warn_skipped,
 )
-from jax_ntk_sketch.linear_model._fit import FittedModel
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
-from jax_ntk_sketch.linear_model.ridge import check_reg, ridge_penalty
+from jax_ntk_sketch.linear_model.ridge import ridge_penalty
 
-__all__ = ["CGHistory", "fit_cg"]
-
-
-class CGHistory(NamedTuple):
-    """How conjugate gradients went.
-
-    Attributes:
-      residuals: after 0, 1, ... steps, the largest of the targets' residuals relative
-        to their right-hand sides, as the recurrence has them.
-      residual: the same of the weights that were returned, from a pass of its own.
-      bound: on the distance of their predictions from those of the exact weights, see
-        `fit_cg`, from that same pass.
-      converged: whether `bound` is at most twice the tolerance.
-      passes: over the data, in all.
-    """
-
-    residuals: np.ndarray
-    residual: float
-    bound: float
-    converged: bool
-    passes: int
+__all__ = ["fit_cg"]
 
 
 def fit_cg(
-    fmap: Any,
-    params: Any,
-    data: Any,
-    y: Any = None,
+    fmap: FeatureMap,
+    params: PyTree,
+    x: Examples | Iterable[Any],
+    y: Targets = None,
     *,
+    key: Key,
     reg: float,
     intercept: bool = True,
-    sample_weight: Any = None,
+    sample_weight: Targets = None,
     num_classes: int | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 100,
     rank: int = 256,
-    key: jax.Array | None = None,
-    batch_size: int = 1024,
-    nonfinite: str = "raise",
+    batch_size: int | None = None,
+    nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
-) -> tuple[FittedModel, CGHistory]:
-    r"""Ridge regression on features too many for their Gram matrix.
+    pattern: PyTree = None,
+    mask: PyTree = None,
+) -> FittedModel:
+    r"""Fit ridge regression on features that are too many for their Gram matrix.
 
-    Minimises what `fit` does. All targets are solved for in the same passes.
+    The objective is that of `fit`. The same passes solve for all targets.
 
     Args:
-      fmap, params, data, y, intercept, sample_weight, num_classes, batch_size,
-        nonfinite, progress: as `fit`; data that can be read once only are refused.
-        There is no `mesh`: one device makes all features.
+      fmap, params, x, y, intercept, sample_weight, num_classes, batch_size, nonfinite,
+        progress, pattern, mask: as `fit` takes them, but x must not be an iterator. One
+        device computes all features.
+      key: a PRNG key, for the random directions of the preconditioner.
       reg: one number > 0.
-      tolerance: in (0, 1), of the predictions on the training examples: root mean
-        square difference from those of the exact weights, over the targets' standard
-        deviation (without intercept, over their root mean square), the largest of
-        the targets'. It is bounded from above by the residual r,
+      tolerance: in (0, 1), the accuracy of the predictions on the training examples. It
+        is the root mean square difference from those of the exact weights over the
+        standard deviation of the targets (over their root mean square without an
+        intercept), for the worst target. The residual r bounds the difference,
         :math:`|\Phi A^{-1} r| \le |r| / (2 \sqrt{\lambda})`, often generously.
-      max_steps: >= 1; each a pass over the data.
-      rank: of the preconditioner, >= 0; m at most.
-      key: for the preconditioner; by default `jax.random.key(0)`.
+      max_steps: >= 1; each step is a pass over the data.
+      rank: the rank of the preconditioner, >= 0; it is at most m.
 
     Returns:
-      `FittedModel` and `CGHistory`; look at its `converged`.
+      `FittedModel` whose `info` is a `CGInfo`. If the tolerance is not reached in
+      `max_steps`, the last weights are returned and `info.converged` is False.
 
     Raises:
-      TypeError, ValueError: as `fit`; `reg`, `tolerance` or data that do not do.
+      TypeError: as `fit`, or `key` is not a PRNG key.
+      ValueError: as `fit`, or one of `reg`, `tolerance`, `max_steps` and `rank` is out
+        of range.
 
-    Where the tolerance is not reached in `max_steps`, the last weights are returned
-    with a flag that says so, not an error.
+    Cost: one pass for each step and two more. A pass costs the features of n examples
+    and 4 n m t flops, the preconditioner 2 n m `rank` flops. The memory is
+    16 m (t + `rank`) bytes.
 
-    Cost: two passes, one a step and one to check: features of n examples each, and
-    4 n m t flops; the preconditioner 2 n m `rank`, and 16 m (t + `rank`) bytes.
-
+    >>> import jax
     >>> import jax_ntk_sketch as jns
-    >>> from jax_ntk_sketch import stax
+    >>> import numpy as np
+    >>> from jax_ntk_sketch import linear_model, stax
     >>> net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=300)
-    >>> x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     >>> params = fmap.init(jax.random.key(0), (4,))
-    >>> fitted, history = fit_cg(fmap, params, x, x[:, 0], reg=1e-3, rank=20)
-    >>> history.converged, fitted.predict(x).shape
+    >>> x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    >>> fitted = linear_model.fit_cg(
+    ...     fmap, params, x, x[:, 0], key=jax.random.key(1), reg=1e-3, rank=20)
+    >>> fitted.info.converged, fitted.predict(x).shape
     (True, (200,))
     """
-    check_options("fit_cg", fmap, nonfinite, batch_size=batch_size, max_steps=max_steps)
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 0:
-        raise ValueError(f"fit_cg: rank must be an integer >= 0, got {rank!r}")
-    penalty = check_reg("fit_cg", reg)
-    if penalty.ndim or penalty <= 0:
-        raise ValueError(f"fit_cg: reg must be one number > 0, got {reg!r}")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"fit_cg: tolerance must be in (0, 1), got {tolerance!r}")
-    source = Source("fit_cg", data, y, sample_weight, num_classes, batch_size)
-    if source.once:
+    check_one_kernel("fit_cg", fmap)
+    key = check_key("fit_cg", key)
+    reg = check_number("fit_cg", "reg", reg, above=0)
+    check_number("fit_cg", "tolerance", tolerance, above=0, below=1)
+    check_size("fit_cg", "max_steps", max_steps)
+    check_size("fit_cg", "rank", rank, 0)
+    extras = {"pattern": pattern, "mask": mask}
+    source = open_source("fit_cg", x, y, sample_weight, extras)
+    if source.read_once:
         raise ValueError(
-            "fit_cg: data is an iterator, which is used up after one pass, but "
-            "conjugate gradients take many; give a list, an array or an object with "
-            "__iter__"
+            "fit_cg: x must not be an iterator, because it is read many times; give a "
+            "list, an array or an object with __iter__"
         )
-    passes = _Passes(fmap, params, source, nonfinite, progress)
-    key = jax.random.key(0) if key is None else key
+    reader = Reader(
+        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
+    )
+    passes = _Passes(fmap, params, reader, progress)
     m = passes.num_features
     omega = np.asarray(jax.random.normal(key, (m, min(rank, m))), np.float64)
     omega = np.linalg.qr(omega)[0] if omega.size else omega
     sums = passes.first(omega, intercept)
     warn_skipped("fit_cg", passes.skipped)
     n, mean = sums.examples, sums.mean
-    shift = float(ridge_penalty(penalty, n))
+    shift = float(ridge_penalty(reg, n))
 
-    def product(v: np.ndarray) -> np.ndarray:
-        """(G + shift I) v with the centred Gram matrix G."""
+    def product(v: NDArray) -> NDArray:
+        """Return (G + shift I) v with the centered Gram matrix G."""
         return passes.product(v) - n * np.outer(mean, mean @ v) + shift * v
 
     sketch = sums.sketch - n * np.outer(mean, mean @ omega)
@@ -171,8 +163,8 @@ def fit_cg(
     image = product(w)
     left = np.linalg.norm(image - right, axis=0)
     residual, bound = float((left / size).max()), float((left / spread).max())
-    history = CGHistory(
-        np.array(residuals), residual, bound, bound <= 2 * tolerance, passes.passes
+    info = CGInfo(
+        np.array(residuals), residual, bound, bound <= 2 * tolerance, passes.count
     )
     bias = sums.target_mean - mean @ w
     flat = passes.flat
@@ -180,114 +172,142 @@ def fit_cg(
     model = RidgeModel(
         weights=jnp.asarray(w[:, 0] if flat else w, dtype),
         intercept=jnp.asarray(bias[0] if flat else bias, dtype),
-        reg=np.array(float(penalty)),
+        reg=np.array(reg),
         info=RidgeInfo(
             count=n,
             residual=residual,
             mse=max(squares, 0.0) / (n * right.shape[1]),
         ),
         num_targets=None if flat else right.shape[1],
-        num_classes=source.num_classes,
+        num_classes=reader.num_classes,
     )
-    return FittedModel(fmap, params, model, model, None, passes.skipped), history
+    return FittedModel(
+        fmap, params, model, model, info=info, num_skipped=passes.skipped
+    )
 
 
-class _First(NamedTuple):
+class _FirstSums(NamedTuple):
+    """Sums over the examples, centered if there is an intercept.
+
+    Attributes:
+      examples: the sum of the weights.
+      mean: (m,), the mean features.
+      target_mean: (t,).
+      moments: (m, t), the features times the targets.
+      sketch: (m, rank), the Gram matrix, not centered, times the test matrix.
+      squares: (t,), the squared targets.
+    """
+
     examples: float
-    mean: np.ndarray
-    target_mean: np.ndarray
-    moments: np.ndarray
-    sketch: np.ndarray
-    squares: np.ndarray
+    mean: NDArray
+    target_mean: NDArray
+    moments: NDArray
+    sketch: NDArray
+    squares: NDArray
 
 
 class _Passes:
-    """Products with the features of a source, batch by batch."""
+    """Products with the features of a reader's examples, batch by batch."""
 
     def __init__(
         self,
-        fmap: Any,
-        params: Any,
-        source: Source,
-        nonfinite: str,
+        fmap: FeatureMap,
+        params: PyTree,
+        reader: Reader,
         progress: bool | None,
     ) -> None:
-        self.fmap, self.params, self.source = fmap, params, source
-        self.nonfinite, self.progress = nonfinite, progress
-        self.passes = self.skipped = 0
-        chunk = next(source.chunks(), None)
-        if chunk is None:
-            raise ValueError("fit_cg: there are no examples")
-        phi = features_like(fmap, params, chunk.x)
+        self.fmap, self.params, self.reader = fmap, params, reader
+        self.progress = progress
+        self.count = self.skipped = 0
+        template = reader.template()
+        if template is None or not len(template.numbers):
+            raise ValueError("fit_cg: x must hold examples, got no examples")
+        assert template.y is not None
+        phi = features_like(fmap, params, template.x, template.extras)
         self.num_features, self.dtype = phi.shape[1], phi.dtype
-        self.flat = chunk.y.ndim == 1
+        self.flat = template.y.ndim == 1
 
-    def _run(self, v: np.ndarray, with_targets: bool) -> tuple[np.ndarray, Any]:
-        """Sums over the data of [phi]^T [phi v], and of [phi, y, 1]^T [y, 1]."""
-        right = jnp.asarray(v, self.dtype)
-        total = carry = jnp.zeros_like(right)
-        others: Any = 0.0
-        self.passes += 1
-        chunks = self.source.chunks()
-        if with_targets:
-            label = "moments and preconditioner"
-            chunks = with_progress(chunks, label, self.source.count(), self.progress)
-        for chunk in chunks:
-            y = chunk.y.reshape(len(chunk.y), -1)
-            total, carry, phi, finite = _add(
-                self.fmap, self.params, total, carry, right, chunk.x, chunk.weight
-            )
-            if not with_targets:
-                continue
-            self.skipped += chunk.skipped("fit_cg", finite, self.nonfinite)
-            weight = chunk.weight.astype(np.float64) * np.asarray(finite)
-            rows = np.concatenate([y, np.ones((len(y), 1))], axis=1, dtype=np.float64)
-            left = np.concatenate([np.asarray(phi, np.float64), rows], axis=1)
-            others = others + left.T @ (rows * weight[:, None])
-        sums = np.asarray(total, np.float64) + np.asarray(carry, np.float64)
-        return sums, others
-
-    def product(self, v: np.ndarray) -> np.ndarray:
-        """Phi^T W Phi v."""
+    def product(self, v: NDArray) -> NDArray:
+        """Return Phi^T W Phi v."""
         return self._run(v, False)[0]
 
-    def first(self, omega: np.ndarray, intercept: bool) -> _First:
-        """Moments, counts and the sketch of the Gram matrix; the data are checked."""
+    def first(self, omega: NDArray, intercept: bool) -> _FirstSums:
+        """Return the sums that the solve needs; the examples are checked."""
         sketch, sums = self._run(omega, True)
         m = self.num_features
         n = sums[-1, -1]
         if n <= 0:
-            raise ValueError("fit_cg: all examples have weight 0")
+            raise ValueError(
+                "fit_cg: sample_weight must be positive for at least one example, got "
+                "weight 0 for all examples"
+            )
         mean, target_mean = sums[:m, -1] / n, sums[m:-1, -1] / n
         if not intercept:
             mean, target_mean = np.zeros_like(mean), np.zeros_like(target_mean)
         moments = sums[:m, :-1] - n * np.outer(mean, target_mean)
         squares = np.diagonal(sums[m:-1, :-1]) - n * target_mean**2
-        return _First(n, mean, target_mean, moments, sketch, squares)
+        return _FirstSums(n, mean, target_mean, moments, sketch, squares)
+
+    def _run(self, v: NDArray, with_targets: bool) -> tuple[NDArray, NDArray]:
+        """Return Phi^T W Phi v, and [Phi, y, 1]^T W [y, 1] if it is asked for."""
+        right = jnp.asarray(v, self.dtype)
+        total = carry = jnp.zeros_like(right)
+        moments = np.zeros(())
+        self.count += 1
+        batches = self.reader.batches()
+        if with_targets:
+            label = "moments and preconditioner"
+            count = self.reader.num_batches()
+            batches = with_progress(batches, label, count, self.progress)
+        for batch in batches:
+            total, carry, phi, finite = _add(
+                self.fmap,
+                self.params,
+                total,
+                carry,
+                right,
+                batch.x,
+                batch.extras,
+                batch.weight,
+            )
+            if not with_targets:
+                continue
+            assert batch.y is not None
+            self.skipped += self.reader.count_skipped(batch, finite)
+            weight = batch.weight.astype(np.float64) * np.asarray(finite)
+            y = batch.y.reshape(len(batch.y), -1)
+            rows = np.concatenate([y, np.ones((len(y), 1))], axis=1, dtype=np.float64)
+            left = np.concatenate([np.asarray(phi, np.float64), rows], axis=1)
+            moments = moments + left.T @ (rows * weight[:, None])
+        sums = np.asarray(total, np.float64) + np.asarray(carry, np.float64)
+        return sums, moments
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _add(
-    fmap: Any,
-    params: Any,
-    total: jax.Array,
-    carry: jax.Array,
-    v: jax.Array,
-    x: Any,
-    weight: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Adds phi^T W phi v; also phi, and which of its rows are finite."""
-    phi, weight, finite = features(fmap, params, x, weight)
+    fmap: FeatureMap,
+    params: PyTree,
+    total: Array,
+    carry: Array,
+    v: Array,
+    x: Examples,
+    extras: dict[str, PyTree],
+    weight: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """Add phi^T W phi v to a sum; also return phi, and which of its rows are finite."""
+    phi, weight, finite = batch_features(fmap, params, x, extras, weight)
     phi = phi.astype(v.dtype)
     rows = weight.astype(v.dtype)[:, None] * matmul(phi, v)
     total, error = two_sum(total, matmul(phi.T, rows))
     return total, carry + error, phi, finite
 
 
-def _preconditioner(sketch: np.ndarray, omega: np.ndarray, shift: float) -> Any:
-    """P^-1 with P = (U L U^T + shift I) / (l_r + shift), from sketch = A omega."""
+def _preconditioner(
+    sketch: NDArray, omega: NDArray, shift: float
+) -> Callable[[NDArray], NDArray]:
+    """Return P^-1 for P = (U L U^T + shift I) / (l_r + shift); sketch = A omega."""
     if omega.shape[1] == 0:
-        return lambda r: r.copy()
+        return np.copy
     nu = np.sqrt(len(omega)) * np.finfo(np.float32).eps * np.linalg.norm(sketch, 2)
     nu = max(nu, np.finfo(np.float64).tiny)
     sketch = sketch + nu * omega
@@ -295,14 +315,13 @@ def _preconditioner(sketch: np.ndarray, omega: np.ndarray, shift: float) -> Any:
     values, vectors = np.linalg.eigh((core + core.T) / 2)
     kept = values > 1e-12 * max(values[-1], 0)
     if not kept.any():
-        return lambda r: r.copy()
+        return np.copy
     root = sketch @ (vectors[:, kept] / np.sqrt(values[kept]))
     u, s, _ = scipy.linalg.svd(root, full_matrices=False)
     eigenvalues = np.maximum(s**2 - nu, 0)
     scale = (eigenvalues[-1] + shift) / (eigenvalues + shift)
 
-    def apply(r: np.ndarray) -> np.ndarray:
-        along = u.T @ r
-        return r + u @ ((scale[:, None] - 1) * along)
+    def precondition(r: NDArray) -> NDArray:
+        return r + u @ ((scale[:, None] - 1) * (u.T @ r))
 
-    return apply
+    return precondition

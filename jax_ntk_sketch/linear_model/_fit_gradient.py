@@ -1,157 +1,191 @@
-"""Linear models on features by stochastic gradients, for any loss and optimiser."""
+"""`fit_gradient`: linear models on features by stochastic gradients, for any loss."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch.batches.reader import (
-    Source,
-    check_options,
-    features,
+from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
+from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.linear_model._fitted import (
+    FittedModel,
+    GradientInfo,
+    batch_features,
+    check_one_kernel,
     features_like,
-    warn_skipped,
 )
-from jax_ntk_sketch.linear_model._fit import FittedModel
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
-from jax_ntk_sketch.linear_model.ridge import check_reg
+
+if TYPE_CHECKING:
+    from optax import GradientTransformation
 
 __all__ = ["fit_gradient"]
 
+Loss: TypeAlias = Callable[[Array, Array], Array]
+# Weights (m, t) and intercept (t,).
+_Weights: TypeAlias = tuple[Array, Array]
+
 
 def fit_gradient(
-    fmap: Any,
-    params: Any,
-    data: Any,
-    y: Any = None,
+    fmap: FeatureMap,
+    params: PyTree,
+    x: Examples | Iterable[Any],
+    y: Targets = None,
     *,
-    optimizer: Any,
-    loss: str | Callable[[jax.Array, jax.Array], jax.Array] = "squared_error",
+    optimizer: "GradientTransformation",
+    loss: Literal["squared_error", "softmax_cross_entropy"] | Loss = "squared_error",
     reg: float = 0.0,
     num_epochs: int = 1,
     intercept: bool = True,
-    sample_weight: Any = None,
+    sample_weight: Targets = None,
     num_classes: int | None = None,
-    key: jax.Array | None = None,
+    key: Key | None = None,
     batch_size: int = 256,
-    nonfinite: str = "raise",
+    nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
-) -> tuple[FittedModel, np.ndarray]:
-    r"""A linear model on features by minibatches, features made again in each epoch.
+    pattern: PyTree = None,
+    mask: PyTree = None,
+) -> FittedModel:
+    r"""Fit a linear model on features by gradients of batches, with any loss.
 
-    Minimises :math:`\frac1n \sum_i \ell(\phi_i^\top w + b, y_i) +
-    \mathrm{reg}\,\|w\|^2`, from zero weights.
+    .. math:: \min_{w, b}\; \frac1n \sum_i \ell(\phi_i^\top w + b, y_i) +
+       \mathrm{reg}\,\|w\|^2
+
+    The weights start at zero. The features are computed again in each epoch.
 
     Args:
-      fmap, params, data, y, intercept, sample_weight, num_classes, nonfinite, progress:
-        as `fit`; data that can be read once only do for one epoch. There is no
-        `mesh`: one device makes all features.
-      optimizer: an `optax.GradientTransformation`, schedules and clipping included.
-      loss: "squared_error", "softmax_cross_entropy" (needs class labels), or a function
-        of scores (n, t) and targets (n, t), for classes one-hot codes, to (n,).
-      reg: >= 0, per example as everywhere.
+      fmap, params, x, y, intercept, sample_weight, num_classes, nonfinite, progress,
+        pattern, mask: as `fit` takes them. An iterator is read once, for one epoch. One
+        device computes all features.
+      optimizer: an `optax.GradientTransformation`, which may contain schedules and
+        clipping.
+      loss: "squared_error", "softmax_cross_entropy" for class labels, or a function of
+        scores (n, t) and targets (n, t) that returns (n,). Its targets of classes are
+        one-hot codes.
+      reg: the penalty per example, >= 0.
       num_epochs: passes over the data, >= 1.
-      key: for the order of the examples, drawn anew in each epoch; None for the order
-        in which they come, as batches always do.
-      batch_size: examples of a step.
+      key: a PRNG key, with which arrays are shuffled in each epoch. None (default)
+        takes the examples in their own order, which needs no randomness. Batches always
+        come in their own order.
+      batch_size: examples of a step, >= 1.
 
     Returns:
-      `FittedModel`, and the mean loss of each epoch's steps, (num_epochs,), `reg`
-      included. For classes scores are log-odds up to a constant with
-      "softmax_cross_entropy", and as in `fit` with "squared_error".
+      `FittedModel` whose `info` is a `GradientInfo`. For classes, scores are log-odds
+      up to a constant with "softmax_cross_entropy", and those of `fit` with
+      "squared_error".
 
     Raises:
-      TypeError, ValueError: as `fit`; FloatingPointError where the loss is not finite
-        any more, which a smaller learning rate prevents.
+      TypeError: as `fit`, or `optimizer` or `key` is of the wrong type.
+      ValueError: as `fit`, or `loss` or a number is out of range.
+      FloatingPointError: the loss is not finite, because the learning rate is too large
+        for example.
 
-    Cost: `num_epochs` times the features of n examples and 4 n m t flops.
+    Cost: for each epoch the features of n examples and 4 n m t flops.
 
-    >>> import optax
+    >>> import jax
     >>> import jax_ntk_sketch as jns
-    >>> from jax_ntk_sketch import stax
+    >>> import numpy as np
+    >>> import optax
+    >>> from jax_ntk_sketch import linear_model, stax
     >>> net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=100)
-    >>> x = np.random.default_rng(0).normal(size=(512, 4)).astype(np.float32)
     >>> params = fmap.init(jax.random.key(0), (4,))
-    >>> fitted, losses = fit_gradient(
+    >>> x = np.random.default_rng(0).normal(size=(512, 4)).astype(np.float32)
+    >>> fitted = linear_model.fit_gradient(
     ...     fmap, params, x, x[:, 0] > 0, loss="softmax_cross_entropy",
     ...     optimizer=optax.adam(0.05), num_epochs=20, key=jax.random.key(1))
+    >>> losses = fitted.info.losses
     >>> bool(losses[-1] < 0.7 * losses[0])
     True
     """
-    check_options(
-        "fit_gradient", fmap, nonfinite, batch_size=batch_size, num_epochs=num_epochs
-    )
-    penalty = check_reg("fit_gradient", reg)
-    if penalty.ndim:
-        raise ValueError(f"fit_gradient: reg must be one number, got {reg!r}")
+    owner = "fit_gradient"
+    check_one_kernel(owner, fmap)
+    check_size(owner, "num_epochs", num_epochs)
+    reg = check_number(owner, "reg", reg, least=0)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
-            "fit_gradient: optimizer must be an optax.GradientTransformation, such as "
+            f"{owner}: optimizer must be an optax.GradientTransformation, for example "
             f"optax.adam(1e-3); got {optimizer!r}"
         )
-    source = Source("fit_gradient", data, y, sample_weight, num_classes, batch_size)
-    if source.once and num_epochs > 1:
+    extras = {"pattern": pattern, "mask": mask}
+    source = open_source(owner, x, y, sample_weight, extras)
+    if source.read_once and num_epochs > 1:
         raise ValueError(
-            "fit_gradient: data is an iterator, which is used up after one pass; for "
-            "more epochs give a list, an array or an object with __iter__"
+            f"{owner}: x must not be an iterator for {num_epochs} epochs, because it "
+            "is read once; give a list, an array or an object with __iter__"
         )
-    if key is not None and source.n is None:
-        raise ValueError(
-            "fit_gradient: batches come in their own order; key is for arrays"
-        )
-    each, centre = _loss(loss, source.num_classes)
-    run: Any = None
-    history, skipped = [], 0
-    step = _stepper(fmap, optimizer, each, float(penalty), intercept)
+    if key is not None:
+        key = check_key(owner, key)
+        if source.num_examples is None:
+            raise ValueError(
+                f"{owner}: key must be None for batches, which come in their own "
+                "order; shuffle them where they are made"
+            )
+    reader = Reader(
+        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
+    )
+    example_loss, center = _example_loss(loss, reader.num_classes)
+    template = reader.template()
+    if template is None or not len(template.numbers):
+        raise ValueError(f"{owner}: x must hold examples, got no examples")
+    assert template.y is not None
+    flat = template.y.ndim == 1
+    phi = features_like(fmap, params, template.x, template.extras)
+    t = 1 if flat else template.y.shape[1]
+    weights = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
+    run = weights, optimizer.init(weights)
+    step = _make_step(fmap, optimizer, example_loss, reg, intercept)
+    losses, skipped, count = [], 0, 0.0
     for epoch in range(num_epochs):
-        order = None
+        batches = reader.batches()
         if key is not None:
-            assert source.n is not None
+            assert source.num_examples is not None
             epoch_key = jax.random.fold_in(key, epoch)
-            order = np.asarray(jax.random.permutation(epoch_key, source.n))
+            order = jax.random.permutation(epoch_key, source.num_examples)
+            batches = reader.shuffled(np.asarray(order))
         label = f"epoch {epoch + 1} of {num_epochs}"
-        chunks = source.chunks(order=order)
         total, count = jnp.zeros(()), 0.0
-        for chunk in with_progress(chunks, label, source.count(), progress):
-            targets = chunk.y.reshape(len(chunk.y), -1) + centre
-            if run is None:
-                flat = chunk.y.ndim == 1
-                run = _start(fmap, params, chunk.x, targets.shape[1], optimizer)
-            weight = np.asarray(chunk.weight, np.float32)
-            run, value, finite = step(params, run, chunk.x, targets, weight)
+        for batch in with_progress(batches, label, reader.num_batches(), progress):
+            assert batch.y is not None
+            targets = batch.y.reshape(len(batch.y), -1) + center
+            weight = np.asarray(batch.weight, np.float32)
+            run, value, finite = step(
+                params, run, batch.x, batch.extras, targets, weight
+            )
             if epoch == 0:
-                skipped += chunk.skipped("fit_gradient", finite, nonfinite)
+                skipped += reader.count_skipped(batch, finite)
             total = total + value * weight.sum()
             count += float(weight.sum())
-        if run is None:
-            raise ValueError("fit_gradient: there are no examples")
-        history.append(float(total) / max(count, np.finfo(np.float64).tiny))
-        if not np.isfinite(history[-1]):
+        losses.append(float(total) / max(count, np.finfo(np.float64).tiny))
+        if not np.isfinite(losses[-1]):
             raise FloatingPointError(
-                f"fit_gradient: the loss of epoch {epoch + 1} is {history[-1]}; a "
-                "smaller learning rate may do"
+                f"{owner}: the loss must stay finite, got {losses[-1]} in epoch "
+                f"{epoch + 1}; try a smaller learning rate"
             )
-    warn_skipped("fit_gradient", skipped)
+    warn_skipped(owner, skipped)
     (w, b), _ = run
     model = RidgeModel(
         weights=w[:, 0] if flat else w,
         intercept=b[0] if flat else b,
-        reg=np.array(float(penalty)),
+        reg=np.array(reg),
         info=RidgeInfo(count),
-        num_targets=None if flat else w.shape[1],
-        num_classes=source.num_classes,
+        num_targets=None if flat else t,
+        num_classes=reader.num_classes,
     )
-    return FittedModel(fmap, params, model, model, None, skipped), np.array(history)
+    info = GradientInfo(np.array(losses))
+    return FittedModel(fmap, params, model, model, info=info, num_skipped=skipped)
 
 
-def _loss(loss: Any, num_classes: int | None) -> tuple[Callable[..., Any], float]:
-    """The loss of each example, and what centred one-hot codes lack of 0 and 1."""
+def _example_loss(loss: str | Loss, num_classes: int | None) -> tuple[Loss, float]:
+    """Return the loss of each example, and what is added to centered one-hot codes."""
     one_hot = 0.0 if num_classes is None else 1 / num_classes
     if callable(loss):
         return loss, one_hot
@@ -164,42 +198,50 @@ def _loss(loss: Any, num_classes: int | None) -> tuple[Callable[..., Any], float
         )
     if num_classes is None:
         raise ValueError(
-            'fit_gradient: loss="softmax_cross_entropy" needs class labels: integers '
-            "of shape (n,), with batches also num_classes"
+            "fit_gradient: y must hold class labels, integers of shape (n,), for "
+            'loss="softmax_cross_entropy"; with batches give num_classes, too'
         )
     import optax
 
     return optax.losses.softmax_cross_entropy, one_hot
 
 
-def _start(fmap: Any, params: Any, x: Any, t: int, optimizer: Any) -> Any:
-    phi = features_like(fmap, params, x)
-    w = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
-    return w, optimizer.init(w)
-
-
-def _stepper(
-    fmap: Any, optimizer: Any, each: Any, reg: float, intercept: bool
+def _make_step(
+    fmap: FeatureMap,
+    optimizer: "GradientTransformation",
+    example_loss: Loss,
+    reg: float,
+    intercept: bool,
 ) -> Callable[..., Any]:
-    def objective(w: Any, phi: jax.Array, y: jax.Array, weight: jax.Array) -> Any:
-        scores = matmul(phi, w[0]) + w[1]
-        losses = each(scores, y.astype(scores.dtype))
+    """Return a compiled step: one batch, one change of the weights."""
+
+    def objective(weights: _Weights, phi: Array, y: Array, weight: Array) -> Array:
+        w, b = weights
+        scores = matmul(phi, w) + b
+        losses = example_loss(scores, y.astype(scores.dtype))
         mean = jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1e-30)
-        return mean + reg * jnp.sum(w[0] ** 2)
+        return mean + reg * jnp.sum(w**2)
 
     # The state is updated in place.
     @functools.partial(jax.jit, donate_argnums=1)
-    def step(params: Any, run: Any, x: Any, y: Any, weight: Any) -> Any:
-        w, state = run
-        phi, weight, finite = features(fmap, params, x, weight)
-        phi = phi.astype(w[0].dtype)
-        value, slope = jax.value_and_grad(objective)(w, phi, y, weight)
+    def step(
+        params: PyTree,
+        run: tuple[_Weights, PyTree],
+        x: Examples,
+        extras: dict[str, PyTree],
+        y: Array,
+        weight: Array,
+    ) -> tuple[tuple[_Weights, PyTree], Array, Array]:
+        weights, state = run
+        phi, weight, finite = batch_features(fmap, params, x, extras, weight)
+        phi = phi.astype(weights[0].dtype)
+        value, slope = jax.value_and_grad(objective)(weights, phi, y, weight)
         if not intercept:
             slope = slope[0], jnp.zeros_like(slope[1])
-        change, state = optimizer.update(slope, state, w)
+        change, state = optimizer.update(slope, state, weights)
         if not intercept:
             change = change[0], jnp.zeros_like(change[1])
-        w = jax.tree.map(lambda a, b: a + b.astype(a.dtype), w, change)
-        return (w, state), value, finite
+        weights = jax.tree.map(lambda a, b: a + b.astype(a.dtype), weights, change)
+        return (weights, state), value, finite
 
     return step

@@ -13,7 +13,7 @@ import numpy as np
 from jax_ntk_sketch._protocol import Origin
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.linear_model import checkpoint
-from jax_ntk_sketch.linear_model._fit import FittedModel
+from jax_ntk_sketch.linear_model._fitted import FittedModel
 from jax_ntk_sketch.linear_model.model import model_from_arrays, model_to_arrays
 
 __all__ = ["is_model", "load_metadata", "load_model", "save_model"]
@@ -65,7 +65,7 @@ def save_model(
     >>> bool((loaded.predict(x) == fitted.predict(x)).all())
     True
     """
-    model = fitted.model
+    model = fitted.best
     leaves, _ = jax.tree_util.tree_flatten_with_path(fitted.params)
     parts = {_leaf_name(key): np.asarray(leaf) for key, leaf in leaves}
     parts |= model_to_arrays(model)
@@ -77,7 +77,7 @@ def save_model(
         "params": _structure_literal(fitted.params),
         "num_targets": model.num_targets,
         "num_classes": model.num_classes,
-        "skipped": fitted.skipped,
+        "skipped": fitted.num_skipped,
         "metadata": dict(metadata or {}),
     }
     checkpoint.save(path, parts, header)
@@ -138,7 +138,7 @@ def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
     params = jax.tree_util.tree_map_with_path(
         lambda key, _: jnp.asarray(arrays[_leaf_name(key)]), structure
     )
-    return FittedModel(fmap, params, model, model, None, header["skipped"])
+    return FittedModel(fmap, params, model, model, num_skipped=header["skipped"])
 
 
 def _leaf_name(key: tuple[Any, ...]) -> str:

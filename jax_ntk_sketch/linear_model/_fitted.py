@@ -1,0 +1,214 @@
+"""`FittedModel`: a linear model on features, with the map that makes them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._typing import Array, Examples, PyTree
+from jax_ntk_sketch.batches.reader import Batch
+from jax_ntk_sketch.features._transform import (
+    apply_in_cache,
+    for_each_batch,
+    map_reader,
+)
+from jax_ntk_sketch.linear_model.cross_validation import CrossValidation
+from jax_ntk_sketch.linear_model.model import RidgeModel
+
+__all__ = [
+    "CGInfo",
+    "FittedModel",
+    "GradientInfo",
+    "batch_features",
+    "check_one_kernel",
+    "features_like",
+]
+
+
+class CGInfo(NamedTuple):
+    """Diagnostics of `fit_cg`.
+
+    Attributes:
+      residuals: (steps + 1,), after each step the largest of the targets' residuals,
+        relative to their right-hand sides, as the recurrence computes them.
+      residual: the same for the returned weights, from a separate pass.
+      bound: a bound on the distance between the predictions of the returned weights and
+        of the exact weights, from that pass; see `fit_cg`.
+      converged: whether `bound` is at most twice the tolerance.
+      num_passes: how often the data were read.
+    """
+
+    residuals: NDArray
+    residual: float
+    bound: float
+    converged: bool
+    num_passes: int
+
+
+class GradientInfo(NamedTuple):
+    """Diagnostics of `fit_gradient`.
+
+    Attributes:
+      losses: (num_epochs,), the mean loss of the steps of each epoch, with the penalty.
+    """
+
+    losses: NDArray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A feature map, its parameters, and a linear model on its features.
+
+    Attributes:
+      fmap, params: the map and its parameters, as given to the fit.
+      best: the `RidgeModel` for the chosen value of `reg`.
+      all_models: the `RidgeModel` for all values of `reg`, with diagnostics.
+      cross_validation: the errors of each fold; None without folds.
+      info: diagnostics of `fit_cg` and `fit_gradient`; None for `fit`.
+      num_skipped: how many examples were left out because they were not finite, in all
+        processes together.
+    """
+
+    fmap: FeatureMap
+    params: PyTree
+    best: RidgeModel
+    all_models: RidgeModel
+    cross_validation: CrossValidation | None = None
+    info: CGInfo | GradientInfo | None = None
+    num_skipped: int = 0
+
+    def predict(
+        self,
+        x: Examples,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+        mesh: Mesh | None = None,
+        pattern: PyTree = None,
+        mask: PyTree = None,
+    ) -> NDArray:
+        """Return predictions; for classes these are scores.
+
+        Args:
+          x: n examples, as `jax_ntk_sketch.transform` takes them.
+          batch_size, progress, mesh, pattern, mask: as `transform` takes them. By
+            default no progress is shown.
+
+        Returns:
+          `(n, t)`, or `(n,)` if the targets had this shape.
+
+        Raises:
+          TypeError, ValueError: as `transform`.
+        """
+        extras = {"pattern": pattern, "mask": mask}
+        return self._mapped(self.best.predict, x, extras, batch_size, progress, mesh)
+
+    def predict_class(
+        self,
+        x: Examples,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+        mesh: Mesh | None = None,
+        pattern: PyTree = None,
+        mask: PyTree = None,
+    ) -> NDArray:
+        """Return the class with the largest score, for each example.
+
+        Args:
+          x: n examples, as `jax_ntk_sketch.transform` takes them.
+          batch_size, progress, mesh, pattern, mask: as `predict` takes them.
+
+        Returns:
+          Integers `(n,)`, from 0 to the number of classes - 1.
+
+        Raises:
+          TypeError: as `transform`.
+          ValueError: as `transform`; or the model was not fitted on class labels.
+        """
+        run = self.best.predict_class
+        extras = {"pattern": pattern, "mask": mask}
+        return self._mapped(run, x, extras, batch_size, progress, mesh)
+
+    def _mapped(
+        self,
+        run: Callable[[Array | NDArray], Array],
+        x: Examples,
+        extras: dict[str, PyTree],
+        batch_size: int | None,
+        progress: bool | None,
+        mesh: Mesh | None,
+    ) -> NDArray:
+        reader = map_reader(
+            "predict", self.fmap, x, extras=extras, batch_size=batch_size, mesh=mesh
+        )
+        parts: list[NDArray] = []
+
+        def consume(batch: Batch, phi: PyTree) -> None:
+            # All batches have one size, so that the model is compiled once.
+            rows = run(phi if mesh is None else np.asarray(phi))
+            parts.append(np.asarray(rows)[: len(batch.finite)])
+
+        for_each_batch(
+            self.fmap, self.params, reader, consume, mesh=mesh, progress=progress
+        )
+        if not parts:
+            return np.asarray(run(np.zeros((0, self.fmap.num_features), np.float32)))
+        return np.concatenate(parts)
+
+
+def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
+    """Check that a fit can use a feature map.
+
+    Raises:
+      TypeError: `fmap` is not a feature map.
+      ValueError: it has two kernels, or needs all examples in one batch.
+    """
+    if not isinstance(fmap, FeatureMap):
+        raise TypeError(
+            f"{owner}: fmap must be a feature map, as feature_map makes it, got "
+            f"{type(fmap).__name__}"
+        )
+    if not isinstance(fmap.get, str):
+        raise ValueError(
+            f'{owner}: fmap must have one kernel, get="ntk" or get="nngp", got '
+            f"get={fmap.get!r}"
+        )
+    if fmap.method.batch_dependent:
+        raise ValueError(
+            f'{owner}: fmap must not have the method "exact", which needs all examples '
+            "in one batch; use fit_ridge(fmap.apply(params, x), y)"
+        )
+
+
+def batch_features(
+    fmap: FeatureMap,
+    params: PyTree,
+    x: Examples,
+    extras: dict[str, PyTree],
+    weight: Array,
+) -> tuple[Array, Array, Array]:
+    """Return the features of a batch, its weights, and which rows are finite.
+
+    Features and weights are 0 in the other rows.
+    """
+    phi = apply_in_cache(fmap, params, x, extras)
+    assert isinstance(phi, jax.Array)
+    finite = jnp.isfinite(phi).all(axis=1)
+    return jnp.where(finite[:, None], phi, 0), jnp.where(finite, weight, 0), finite
+
+
+def features_like(
+    fmap: FeatureMap, params: PyTree, x: Examples, extras: dict[str, PyTree]
+) -> jax.ShapeDtypeStruct:
+    """Return the shape of the features of x, and the dtype in which they are summed."""
+    phi = jax.eval_shape(
+        lambda params, x, extras: fmap.apply(params, x, **extras), params, x, extras
+    )
+    return phi.update(dtype=jnp.promote_types(phi.dtype, jnp.float32))
