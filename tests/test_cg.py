@@ -39,9 +39,9 @@ def test_weights_of_examples_and_what_is_not_finite():
     x = X.copy()
     x[7, 2] = np.nan
     options = dict(reg=1e-3, sample_weight=weight, nonfinite="skip")
-    with pytest.warns(RuntimeWarning, match="fit_cg: 1 examples"):
+    with pytest.warns(RuntimeWarning, match="fit_cg: left out 1 example "):
         fitted = lm.fit_cg(FMAP, PARAMS, x, Y, **options, **OPTIONS)
-    with pytest.warns(RuntimeWarning, match="fit: 1 examples"):
+    with pytest.warns(RuntimeWarning, match="fit: left out 1 example "):
         direct = lm.fit(FMAP, PARAMS, x, Y, **options)
     assert fitted.info.converged and fitted.num_skipped == 1
     np.testing.assert_allclose(fitted.predict(X), direct.predict(X), atol=1e-4)

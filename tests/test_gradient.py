@@ -101,7 +101,7 @@ def test_what_is_not_finite():
         ValueError, match=r"fit_gradient: x must be finite, got .* in example 9 "
     ):
         lm.fit_gradient(FMAP, PARAMS, x, Y, **options)
-    with pytest.warns(RuntimeWarning, match="fit_gradient: 1 examples"):
+    with pytest.warns(RuntimeWarning, match="fit_gradient: left out 1 example "):
         fitted = lm.fit_gradient(
             FMAP, PARAMS, x, Y, nonfinite="skip", num_epochs=3, **options
         )

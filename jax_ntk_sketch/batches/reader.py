@@ -359,13 +359,17 @@ class Reader:
         return np.eye(classes, dtype=real)[y.astype(int)] - real(1 / classes)
 
 
-def warn_skipped(owner: str, count: int, consequence: str = "were left out") -> None:
+def warn_skipped(
+    owner: str, count: int, action: str = "left out", stacklevel: int = 3
+) -> None:
     """Warn that examples were skipped, if any, where `owner` was called."""
     if count:
         warnings.warn(
-            f"{owner}: {count} examples that are not finite {consequence}",
+            f"{owner}: {action} {count} "
+            + ("example that is" if count == 1 else "examples that are")
+            + " not finite",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

@@ -359,7 +359,7 @@ def _learn(
             tests = [_principal_directions.whiten(z) for z in factors]
             del factors
             factors, skipped = _factors(base, params, reader, tests, progress)
-    warn_skipped("compress", skipped)
+    warn_skipped("compress", skipped, stacklevel=4)
     project = [
         jnp.asarray(_principal_directions.directions(factor, m), leaf.dtype)
         for factor, leaf in zip(factors, leaves, strict=True)

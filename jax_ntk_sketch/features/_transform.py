@@ -54,7 +54,7 @@ def transform(
       out: where to write: an array or memory map `(n, num_features)` of the features'
         dtype, or a pair of them if `fmap.get` is a tuple. By default a new array.
       nonfinite: "raise" to raise an error that names examples with NaN or infinity;
-        "skip" to give them features NaN, with a warning.
+        "skip" to return features NaN for them, with a warning.
       progress: True to show progress on stderr, False not to, None (default) to show it
         if stderr is a terminal.
       mesh: a mesh of `jax_ntk_sketch.sharding.data_mesh`. Each of its devices that
@@ -114,7 +114,7 @@ def transform(
         mesh=mesh,
         progress=progress,
     )
-    warn_skipped("transform", skipped, "have features NaN")
+    warn_skipped("transform", skipped, "features are NaN for")
     return written
 
 

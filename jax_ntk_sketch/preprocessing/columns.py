@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_examples, check_float_dtype
 from jax_ntk_sketch._numerics import working_dtype
-from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
+from jax_ntk_sketch._typing import Array, ArrayLike, Dtype, Examples
+from jax_ntk_sketch.batches.reader import Nonfinite
 from jax_ntk_sketch.preprocessing.covariance import (
     CovarianceState,
     check_count,
@@ -38,7 +39,10 @@ class ColumnStandardization:
 
 
 def standardize_columns_fit(
-    x: ArrayLike, *, batch_size: int | None = None
+    x: Examples,
+    *,
+    batch_size: int | None = None,
+    nonfinite: Nonfinite = "raise",
 ) -> ColumnStandardization:
     """Return the mean and the standard deviation of each column.
 
@@ -49,8 +53,10 @@ def standardize_columns_fit(
     Args:
       x: training examples (n, *spatial, c), channels last, n >= 2, real. Integers are
         not rescaled.
-      batch_size: the number of examples in a float64 copy, >= 1. By default a copy has
-        about 64 MiB.
+      batch_size: the number of examples in a float64 copy, >= 1. By default 1024, or
+        fewer if they take more than 64 MiB.
+      nonfinite: "raise" to raise an error that names examples with NaN or infinity;
+        "skip" to leave them out, with a warning.
 
     Returns:
       `ColumnStandardization` in the dtype of x. It is float32 if x is coarser, and the
@@ -75,7 +81,7 @@ def standardize_columns_fit(
     """
     owner = "standardize_columns_fit"
     examples = check_examples(owner, x)
-    state = covariance_of_examples(owner, examples, batch_size, columns=True)
+    state = covariance_of_examples(owner, examples, batch_size, nonfinite, columns=True)
     return standardize_columns_from_covariance(
         state, dtype=working_dtype(examples.dtype)
     )

@@ -33,7 +33,7 @@ True
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -41,7 +41,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._checks import check_examples, check_size
-from jax_ntk_sketch._typing import ArrayLike, Examples
+from jax_ntk_sketch._typing import Examples
+from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import ArraySource
 
 __all__ = [
     "CovarianceState",
@@ -49,9 +51,6 @@ __all__ = [
     "covariance_merge",
     "covariance_update",
 ]
-
-# The size in float64 of a batch for which the caller sets no size.
-_BATCH_BYTES = 2**26
 
 Matrix = NDArray[np.float64]
 
@@ -112,7 +111,9 @@ def covariance_init(
     return CovarianceState(np.zeros(()), np.zeros(shape), scatter)
 
 
-def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
+def covariance_update(
+    state: CovarianceState, x: Examples, *, nonfinite: Nonfinite = "raise"
+) -> CovarianceState:
     """Return the state after more examples.
 
     Any number of batches of any length may follow each other.
@@ -120,6 +121,8 @@ def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
     Args:
       state: `CovarianceState`; it is not changed.
       x: (n, *shape), real, any dtype. Integers are not rescaled.
+      nonfinite: "raise" to raise an error that names examples with NaN or infinity;
+        "skip" to leave them out, with a warning.
 
     Returns:
       `CovarianceState`.
@@ -130,8 +133,8 @@ def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
         entries. The message names it.
 
     Cost: n d^2 multiply-adds in float64. The merge moves 32 d^2 bytes, which is hidden
-    by batches of at least d examples. The working memory is about 128 MiB, because
-    longer batches are cut, and 16 d^2 bytes.
+    by batches of at least d examples. The working memory is at most about 128 MiB and
+    16 d^2 bytes, because longer batches are cut.
 
     Guarantee: the order and the split into batches change the result by rounding only.
     The relative error in norm is a small multiple of 1e-15, even if the mean is many
@@ -140,10 +143,7 @@ def covariance_update(state: CovarianceState, x: ArrayLike) -> CovarianceState:
     """
     owner = "covariance_update"
     x = check_examples(owner, x, state.mean.shape)
-    diagonal = state.scatter.ndim == 1
-    for batch in _host_batches(owner, x, None):
-        state = covariance_merge(state, _batch_state(batch, diagonal=diagonal))
-    return state
+    return _add_examples(owner, state, x, None, nonfinite)
 
 
 def covariance_merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
@@ -174,14 +174,21 @@ def covariance_merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
 
 
 def covariance_of_examples(
-    owner: str, examples: Examples, batch_size: int | None, *, columns: bool = False
+    owner: str,
+    examples: Examples,
+    batch_size: int | None,
+    nonfinite: Nonfinite,
+    *,
+    columns: bool = False,
 ) -> CovarianceState:
     """Return the state of all examples, for `zca_fit` and `standardize_columns_fit`.
 
     Args:
       owner: the function to name in error messages.
       examples: (n, *shape), checked by `check_examples`.
-      batch_size: the number of examples in a float64 copy; None for about 64 MiB.
+      batch_size: the number of examples in a float64 copy; None for the default of the
+        reader.
+      nonfinite: "raise" or "skip".
       columns: whether to keep the variances of the columns, over examples and pixels,
         instead of the covariances of the entries.
     """
@@ -191,10 +198,7 @@ def covariance_of_examples(
         )
     shape = examples.shape[-1:] if columns else examples.shape[1:]
     state = covariance_init(shape, diagonal=columns)
-    for batch in _host_batches(owner, examples, batch_size):
-        rows = batch.reshape(-1, *shape)
-        state = covariance_merge(state, _batch_state(rows, diagonal=columns))
-    return state
+    return _add_examples(owner, state, examples, batch_size, nonfinite)
 
 
 def check_count(owner: str, state: CovarianceState) -> None:
@@ -206,27 +210,29 @@ def check_count(owner: str, state: CovarianceState) -> None:
         )
 
 
-def _host_batches(
-    owner: str, x: Examples, batch_size: int | None
-) -> Iterator[NDArray[np.float64]]:
-    """Yield consecutive examples of `x` in float64; raise if one is not finite."""
-    if isinstance(x, jax.core.Tracer):
-        raise TypeError(
-            f"{owner}: x must be concrete; do not call it under jit or vmap"
-        )
-    if batch_size is None:
-        batch_size = max(1, _BATCH_BYTES // (8 * math.prod(x.shape[1:])))
-    batch_size = check_size(owner, "batch_size", batch_size)
-    for start in range(0, len(x), batch_size):
-        batch = np.asarray(x[start : start + batch_size]).astype(np.float64)
-        bad = ~np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"{owner}: example {start + int(bad.argmax())} of x has NaN or "
-                "infinite entries; remove the example or replace them "
-                "(numpy.nan_to_num)"
-            )
-        yield batch
+def _add_examples(
+    owner: str,
+    state: CovarianceState,
+    x: Examples,
+    batch_size: int | None,
+    nonfinite: Nonfinite,
+) -> CovarianceState:
+    """Return the state after the rows of x, which have the shape of the state."""
+    reader = Reader(
+        ArraySource(owner, x),
+        batch_size=batch_size,
+        nonfinite=nonfinite,
+        pad=False,
+        dtype=np.float64,
+    )
+    diagonal, skipped = state.scatter.ndim == 1, 0
+    for batch in reader.batches():
+        rows = batch.x[batch.finite].reshape(-1, *state.mean.shape)
+        if len(rows):
+            state = covariance_merge(state, _batch_state(rows, diagonal=diagonal))
+        skipped += batch.num_skipped
+    warn_skipped(owner, skipped, stacklevel=4)
+    return state
 
 
 def _batch_state(x: Matrix, *, diagonal: bool) -> CovarianceState:

@@ -39,7 +39,8 @@ import numpy as np
 
 from jax_ntk_sketch._checks import check_examples, check_float_dtype, check_number
 from jax_ntk_sketch._numerics import matmul, working_dtype
-from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
+from jax_ntk_sketch._typing import Array, ArrayLike, Dtype, Examples
+from jax_ntk_sketch.batches.reader import Nonfinite
 from jax_ntk_sketch.preprocessing.covariance import (
     CovarianceState,
     check_count,
@@ -87,11 +88,12 @@ class ZCAParams:
 
 
 def zca_fit(
-    x: ArrayLike,
+    x: Examples,
     *,
     reg: float = 0.1,
     relative: bool = True,
     batch_size: int | None = None,
+    nonfinite: Nonfinite = "raise",
 ) -> ZCAParams:
     """Return the ZCA whitening of training examples.
 
@@ -103,8 +105,10 @@ def zca_fit(
         helps to choose it.
       relative: whether `reg` is in units of the mean eigenvalue, trace / d, so that it
         does not depend on the scale of x; otherwise it is in squared units of x.
-      batch_size: the number of examples in a float64 copy, >= 1. By default a copy has
-        about 64 MiB.
+      batch_size: the number of examples in a float64 copy, >= 1. By default 1024, or
+        fewer if they take more than 64 MiB.
+      nonfinite: "raise" to raise an error that names examples with NaN or infinity;
+        "skip" to leave them out, with a warning.
 
     Returns:
       `ZCAParams` in the dtype of x. It is float32 if x is coarser, and the default
@@ -139,7 +143,7 @@ def zca_fit(
     examples = check_examples(owner, x)
     # Before the long pass over the data.
     reg = check_number(owner, "reg", reg, least=0)
-    state = covariance_of_examples(owner, examples, batch_size)
+    state = covariance_of_examples(owner, examples, batch_size, nonfinite)
     dtype = working_dtype(examples.dtype)
     return _from_covariance(owner, state, reg, relative, dtype)
 
