@@ -181,8 +181,12 @@ class Reader:
         rows = self.source.first(1)
         if rows is None or len(rows.numbers) == 0:
             return _EXAMPLES
-        sparse = is_sparse(rows.x)
-        size = max(1, rows.x.nnz * 12 if sparse else np.asarray(rows.x).nbytes)
+        if is_sparse(rows.x):
+            size = 12 * rows.x.nnz
+        else:
+            x = np.asarray(rows.x)
+            size = x.size * np.dtype(self._dtype or x.dtype).itemsize
+        size = max(1, size)
         return min(_EXAMPLES, 1 << max(_BYTES // size, 1).bit_length() - 1)
 
     def _checked(self, rows: Rows) -> Batch:

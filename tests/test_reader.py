@@ -1,0 +1,212 @@
+"""The reader: positions, dtypes, padding, names of what is wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from jax_ntk_sketch.batches.reader import Reader
+from jax_ntk_sketch.batches.source import ArraySource, open_source
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((10, 3)).astype(np.float32)
+Y = RNG.standard_normal((10, 2))
+
+
+def read(x, y=None, *, weight=None, extras=None, order=None, **options):
+    """The rows of all batches, without padding, and the batches."""
+    if y is None:
+        source = ArraySource("job", x, weight=weight, extras=extras)
+    else:
+        source = ArraySource("job", x, y, weight, extras)
+    reader = Reader(source, **{"batch_size": 4, **options})
+    batches = list(reader.batches() if order is None else reader.shuffled(order))
+    rows = [batch.x[: len(batch.numbers)] for batch in batches]
+    return np.concatenate(rows), batches
+
+
+def stream(batches, **options):
+    reader = Reader(open_source("job", batches, None, None, {}), **options)
+    return list(reader.batches())
+
+
+def test_batches_have_one_size_and_every_example_once():
+    rows, batches = read(X, Y)
+    np.testing.assert_array_equal(rows, X)
+    assert [batch.x.shape for batch in batches] == [(4, 3)] * 3
+    assert [batch.numbers.tolist() for batch in batches][-1] == [8, 9]
+    last = batches[-1]
+    assert last.weight.tolist() == [1, 1, 0, 0]
+    assert not last.x[2:].any() and not last.y[2:].any()
+    np.testing.assert_array_equal(last.y[:2], Y[8:])
+    assert read(X, pad=False)[1][-1].x.shape == (2, 3)
+    assert read(X, num_devices=2)[1][0].x.shape == (8, 3)
+
+
+def test_full_batches_are_not_copied():
+    assert np.shares_memory(read(X)[1][0].x, X)
+
+
+def test_an_index_is_a_position():
+    """Also in tables, whose own index is of labels."""
+    pandas = pytest.importorskip("pandas")
+    index = RNG.permutation(10)
+    table = pandas.DataFrame(X, index=index)
+    y = pandas.Series(Y[:, 0], index=index)
+    weight = pandas.Series(np.arange(10.0), index=index)
+    order = RNG.permutation(10)
+    for x in (table, jnp.asarray(X), list(X), X.tolist(), scipy.sparse.csr_array(X)):
+        source = ArraySource("job", x, y, weight)
+        reader = Reader(source, batch_size=4)
+        for batches in (reader.batches(), reader.shuffled(order)):
+            for batch in batches:
+                rows = batch.numbers
+                found = batch.x
+                if hasattr(found, "to_scipy"):
+                    found = found.to_scipy().toarray()
+                np.testing.assert_allclose(found[: len(rows)], X[rows], rtol=1e-6)
+                np.testing.assert_array_equal(batch.y[: len(rows)], Y[rows, 0])
+                np.testing.assert_array_equal(batch.weight[: len(rows)], rows)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f8", "longdouble", "f2", "u1", "i8", "?"])
+def test_every_real_dtype_is_read(dtype):
+    x = (10 * np.abs(X)).astype(dtype)
+    rows, _ = read(x)
+    assert rows.dtype == jax.dtypes.canonicalize_dtype(rows.dtype)
+    np.testing.assert_array_equal(rows, x.astype(rows.dtype))
+    assert read(x, dtype=np.float64)[0].dtype == np.float64
+
+
+def test_targets():
+    labels = np.array([0, 2, 1, 1, 2, 0, 0, 1, 2, 2], np.uint8)
+    batch = read(X, labels)[1][0]
+    np.testing.assert_allclose(batch.y, np.eye(3)[labels[:4]] - 1 / 3, rtol=1e-6)
+    assert batch.y.dtype == np.float32
+    # Labels up to the largest number of their dtype.
+    assert read(X, np.full(10, 255, np.uint8))[1][0].y.shape == (4, 256)
+    (batch,) = stream([(X, labels)], num_classes=4)
+    assert batch.y.shape == (1024, 4)
+    assert read(X, labels > 0)[1][0].y.shape == (4, 2)
+
+
+def test_the_default_size():
+    assert Reader(ArraySource("job", X)).size == 1024
+    large = np.broadcast_to(np.zeros(1, np.float32), (3, 2**18))
+    assert Reader(ArraySource("job", large)).size == 64
+    assert Reader(ArraySource("job", large), dtype=np.float64).size == 32
+    batches = [(large, np.zeros(3))]
+    assert Reader(open_source("job", iter(batches), None, None, {})).size == 64
+
+
+def test_batches_of_any_kind():
+    pattern = RNG.integers(0, 3, (10, 5, 2))
+    weight = np.arange(10.0)
+    whole = {"x": X, "y": Y, "weight": weight, "pattern": pattern, "mask": None}
+    (batch,) = stream([whole], batch_size=16)
+    np.testing.assert_array_equal(batch.extras["pattern"][:10], pattern)
+    assert not batch.extras["pattern"][10:].any() and "mask" not in batch.extras
+    parts = [(X[:7], Y[:7], weight[:7]), (X[7:], Y[7:], weight[7:])]
+    for batches in (parts, iter(parts)):
+        found = stream(batches, batch_size=4)
+        assert [b.numbers.tolist() for b in found] == [
+            [0, 1, 2, 3], [4, 5, 6], [7, 8, 9],
+        ]  # fmt: skip
+        np.testing.assert_array_equal(found[1].weight, [4, 5, 6, 0])
+    # Looking at the first batch does not use it up, and batches can be left out.
+    reader = Reader(open_source("job", iter(parts), None, None, {}), batch_size=4)
+    np.testing.assert_array_equal(reader.first().x, X[:4])
+    assert reader.template().x.shape == (4, 3)
+    assert [b.numbers[0] for b in reader.batches(skip=1)] == [4, 7]
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_what_is_not_finite_is_named_or_skipped(shuffled):
+    order = RNG.permutation(10) if shuffled else None
+    x, y, edges = X.copy(), Y.copy(), np.ones((10, 4), np.float32)
+    x[7, 1], y[2, 0], edges[5, 3] = np.nan, np.inf, -np.inf
+    call = dict(order=order, batch_size=10, nonfinite="raise")
+    for arrays, name, number, entry in (
+        ((x, Y, {}), "x", 7, r"\(1,\)"),
+        ((X, y, {}), "y", 2, r"\(0,\)"),
+        ((X, Y, {"pattern": (X, edges)}), "pattern", 5, r"\(3,\)"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"^job: {name} must be finite, .* in example {number} .*{entry}; .*"
+            'nonfinite="skip"',
+        ):
+            read(*arrays[:2], extras=arrays[2], **call)
+    call["nonfinite"] = "skip"
+    _, (batch,) = read(x, y, extras={"pattern": (X, edges)}, **call)
+    assert sorted(batch.numbers[~batch.finite]) == [2, 5, 7] and batch.num_skipped == 3
+    for array in (batch.x, batch.y, batch.weight, *batch.extras["pattern"]):
+        assert np.isfinite(array).all() and not array[~batch.finite].any()
+    x[3:] = np.inf
+    with pytest.raises(
+        ValueError, match=r"in examples 3, 4, 5, 6, 7 and 2 more .*repair or remove"
+    ):
+        read(x, batch_size=10)
+
+
+def test_features_that_are_not_finite():
+    reader = Reader(ArraySource("job", X), batch_size=4, nonfinite="raise")
+    batch = list(reader.batches())[1]
+    finite = jnp.array([True, True, False, True])
+    with pytest.raises(ValueError, match=r"job: the features of x .* in example 6 "):
+        reader.count_skipped(batch, finite)
+    assert reader.count_skipped(batch, jnp.ones(4, bool)) == 0
+    reader = Reader(ArraySource("job", X), batch_size=4, nonfinite="skip")
+    assert reader.count_skipped(batch, finite) == 1
+    # Features of the padding do not count.
+    *_, last = reader.batches()
+    assert reader.count_skipped(last, jnp.arange(4) < 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: read(np.ma.masked_array(X)), TypeError, "must not be a masked array"),
+        (lambda: jax.jit(lambda x: read(x)[0])(X), TypeError, "must not be traced"),
+        (lambda: read(3.0), TypeError, "must hold n examples, got 3.0"),
+        (lambda: read(X[:, 0]), ValueError, r"n examples, \(n, d\) .* shape \(4,\)"),
+        (lambda: read(X.astype(complex)), TypeError, "real numbers, got .*complex128"),
+        (lambda: read(X.astype(str)), TypeError, "real numbers, got dtype <U"),
+        (lambda: read(X, list("abababcabc")), TypeError, "make labels of class names"),
+        (lambda: read(X, Y[:, :, None]), ValueError, r"y must have shape \(n,\) or"),
+        (lambda: read(X, Y[1:]), ValueError, "x and y must have one length, got 10"),
+        (lambda: read(X, Y, weight=np.ones(9)), ValueError, r"\(10,\), got \(9,\)"),
+        (lambda: read(X, Y, weight=-np.ones(10)), ValueError, "weights must be finite"),
+        (lambda: read(X, extras={"mask": X[1:]}), ValueError, "mask must have the 10"),
+        (lambda: read(X, Y, num_classes=2), TypeError, "y must be integer labels"),
+        (lambda: read(X, np.arange(10), num_classes=9), ValueError, "0 to 8, got 9"),
+        (lambda: read(X, -np.arange(10)), ValueError, "labels from 0 to 1, got -1"),
+        (lambda: read(X, Y, num_classes=1), ValueError, "num_classes must be an integ"),
+        (lambda: read(X, batch_size=0), ValueError, "job: batch_size must be an integ"),
+        (lambda: read(X, nonfinite="drop"), ValueError, "nonfinite must be one of"),
+        (lambda: stream([(X, [0] * 10)]), ValueError, "num_classes must be given with"),
+        (lambda: stream([(X, Y[1:])]), ValueError, "x of batch 0 and y must have one"),
+        (lambda: stream([X]), TypeError, r"batch 0 must be \(x, y\), .* got ndarray"),
+        (lambda: stream([{"x": X, "z": Y}]), TypeError, r"got \['x', 'z'\]"),
+        (lambda: stream(3), TypeError, r"an iterable of batches \(x, y\), got int"),
+        (
+            lambda: stream([(X, Y), (X[:, :2], Y)]),
+            ValueError,
+            r"examples 10 to 19 of x must have shape \(3,\) .* got \(2,\)",
+        ),
+        (
+            lambda: stream([(X, Y), {"x": X, "y": Y, "mask": X}]),
+            ValueError,
+            "examples 10 to 19 must have arrays like those before",
+        ),
+        (
+            lambda: read(scipy.sparse.csr_array(X), num_devices=1),
+            ValueError,
+            "mesh splits dense examples only",
+        ),
+    ],
+)
+def test_mistakes(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
