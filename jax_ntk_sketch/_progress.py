@@ -1,7 +1,7 @@
-"""A progress bar for long loops: tqdm where installed, plain lines otherwise.
+"""Progress of long loops: a bar of tqdm if it is installed, plain lines otherwise.
 
-It writes to standard error only, so that what a program prints stays clean, and
-by default only where somebody looks: when standard error is a terminal.
+It is written to standard error, by default only if that is a terminal, so that the
+output of a program stays clean.
 """
 
 import sys
@@ -23,18 +23,19 @@ def progress(
     total: int | None = None,
     enabled: bool | None = None,
 ) -> Iterator[T]:
-    """Yields the items of `iterable` and shows on stderr how far it got.
+    """Yield the items of `iterable` and show on stderr how many are done.
 
     Args:
-      iterable: what to loop over; consumed one item at a time.
+      iterable: the items; they are taken one at a time.
       description: a few words before the bar.
-      total: number of items; None for `len(iterable)` where it has one.
-      enabled: True to show always, False never, None (default) to show when
-        standard error is a terminal.
+      total: the number of items; None for `len(iterable)`, if it has a length.
+      enabled: True to show progress, False not to, None (default) to show it if stderr
+        is a terminal.
 
     Returns:
       An iterator over the same items.
 
+    >>> from jax_ntk_sketch._progress import progress
     >>> [2 * i for i in progress(range(3), "doubling", enabled=False)]
     [0, 2, 4]
     """
@@ -45,28 +46,42 @@ def progress(
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     try:
-        from tqdm import tqdm
+        import tqdm  # noqa: F401
     except ImportError:
         return _lines(iterable, description, total)
-    return iter(tqdm(iterable, desc=description, total=total, file=sys.stderr))
+    return _bar(iterable, description, total)
+
+
+def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    from tqdm import tqdm
+
+    with tqdm(desc=description, total=total, file=sys.stderr) as bar:
+        for item in iterable:
+            yield item
+            if bar.n == 0:
+                # The first item compiles: the estimate begins after it.
+                bar.n = bar.initial = bar.last_print_n = 1
+                bar.start_t = bar.last_print_t = time.time()
+                bar.refresh()
+            else:
+                bar.update()
 
 
 def _lines(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    """One line at the start, one every `_INTERVAL` seconds, one at the end."""
+    """Write a line at the start, every `_INTERVAL` seconds, and at the end."""
     of_total = "" if total is None else f"/{total}"
     start = last = time.monotonic()
     count = 0
-    print(f"{description}: 0{of_total}", file=sys.stderr, flush=True)
+
+    def show(text: str) -> None:
+        print(f"{description}: {count}{text}", file=sys.stderr, flush=True)
+
+    show(of_total)
     for item in iterable:
         yield item
         count += 1
         now = time.monotonic()
         if now - last >= _INTERVAL and count != total:
             last = now
-            print(
-                f"{description}: {count}{of_total} ({now - start:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
-    elapsed = time.monotonic() - start
-    print(f"{description}: {count} done ({elapsed:.1f} s)", file=sys.stderr, flush=True)
+            show(f"{of_total} ({now - start:.0f} s)")
+    show(f" done ({time.monotonic() - start:.1f} s)")

@@ -62,7 +62,7 @@ def test_bool_labels_and_float_labels():
     assert model.num_classes == 2 and (model.predict_class(phi) == labels).mean() > 0.9
     numbers = lm.fit_ridge(phi, labels.astype(np.float32), reg=1e-3)
     assert numbers.predict(phi).shape == (300,)
-    with pytest.raises(ValueError, match="fitted on numbers, not on classes"):
+    with pytest.raises(ValueError, match="must be fitted on class labels"):
         numbers.predict_class(phi)
 
 
