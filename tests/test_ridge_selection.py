@@ -33,7 +33,7 @@ def test_gcv_chooses_a_reg_that_generalises():
     chosen = np.flatnonzero(np.asarray(model.reg) == model.best().reg)[0]
     assert errors[chosen] < 1.1 * errors.min()
     assert errors[chosen] < 0.7 * errors[0]  # the choice matters
-    with pytest.raises(ValueError, match="phi and y go together"):
+    with pytest.raises(ValueError, match="phi and y must be given together"):
         model.best(phi)
     # More parameters than examples and hardly a penalty: nothing is left to judge by.
     wide = lm.fit_ridge(phi[:20], y[:20], reg=[1e-5, 1.0], intercept=False)
