@@ -20,7 +20,7 @@ training rows of the first split, of which a fifth is held out. The held-out row
 the penalty and the number of features: the fewest of --num-features whose predictions
 differ from the exact ones by at most --within of the exact mean squared error.
 
-"prediction" divides `jns.expected_error` on 1000 fitting rows by the error that is
+"prediction" divides `validation.expected_error` on 1000 fitting rows by the error that is
 found on 1000 test rows (all 360 of the digits). No test row has a part in any choice.
 """
 
@@ -328,7 +328,9 @@ def prediction(args: common.Options) -> None:
         for m in args.num_features[:2]:
             net = maps.relu_network(args.depth)
             fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
-            predicted = jns.expected_error(fmap, x, num_examples=len(test))
+            predicted = jns.validation.expected_error(
+                fmap, x, key=jax.random.key(0), num_examples=len(test)
+            )
             errors = maps.gram_errors(fmap, kernel, test, args.seeds, sample=x)[:, 0]
             measured, _ = maps.root_mean_square(errors)
             record = {"set": name, "method": method, "num_features": m}

@@ -32,10 +32,6 @@ from jax_ntk_sketch.features._feature_map import (
 from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap, landmark_features
 from jax_ntk_sketch.features._sparse_inputs import SparseFeatureMap, with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
-from jax_ntk_sketch.validation.error_prediction import (
-    expected_error,
-    suggest_num_features,
-)
 
 __all__ = [
     "CompressedFeatureMap",
@@ -48,7 +44,6 @@ __all__ = [
     "SparseRows",
     "compress",
     "data",
-    "expected_error",
     "feature_map",
     "graphs",
     "interop",
@@ -62,7 +57,6 @@ __all__ = [
     "sharding",
     "sketch",
     "stax",
-    "suggest_num_features",
     "transform",
     "validation",
     "with_sparse_inputs",

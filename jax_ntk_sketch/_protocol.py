@@ -9,7 +9,13 @@ from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
 from jax_ntk_sketch.methods import Method
 
-__all__ = ["FeatureMap", "KernelFeatures", "Origin", "as_kinds"]
+__all__ = [
+    "FeatureMap",
+    "KernelFeatures",
+    "Origin",
+    "as_kinds",
+    "check_feature_map",
+]
 
 
 class KernelFeatures(NamedTuple):
@@ -109,3 +115,16 @@ def as_kinds(get: Get) -> tuple[Kind, ...]:
     (('ntk',), ('nngp', 'ntk'))
     """
     return get if isinstance(get, tuple) else (get,)
+
+
+def check_feature_map(owner: str, fmap: object, name: str = "fmap") -> None:
+    """Check that an argument is a feature map.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not isinstance(fmap, FeatureMap):
+        raise TypeError(
+            f"{owner}: {name} must be a feature map, for example one made by "
+            f"jax_ntk_sketch.feature_map, got {type(fmap).__name__}"
+        )

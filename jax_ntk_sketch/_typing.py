@@ -1,5 +1,6 @@
 """The vocabulary of annotations: arrays, keys, shapes, parameters and kernels."""
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -12,6 +13,7 @@ __all__ = [
     "Dtype",
     "Examples",
     "Get",
+    "KernelFn",
     "Key",
     "Kind",
     "PyTree",
@@ -42,3 +44,7 @@ Targets: TypeAlias = Any
 Kind: TypeAlias = Literal["nngp", "ntk"]
 KINDS: tuple[Kind, ...] = ("nngp", "ntk")
 Get: TypeAlias = Kind | tuple[Kind, ...]
+
+# `kernel_fn(x1, x2, get)` as in Neural Tangents: a matrix (n1, n2), or several by name.
+# x2 is None for x1 itself.
+KernelFn: TypeAlias = Callable[[Any, Any, Any], Any]

@@ -1,4 +1,6 @@
-"""Choosing landmarks, inverse roots, and `jns.nystrom` on kernels of all kinds."""
+"""Choosing landmarks, inverse roots, and `landmark_features` of all kinds of kernels."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from helpers import x64
 from registry import quick_compilation
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels import rpcholesky
@@ -157,31 +160,67 @@ def test_any_kernel_of_neural_tangents(get):
         ):
             x = np.random.default_rng(0).normal(size=(12, *shape))
             z = x[:8]
-            fit = jns.landmark_features(kernel_fn, z, get=get)
-            phi = fit.apply(x)
+            fmap = jns.landmark_features(kernel_fn, num_features=8, get=get)
+            params = fmap.init(KEY, z)
+            phi = fmap.apply(params, x)
             k = np.asarray(kernel_fn(x, x, get))
             expected = k[:, :8] @ np.linalg.inv(k[:8, :8]) @ k[:8]
             np.testing.assert_allclose(phi @ phi.T, expected, rtol=1e-5)
-            np.testing.assert_allclose(
-                jax.jit(lambda fit, x: fit.apply(x))(fit, x), phi, atol=1e-7
-            )
+            for again in (
+                jax.jit(fmap.apply)(params, x),
+                fmap.apply(params, x, batch_size=5),
+            ):
+                np.testing.assert_allclose(again, phi, atol=1e-7)
 
 
 def test_kernels_choose_landmarks():
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    fit = jns.landmark_features(polynomial, x, num_features=5, key=KEY)
-    assert fit.landmarks.shape == (5, 4) and fit.apply(x).shape == (20, 5)
-    assert all((x == row).all(1).any() for row in np.asarray(fit.landmarks))
-    phi = jax.jit(
-        lambda x: jns.landmark_features(polynomial, x, num_features=5, key=KEY).apply(x)
-    )
-    np.testing.assert_allclose(phi(x), fit.apply(x), rtol=1e-3, atol=1e-3)
+    fmap = jns.landmark_features(polynomial, num_features=5)
+    params = fmap.init(KEY, x)
+    assert params["landmarks"].shape == (5, 4) and params["root"].shape == (5, 5)
+    assert fmap.apply(params, x).shape == (20, 5)
+    assert all((x == row).all(1).any() for row in np.asarray(params["landmarks"]))
+    phi = jax.jit(lambda x: fmap.apply(fmap.init(KEY, x), x))
+    np.testing.assert_allclose(phi(x), fmap.apply(params, x), rtol=1e-3, atol=1e-3)
     # All are landmarks: the kernel itself, of rank 15.
-    phi = jns.landmark_features(polynomial, x).apply(x)
+    fmap = jns.landmark_features(polynomial, num_features=20)
+    phi = fmap.apply(fmap.init(KEY, x), x)
     np.testing.assert_allclose(
         phi @ phi.T, polynomial(x, x, "ntk"), rtol=1e-4, atol=1e-4
     )
-    assert [leaf.shape for leaf in jax.tree.leaves(fit)] == [(5, 4), (5, 5)]
+
+
+def test_landmark_features_are_a_feature_map(tmp_path):
+    """Into everything that takes a map: each gives what apply gives."""
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    fmap = jns.landmark_features(polynomial, num_features=12)
+    assert isinstance(fmap, jns.FeatureMap) and fmap.kinds == ("ntk",)
+    assert fmap == jns.landmark_features(polynomial, num_features=12)
+    assert hash(fmap) == hash(jns.landmark_features(polynomial, num_features=12))
+    assert repr(fmap).startswith("LandmarkFeatureMap(kernel_fn=test_landmarks.polyno")
+    params = fmap.init(KEY, x)
+    phi = np.asarray(fmap.apply(params, x))
+    plan = fmap.plan(x, batch_size=16)
+    assert plan.param_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert (plan.num_features, plan.num_examples, plan.batch_size) == (12, 60, 16)
+    assert "12 landmarks" in str(plan) and plan.fit_bytes > fmap.plan((4,)).fit_bytes
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(jns.transform(fmap, params, x, batch_size=16), phi)
+    cmap, cparams = jns.compress(fmap, params, x, num_features=12)
+    psi = cmap.apply(cparams, x)
+    close(psi @ psi.T, phi @ phi.T, rtol=1e-3, atol=1e-3)
+    y = x[:, 0] ** 2
+    fitted = lm.fit(fmap, params, x, y, reg=1e-6)
+    assert np.corrcoef(fitted.predict(x), y)[0, 1] > 0.95
+    lm.save_model(tmp_path / "model.npz", fitted)
+    loaded = lm.load_model(tmp_path / "model.npz", fmap)
+    np.testing.assert_array_equal(loaded.predict(x), fitted.predict(x))
+    report = jns.validation.compare(fmap, polynomial, x, key=KEY, num_seeds=2)
+    assert 0 < report.ntk.relative.mean < 0.4
+    predicted = jns.validation.expected_error(fmap, x, key=KEY)
+    assert 0 < predicted < 0.6
+    twelve = jax.vmap(lambda key: fmap.apply(fmap.init(key, x), x))
+    assert twelve(jax.random.split(KEY, 3)).shape == (3, 60, 12)
 
 
 def test_kernel_that_is_none():
@@ -195,23 +234,35 @@ def test_kernel_that_is_none():
             lambda a, b, get: gram(a, b)[None],
             r"must return \(6, 6\) .* shape \(1, 6, 6",
         ),
-        (lambda a, b, get: -gram(a, b), "not positive semidefinite"),
-        (lambda a, b, get: jnp.triu(gram(a, b)), "not symmetric"),
-        (lambda a, b, get: gram(a, b) / 0, "not finite"),
+        (lambda a, b, get: -gram(a, b), "must be positive semidefinite"),
+        (lambda a, b, get: jnp.triu(gram(a, b)), "must be symmetric"),
+        (lambda a, b, get: gram(a, b) / 0, "must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            jns.landmark_features(kernel_fn, x)
+            jns.landmark_features(kernel_fn, num_features=6).init(KEY, x)
     for options, error, message in (
-        ({"get": "both"}, ValueError, 'get must be "ntk" or "nngp"'),
-        ({"num_features": 3}, TypeError, "needs a key"),
-        ({"num_features": 7, "key": KEY}, ValueError, "at most the 6 landmarks"),
-        ({"num_features": 2, "key": 1}, TypeError, "must be a JAX PRNG key"),
+        ({"get": "both"}, ValueError, "get must be one of 'nngp', 'ntk'"),
+        ({"num_features": 0}, ValueError, "num_features must be an integer >= 1"),
+        ({"kernel_fn": "ntk"}, TypeError, "must be a function"),
     ):
         with pytest.raises(error, match=message):
-            jns.landmark_features(polynomial, x, **options)
-    with pytest.raises(TypeError, match="must be a function"):
-        jns.landmark_features("ntk", x)
-    with pytest.raises(ValueError, match=r"at least one, got shape \(4,\)"):
-        jns.landmark_features(polynomial, x[0])
-    with pytest.raises(ValueError, match=r"shape \(n, \*\(4,\)\)"):
-        jns.landmark_features(polynomial, x).apply(x[:, :3])
+            jns.landmark_features(
+                **{"kernel_fn": polynomial, "num_features": 6, **options}
+            )
+    fmap = jns.landmark_features(polynomial, num_features=6)
+    for key, example, error, message in (
+        (1, x, TypeError, "must be a JAX PRNG key"),
+        (KEY, x[:5], ValueError, "at least num_features = 6 examples, got 5"),
+        (KEY, (4,), ValueError, r"give an array of examples.* the shape \(4,\)"),
+        (KEY, x[0], ValueError, r"example must be the shape of one .* shape \(4,\)"),
+        (KEY, x.astype(complex), TypeError, "example must be real"),
+    ):
+        with pytest.raises(error, match=message):
+            fmap.init(key, example)
+    params = fmap.init(KEY, x)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 4\)"):
+        fmap.apply(params, x[:, :3])
+    with pytest.raises(ValueError, match=r"use x\[None\]"):
+        fmap.apply(params, x[0])
+    with pytest.raises(ValueError, match="with 5 landmarks, got 6"):
+        jns.landmark_features(polynomial, num_features=5).apply(params, x)

@@ -12,6 +12,7 @@ NET = stax.serial(DENSE, stax.Relu(), DENSE)
 DEEP = stax.serial(DENSE, stax.Relu(), DENSE, stax.Relu(), DENSE)
 DIGITS = np.asarray(jns.data.load_digits().x_train, np.float32).reshape(-1, 64)
 IMAGES = DIGITS.reshape(-1, 8, 8, 1)
+KEY = jax.random.key(0)
 KERNEL = methods.VarianceReduced(objective="kernel")
 
 
@@ -41,7 +42,9 @@ def test_plan_says_the_error_on_other_data(depth, net, method):
 @pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "nystrom"])
 def test_trials_predict_the_error_on_other_data(method):
     fmap = jns.feature_map(NET, num_features=256, method=method)
-    predicted = jns.expected_error(fmap, DIGITS[:600], num_examples=300)
+    predicted = jns.validation.expected_error(
+        fmap, DIGITS[:600], key=KEY, num_examples=300
+    )
     sample = DIGITS[:568] if method == "nystrom" else None
     error = measured(fmap, DIGITS[600:900], 1, sample)
     assert 1 / 1.5 < predicted / error < 1.5
@@ -51,21 +54,46 @@ def test_formulas_weigh_the_diagonal_by_the_number_of_examples():
     """Duplicates, where the low degrees are wrong, count for less among many."""
     fmap = jns.feature_map(NET, num_features=2048)
     few, many = (
-        jns.expected_error(fmap, DIGITS[:200], num_examples=n) for n in (200, 100_000)
+        jns.validation.expected_error(fmap, DIGITS[:200], num_examples=n)
+        for n in (200, 100_000)
     )
-    assert jns.expected_error(fmap, DIGITS[:200]) == few > 1.1 * many
+    assert jns.validation.expected_error(fmap, DIGITS[:200]) == few > 1.1 * many
+
+
+def test_trials_draw_with_keys_of_their_own():
+    """No key is used twice; another key is another trial, of about the same error."""
+    fmap = jns.feature_map(NET, num_features=64, method="one_pass")
+    with jax.debug_key_reuse(True):
+        first, second = (
+            jns.validation.expected_error(fmap, DIGITS[:40], key=jax.random.key(seed))
+            for seed in range(2)
+        )
+    assert first != second and 0.5 < first / second < 2
+
+
+def test_trials_of_compressed_maps():
+    fmap = jns.feature_map(NET, num_features=256, method="ntk_random_features")
+    cmap = jns.CompressedFeatureMap(fmap, 32)
+    errors = [
+        jns.validation.expected_error(m, DIGITS[:100], key=KEY) for m in (fmap, cmap)
+    ]
+    assert 0 < errors[0] < errors[1] < 0.5
 
 
 def test_trials_of_images():
     net = jns.recipes.cntk(1)
     fmap = jns.feature_map(net, num_features=128, method="variance_reduced")
     assert fmap.plan(IMAGES[:20]).relative_error is None
-    assert 0 < jns.expected_error(fmap, IMAGES[:20], num_pairs=10) < 0.2
+    assert (
+        0
+        < jns.validation.expected_error(fmap, IMAGES[:20], key=KEY, trial_size=10)
+        < 0.2
+    )
 
 
 @pytest.mark.parametrize("wanted", [0.08, 0.03])
 def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
-    m = jns.suggest_num_features(NET, DIGITS[:300], relative_error=wanted)
+    m = jns.validation.suggest_num_features(NET, DIGITS[:300], relative_error=wanted)
     at = [
         jns.feature_map(NET, num_features=size, method=KERNEL)
         .plan(DIGITS[:300])
@@ -95,16 +123,23 @@ def test_auto_takes_landmarks_where_a_sample_allows_it():
 
 def test_bad_arguments_are_named():
     fmap = jns.feature_map(NET, num_features=64, method="one_pass")
-    with pytest.raises(TypeError, match="fmap must be a NetworkFeatureMap"):
-        jns.expected_error(NET, DIGITS)
+    with pytest.raises(TypeError, match="fmap must be a feature map"):
+        jns.validation.expected_error(NET, DIGITS)
     with pytest.raises(ValueError, match="at least 4 examples"):
-        jns.expected_error(fmap, DIGITS[:3])
+        jns.validation.expected_error(fmap, DIGITS[:3])
     both = jns.feature_map(NET, num_features=64, get=("nngp", "ntk"))
     with pytest.raises(ValueError, match="get must be"):
-        jns.expected_error(both, DIGITS)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        jns.suggest_num_features(NET, (64,), relative_error=2)
+        jns.validation.expected_error(both, DIGITS)
+    with pytest.raises(TypeError, match=r"key must be given, because OnePass"):
+        jns.validation.expected_error(fmap, DIGITS[:9])
+    sparse = jns.with_sparse_inputs(fmap, sketch_dim=64)
+    with pytest.raises(TypeError, match="map of feature_map, landmark_features or"):
+        jns.validation.expected_error(sparse, DIGITS[:9], key=KEY)
+    with pytest.raises(ValueError, match="relative_error must be finite and > 0 and"):
+        jns.validation.suggest_num_features(NET, (64,), relative_error=2)
     with pytest.raises(ValueError, match="give an array of examples"):
-        jns.suggest_num_features(NET, (64,), relative_error=0.1, method="one_pass")
+        jns.validation.suggest_num_features(
+            NET, (64,), relative_error=0.1, method="one_pass"
+        )
     with pytest.raises(ValueError, match="out of reach"):
-        jns.suggest_num_features(NET, (64,), relative_error=1e-7)
+        jns.validation.suggest_num_features(NET, (64,), relative_error=1e-7)

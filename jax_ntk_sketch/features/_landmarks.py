@@ -1,182 +1,317 @@
-"""`landmark_features`: landmark features of any kernel that is given as a function."""
+"""`landmark_features`: the feature map of any kernel that is given as a function."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._checks import check_key, check_size
-from jax_ntk_sketch.kernels import rpcholesky
-from jax_ntk_sketch.kernels.nystrom import inverse_sqrt
+from jax_ntk_sketch import methods
+from jax_ntk_sketch._checks import (
+    check_choice,
+    check_example,
+    check_input,
+    check_key,
+    check_size,
+    is_shape,
+)
+from jax_ntk_sketch._numerics import at_least_float32, matmul
+from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._typing import (
+    KINDS,
+    Array,
+    ArrayLike,
+    Examples,
+    KernelFn,
+    Key,
+    Kind,
+    Shape,
+)
+from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
+from jax_ntk_sketch.features.build import in_batches
+from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky
 
 __all__ = ["LandmarkFeatureMap", "landmark_features"]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LandmarkFeatureMap:
-    """Features of a kernel by landmarks, made by `landmark_features`; a pytree of two arrays.
+    """The landmark features of a kernel: static, hashable, made by `landmark_features`.
 
     Attributes:
-      landmarks: (m, *shape).
-      root: (m, m), with `root @ root.T` the inverse of the landmarks' kernel.
-      kernel_fn: `kernel_fn(x1, x2, get)`; static.
-      get: "ntk" or "nngp", what is asked of `kernel_fn`; static.
+      kernel_fn: `kernel_fn(x1, x2, get)` returns the kernel matrix.
+      num_features: the number of landmarks, which is the number of columns.
+      get: "ntk" or "nngp".
     """
 
-    landmarks: jax.Array
-    root: jax.Array
-    kernel_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
-    get: str = dataclasses.field(metadata={"static": True})
+    kernel_fn: KernelFn
+    num_features: int
+    get: Kind = "ntk"
 
-    def apply(self, x: Any) -> jax.Array:
-        """Maps examples `(n, *shape)` to features `(n, m)`; pure, one kernel call.
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kernel that `get` asks for, in a tuple."""
+        return (self.get,)
+
+    @property
+    def method(self) -> methods.Method:
+        """The method of the map: as many landmarks as columns."""
+        return methods.Nystrom(oversample=1.0)
+
+    def __repr__(self) -> str:
+        # The name of a function, because its address differs from run to run.
+        name = getattr(self.kernel_fn, "__qualname__", type(self.kernel_fn).__name__)
+        return (
+            f"LandmarkFeatureMap(kernel_fn={self.kernel_fn.__module__}.{name}, "
+            f"num_features={self.num_features}, get={self.get!r})"
+        )
+
+    def init(self, key: Key, example: Shape | Examples) -> dict[str, Array]:
+        """Choose the landmarks among examples.
+
+        Args:
+          key: a PRNG key. It is not used if there are `num_features` examples.
+          example: real examples `(n, *shape)`, at least `num_features` of them. All are
+            landmarks if there are as many; otherwise landmarks are chosen by randomly
+            pivoted Cholesky.
+
+        Returns:
+          A dictionary: "landmarks" Z, `(num_features, *shape)`, and "root" R,
+          `(num_features, num_features)` with :math:`R R^\\top = K(Z, Z)^{-1}`.
 
         Raises:
-          ValueError: an example has another shape than the landmarks.
+          TypeError: `key` is not a PRNG key; the examples are complex or sparse.
+          ValueError: a shape is given; there are too few examples; `kernel_fn` returns
+            a matrix of another shape, or one that is not finite, not symmetric or not
+            positive semidefinite. Values are not checked under `jit`.
         """
-        x = jnp.asarray(x)
-        if x.shape[1:] != self.landmarks.shape[1:] or not x.ndim:
+        owner = "LandmarkFeatureMap.init"
+        key = check_key(owner, key)
+        refuse_sparse(owner, example)
+        shape, count = check_example(owner, example)
+        if is_shape(example):
             raise ValueError(
-                f"landmark_features: x must have shape (n, *{self.landmarks.shape[1:]}), as the "
-                f"landmarks have, got {x.shape}"
+                f"{owner}: landmarks are examples: give an array of examples, "
+                f"(n, d) or (n, *spatial, c), in place of the shape {shape}"
             )
-        k = _kernel(self.kernel_fn, x, self.landmarks, self.get)
-        return jnp.matmul(k, self.root, precision=jax.lax.Precision.HIGHEST)
+        z = check_input(owner, "example", jnp.asarray(example), shape[-1])
+        if len(z) < self.num_features:
+            raise ValueError(
+                f"{owner}: example must hold at least num_features = "
+                f"{self.num_features} examples, got {count}"
+            )
+        if len(z) > self.num_features:
+            z = z[self._choose(key, z)]
+        k = self._kernel(z, None)
+        _check_kernel_matrix(k)
+        return {"landmarks": z, "root": inverse_sqrt(k)}
+
+    def apply(
+        self, params: dict[str, Array], x: ArrayLike, *, batch_size: int | None = None
+    ) -> Array:
+        """Return the features of examples.
+
+        Args:
+          params: the parameters that `init` returned.
+          x: real, `(n, *shape)`; integers are converted to the default float.
+          batch_size: examples that are worked on at a time; by default all.
+
+        Returns:
+          `(n, num_features)`, in the dtype of the kernel.
+
+        Raises:
+          TypeError: `x` is complex or sparse.
+          ValueError: the examples have another shape than the landmarks; `params` are
+            those of another map.
+        """
+        owner = "LandmarkFeatureMap.apply"
+        refuse_sparse(owner, x)
+        x = jnp.asarray(x)
+        landmarks, root = params["landmarks"], params["root"]
+        shape = landmarks.shape[1:]
+        if x.ndim < 1 or x.shape[1:] != shape:
+            hint = "; use x[None] for one example" * (x.shape == shape)
+            raise ValueError(
+                f"{owner}: x must have shape (n, {', '.join(map(str, shape))}), as the "
+                f"landmarks have, got shape {x.shape}{hint}"
+            )
+        if len(landmarks) != self.num_features:
+            raise ValueError(
+                f"{owner}: params must come from init of an equal feature map, with "
+                f"{self.num_features} landmarks, got {len(landmarks)}"
+            )
+        x = check_input(owner, "x", x, shape[-1])
+
+        def run(rows: Array) -> Array:
+            return matmul(self._kernel(rows, landmarks), root)
+
+        if batch_size is None:
+            return run(x)
+        return in_batches(run, x, check_size(owner, "batch_size", batch_size))
+
+    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+        """Return sizes and bytes, and the operations besides those of `kernel_fn`.
+
+        Of a call of `kernel_fn` only the inner products of examples and landmarks are
+        counted, because nothing is known of the function.
+
+        Args:
+          example: the shape of one example, or examples `(n, *shape)`.
+          batch_size: examples that `apply` works on at a time. By default it is n for
+            examples and 1 for a shape.
+
+        Returns:
+          A `Plan`.
+
+        Raises:
+          ValueError: `example` is neither a shape nor examples.
+        """
+        owner = "LandmarkFeatureMap.plan"
+        shape, count = check_example(owner, example)
+        size, m = math.prod(shape), self.num_features
+        batch = max(1, count or 1)
+        if batch_size is not None:
+            batch = check_size(owner, "batch_size", batch_size)
+        columns = (0, m) if self.get == "ntk" else (m, 0)
+        rows = (
+            PlanRow(
+                f"{self.get}[0] kernel_fn with {m} landmarks, inner products only",
+                *columns,
+                param_bytes=4 * m * size,
+                flops=2 * m * size,
+                live_elements=size + m,
+            ),
+            PlanRow(
+                f"{self.get}[1] inverse square root of the landmarks' kernel",
+                *columns,
+                param_bytes=4 * m**2,
+                flops=2 * m**2,
+                live_elements=2 * m,
+            ),
+        )
+        n = max(m, count or m)
+        return Plan(
+            rows,
+            method=repr(self.method),
+            input_shape=shape,
+            num_features=m,
+            batch_size=batch,
+            num_examples=max(batch, count or 1),
+            fit_bytes=4 * (n * (size + m + 2) + 4 * m**2),
+        )
+
+    def _choose(self, key: Key, examples: Array) -> Array:
+        """Return the indices of the landmarks."""
+
+        def diagonal(one: Array) -> Array:
+            return self._kernel(one[None], None)[0, 0]
+
+        def column(index: Array) -> Array:
+            return self._kernel(examples, examples[index])
+
+        return rpcholesky(
+            key, column, jax.lax.map(diagonal, examples), self.num_features
+        )
+
+    def _kernel(self, x1: Array, x2: Array | None) -> Array:
+        k = jnp.asarray(self.kernel_fn(x1, x2, self.get))
+        expected = len(x1), len(x1 if x2 is None else x2)
+        if k.shape != expected:
+            raise ValueError(
+                f"LandmarkFeatureMap: kernel_fn(x1, x2, {self.get!r}) must return "
+                f"{expected} kernel values for {expected[0]} and {expected[1]} "
+                f"examples, got shape {k.shape}; end the network with Flatten or "
+                "global pooling, and Dense"
+            )
+        return at_least_float32(k)
 
 
 def landmark_features(
-    kernel_fn: Callable[..., Any],
-    landmarks: Any,
-    *,
-    get: str = "ntk",
-    num_features: int | None = None,
-    key: jax.Array | None = None,
+    kernel_fn: KernelFn, *, num_features: int, get: Kind = "ntk"
 ) -> LandmarkFeatureMap:
-    r"""Features :math:`K(x, Z) K(Z, Z)^{-1/2}` of any kernel, with landmarks Z.
+    r"""Return the feature map of any kernel, by landmarks Z.
 
-    For networks beyond this package's `stax`: any `kernel_fn` of Neural Tangents.
+    .. math:: \Psi(x) = K(x, Z)\, K(Z, Z)^{-1/2}
+
+    Use it for networks that `jax_ntk_sketch.stax` does not have: every `kernel_fn` of
+    Neural Tangents has such features.
 
     Args:
-      kernel_fn: `kernel_fn(x1, x2, get)` is the kernel matrix `(n1, n2)` of two
-        batches, x2 None for x1 itself: the third value of a Neural Tangents layer, or
-        anything with these arguments. Compile it with `jax.jit(kernel_fn,
-        static_argnums=2)`.
-      landmarks: examples Z `(m, *shape)`, real.
+      kernel_fn: `kernel_fn(x1, x2, get)` returns the kernel matrix `(n1, n2)` of two
+        batches of examples; x2 is None for x1 itself. The third value of a layer of
+        Neural Tangents is such a function. `jax.jit(kernel_fn, static_argnums=2)`
+        compiles it.
+      num_features: the number of landmarks, which is the number of columns.
       get: "ntk" or "nngp".
-      num_features: choose so many of the `landmarks`, by randomly pivoted Cholesky, in
-        place of all of them; needs a `key`.
-      key: a PRNG key.
 
     Returns:
-      `LandmarkFeatureMap`; its `apply(x)` has m (`num_features`) columns, dtype of the
-      kernel's.
+      A `LandmarkFeatureMap`: `init(key, examples)` chooses the landmarks, and
+      `apply(params, x)` returns `(n, num_features)`.
 
     Raises:
-      TypeError, ValueError: a bad argument, named; a `kernel_fn` whose values are no
-        kernel matrix: of another shape, not finite, not symmetric, or not positive
-        semidefinite. (Values are not looked at under `jax.jit`.)
+      TypeError: `kernel_fn` is not a function; `num_features` is not an integer.
+      ValueError: `num_features` is less than 1; `get` is unknown.
 
-    Cost: m^2 / 2 kernel values here, n m in `apply`, O(m^3 + n m^2) operations. With
-    `num_features`, s of m: m s values, and m more for the diagonal, one by one.
+    Cost: with m landmarks, `apply` takes n m kernel values and O(n m^2) operations;
+    `init` takes m^2 / 2 kernel values and O(m^3) operations. To choose m landmarks
+    among s examples takes s m kernel values more, and s calls of `kernel_fn` for the
+    diagonal.
 
-    Guarantee: the features' inner products are exact at the landmarks, and never
-    larger than the kernel, in the order of positive semidefinite matrices.
+    Guarantee: the inner products of the features are exact at the landmarks. They are
+    never larger than the kernel, in the order of positive semidefinite matrices.
     Source: Williams and Seeger (2000); arXiv 2207.06503.
 
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_ntk_sketch as jns
     >>> def kernel_fn(x1, x2, get):
     ...     return (1 + x1 @ (x1 if x2 is None else x2).T) ** 2
-    >>> features = landmark_features(kernel_fn, jnp.eye(3))
-    >>> phi = features.apply(jnp.eye(3)[:2])
+    >>> fmap = jns.landmark_features(kernel_fn, num_features=3)
+    >>> params = fmap.init(jax.random.key(0), jnp.eye(3))
+    >>> phi = fmap.apply(params, jnp.eye(3)[:2])
     >>> (phi @ phi.T).round(3)
     Array([[4., 1.],
            [1., 4.]], dtype=float32)
     """
     if not callable(kernel_fn):
         raise TypeError(
-            "landmark_features: kernel_fn must be a function kernel_fn(x1, x2, get), got "
-            f"{type(kernel_fn).__name__}; to_stax(net)[2] of "
-            "jax_ntk_sketch.interop.neural_tangents is one"
+            "landmark_features: kernel_fn must be a function kernel_fn(x1, x2, get), "
+            f"got {type(kernel_fn).__name__}; to_stax(net)[2] of "
+            "jax_ntk_sketch.interop.neural_tangents is such a function"
         )
-    if get not in ("ntk", "nngp"):
-        raise ValueError(f'landmark_features: get must be "ntk" or "nngp", got {get!r}')
-    z = jnp.asarray(landmarks)
-    if z.ndim < 2 or not z.size or jnp.iscomplexobj(z):
-        raise ValueError(
-            "landmark_features: landmarks must be real examples (m, *shape), at least one, got "
-            f"shape {z.shape} and dtype {z.dtype}"
-        )
-    z = z.astype(jnp.result_type(z, float))
-    if num_features is not None:
-        num = check_size("landmark_features", "num_features", num_features)
-        if key is None:
-            raise TypeError(
-                "landmark_features: num_features needs a key to choose landmarks with"
-            )
-        if num > len(z):
-            raise ValueError(
-                f"landmark_features: num_features must be at most the {len(z)} landmarks to "
-                f"choose from, got {num}"
-            )
-        z = z[_choose(check_key("landmark_features", key), kernel_fn, z, get, num)]
-    k = _kernel(kernel_fn, z, None, get)
-    _check_psd(k)
-    return LandmarkFeatureMap(z, inverse_sqrt(k), kernel_fn, get)
+    return LandmarkFeatureMap(
+        kernel_fn,
+        check_size("landmark_features", "num_features", num_features),
+        check_choice("landmark_features", "get", get, KINDS),
+    )
 
 
-def _choose(
-    key: jax.Array, kernel_fn: Callable[..., Any], z: jax.Array, get: str, num: int
-) -> jax.Array:
-    def own(one: jax.Array) -> jax.Array:
-        return _kernel(kernel_fn, one[None], None, get)[0, 0]
-
-    def column(index: jax.Array) -> jax.Array:
-        return _kernel(kernel_fn, z, z[index], get)
-
-    return rpcholesky(key, column, jax.lax.map(own, z), num)
-
-
-def _kernel(
-    kernel_fn: Callable[..., Any], x1: jax.Array, x2: jax.Array | None, get: str
-) -> jax.Array:
-    k = jnp.asarray(kernel_fn(x1, x2, get))
-    wanted = len(x1), len(x1 if x2 is None else x2)
-    if k.shape != wanted:
-        raise ValueError(
-            f"landmark_features: kernel_fn(x1, x2, {get!r}) must return {wanted} kernel values "
-            f"for {wanted[0]} and {wanted[1]} examples, got shape {k.shape}: end the "
-            "network with Flatten or global pooling and Dense"
-        )
-    return k.astype(jnp.promote_types(k.dtype, jnp.float32))
-
-
-def _check_psd(k: jax.Array) -> None:
-    """Says what is wrong with the kernel of the landmarks, where its values are known.
+def _check_kernel_matrix(k: Array) -> None:
+    """Check the kernel of the landmarks, if its values are known.
 
     Raises:
-      ValueError: not finite, not symmetric, or with a negative eigenvalue that is more
-        than rounding error.
+      ValueError: k is not finite, not symmetric, or has a negative eigenvalue that is
+        more than rounding error.
     """
     if isinstance(k, jax.core.Tracer):
         return
+    owner = "LandmarkFeatureMap.init: kernel_fn"
     if not jnp.isfinite(k).all():
         raise ValueError(
-            "landmark_features: the kernel of the landmarks is not finite: look for NaN or "
-            "infinity in them"
+            f"{owner} must be finite on the landmarks, got a NaN or an infinity; look "
+            "for one in the examples"
         )
-    # The NTK's own diagonal may be off by the root of the rounding error.
-    largest = jnp.abs(k).max()
+    # The diagonal of the NTK may be off by the square root of the rounding error.
     slack = 10 * float(jnp.finfo(k.dtype).eps) ** 0.5
-    if jnp.abs(k - k.T).max() > slack * largest:
+    asymmetry = float(jnp.abs(k - k.T).max())
+    if asymmetry > slack * float(jnp.abs(k).max()):
         raise ValueError(
-            "landmark_features: kernel_fn is not symmetric: k(x1, x2) and k(x2, x1) differ by "
-            f"{float(jnp.abs(k - k.T).max()):.1g}"
+            f"{owner} must be symmetric, but k(x1, x2) and k(x2, x1) differ by "
+            f"{asymmetry:.1g}"
         )
-    least = float(jnp.linalg.eigvalsh((k + k.T) / 2)[0])
-    if least < -slack * float(jnp.trace(k)):
+    smallest = float(jnp.linalg.eigvalsh((k + k.T) / 2)[0])
+    if smallest < -slack * float(jnp.trace(k)):
         raise ValueError(
-            "landmark_features: kernel_fn is not positive semidefinite: on the landmarks its "
-            f"least eigenvalue is {least:.2g}"
+            f"{owner} must be positive semidefinite, but on the landmarks its smallest "
+            f"eigenvalue is {smallest:.2g}"
         )

@@ -81,6 +81,21 @@ def in_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
 _REMOVES = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
 
 
+class TooFewFeaturesError(ValueError):
+    """The error of a method that needs more columns than `num_features`.
+
+    Attributes:
+      minimum: the number of columns that the method needs for the network.
+    """
+
+    def __init__(self, method: Method, num_features: int, minimum: int) -> None:
+        super().__init__(
+            f"feature_map: num_features must be at least {minimum} for this network "
+            f"with {method}, got {num_features}"
+        )
+        self.minimum = minimum
+
+
 def build_steps(
     net: stax.Layer,
     method: Method,
@@ -127,10 +142,7 @@ def build_steps(
     if least > budget and any(
         isinstance(x, stax.Activation) for x in stax.walk(net, into_branches=True)
     ):
-        raise ValueError(
-            f"num_features must be at least {math.ceil(least / oversample)} for this "
-            f"network with {method}, got {num_features}"
-        )
+        raise TooFewFeaturesError(method, num_features, math.ceil(least / oversample))
     # Widest that fits, narrowest that need not: without a Dense at the end the NTK is
     # only a part of a nonlinear layer's columns.
     # Nearly always that is the budget itself, which is looked at first.

@@ -1,6 +1,11 @@
-"""How good an approximation is: feature maps against exact kernels."""
+"""The error of a feature map: against the exact kernel, or predicted from a sample."""
 
-from jax_ntk_sketch.validation.comparison import compare
+from jax_ntk_sketch.validation._compare import compare
+from jax_ntk_sketch.validation._expected_error import (
+    expected_error,
+    suggest_num_features,
+)
+from jax_ntk_sketch.validation._plot import plot_comparisons
 from jax_ntk_sketch.validation.measures import (
     centered_relative_error,
     loglog_slope,
@@ -8,13 +13,7 @@ from jax_ntk_sketch.validation.measures import (
     relative_error,
     spectral_error,
 )
-from jax_ntk_sketch.validation.report import (
-    Comparison,
-    Estimate,
-    KernelErrors,
-    markdown_table,
-    plot_comparisons,
-)
+from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 __all__ = [
     "Comparison",
@@ -22,10 +21,11 @@ __all__ = [
     "KernelErrors",
     "centered_relative_error",
     "compare",
+    "expected_error",
     "loglog_slope",
-    "markdown_table",
     "max_abs_error",
     "plot_comparisons",
     "relative_error",
     "spectral_error",
+    "suggest_num_features",
 ]

@@ -1,0 +1,226 @@
+"""`expected_error` and `suggest_num_features`: the error of a kernel, predicted."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch._checks import check_key, check_number, check_size, is_shape
+from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
+from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
+from jax_ntk_sketch.features._compress import CompressedFeatureMap
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
+from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap
+from jax_ntk_sketch.features.build import TooFewFeaturesError
+
+__all__ = ["expected_error", "suggest_num_features"]
+
+# `suggest_num_features` suggests no more columns.
+_MAX_FEATURES = 2**17
+
+
+def expected_error(
+    fmap: FeatureMap,
+    sample: Examples,
+    *,
+    key: Key | None = None,
+    num_examples: int | None = None,
+    num_seeds: int = 3,
+    trial_size: int = 64,
+) -> float:
+    r"""Return the expected error of the kernel matrix on data like a sample.
+
+    .. math:: \|K - \Psi\Psi^\top\|_F \,/\, \|K\|_F
+
+    The error comes from the variance formula of the method if there is one. Otherwise
+    it is measured in a trial: the features of `trial_size` examples are drawn a few
+    times and compared with their exact kernel. In both cases the diagonal of the matrix
+    and the rest are weighted as they will be for `num_examples` examples.
+
+    Args:
+      fmap: a map of `feature_map`, `landmark_features` or `compress`, with `get` "ntk"
+        or "nngp".
+      sample: `(n, *shape)`, n >= 4. In a trial, maps that learn from data learn from
+        the examples that are not compared.
+      key: a PRNG key for the draws of a trial, split once for each. It must be given if
+        the method has no formula for the network.
+      num_examples: the number of examples that the error is for; by default n.
+      num_seeds: the number of draws in a trial, >= 1.
+      trial_size: the number of examples in a trial, >= 1; at most n / 2 are taken.
+
+    Returns:
+      The error. Where it was tried, it was within a factor of 1.5 of the error on other
+      examples.
+
+    Raises:
+      TypeError: `fmap` is another map; `key` is missing or is not a PRNG key.
+      ValueError: `fmap.get` is a tuple; `sample` has fewer than 4 examples; a number is
+        out of range.
+
+    Cost: for formulas, 256^2 evaluations of it. For a trial, the features and the exact
+    kernel of `trial_size` examples, which for images takes the square of
+    `trial_size` times the number of pixels.
+
+    >>> import numpy as np
+    >>> import jax_ntk_sketch as jns
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
+    >>> x = np.random.default_rng(0).normal(size=(100, 20)).astype(np.float32)
+    >>> fmap = jns.feature_map(net, num_features=512, method="variance_reduced")
+    >>> 0.01 < jns.validation.expected_error(fmap, x) < 0.2
+    True
+    """
+    check_feature_map("expected_error", fmap)
+    if not isinstance(fmap.get, str):
+        raise ValueError(
+            f'expected_error: fmap.get must be "ntk" or "nngp", got {fmap.get!r}'
+        )
+    sample = np.asarray(sample)
+    if sample.ndim < 2 or len(sample) < 4:
+        raise ValueError(
+            "expected_error: sample must hold at least 4 examples, (n, d) or (n, "
+            f"*spatial, c), got shape {sample.shape}"
+        )
+    if num_examples is None:
+        num_examples = len(sample)
+    n = check_size("expected_error", "num_examples", num_examples)
+    num_seeds = check_size("expected_error", "num_seeds", num_seeds)
+    trial_size = check_size("expected_error", "trial_size", trial_size)
+    if isinstance(fmap, NetworkFeatureMap):
+        fmap = fmap.resolve(sample)
+        known = fmap.expected_error(sample, num_examples=n)
+        if isinstance(known, float):
+            return known
+    if key is None:
+        raise TypeError(
+            f"expected_error: key must be given, because {fmap.method} has no formula "
+            "for this map and is tried; make one with jax.random.key(seed)"
+        )
+    shuffle, draws = jax.random.split(check_key("expected_error", key))
+    order = np.asarray(jax.random.permutation(shuffle, len(sample)))
+    count = min(trial_size, len(sample) // 2)
+    compared, rest = sample[order[:count]], sample[order[count:]]
+    exact = exact_kernel(fmap, jnp.asarray(compared))
+    squares = np.zeros_like(exact)
+    for draw in jax.random.split(draws, num_seeds):
+        phi = fmap.apply(fmap.init(draw, rest), compared)
+        assert isinstance(phi, jax.Array)  # since `get` is one kernel
+        squares += (_gram(phi) - exact) ** 2 / num_seeds
+    weight = np.full((count, count), (n - 1) / max(count - 1, 1))
+    np.fill_diagonal(weight, 1.0)
+    return float(np.sqrt((weight * squares).sum() / (weight * exact**2).sum()))
+
+
+@functools.singledispatch
+def exact_kernel(fmap: FeatureMap, x: Array) -> NDArray:
+    """Return the kernel (n, n) that the inner products of a map approximate."""
+    raise TypeError(
+        "expected_error: fmap must be a map of feature_map, landmark_features or "
+        f"compress, got {type(fmap).__name__}"
+    )
+
+
+@exact_kernel.register
+def network_kernel(fmap: NetworkFeatureMap, x: Array) -> NDArray:
+    """Return the kernel of a network, by method "exact"."""
+    exact = NetworkFeatureMap(fmap.net, 1, fmap.get, methods.Exact())
+    # The method draws nothing, whatever the key is.
+    phi = exact.apply(exact.init(jax.random.key(0), x.shape[1:]), x)
+    assert isinstance(phi, jax.Array)
+    return _gram(phi)
+
+
+@exact_kernel.register
+def landmark_kernel(fmap: LandmarkFeatureMap, x: Array) -> NDArray:
+    """Return the kernel of the map's own function."""
+    return np.asarray(fmap.kernel_fn(x, None, fmap.get))
+
+
+@exact_kernel.register
+def compressed_kernel(fmap: CompressedFeatureMap, x: Array) -> NDArray:
+    """Return the kernel of the map that is compressed."""
+    return exact_kernel(fmap.base, x)
+
+
+def suggest_num_features(
+    net: stax.Layer,
+    example: Shape | Examples,
+    *,
+    relative_error: float,
+    get: Kind = "ntk",
+    method: str | methods.Method = "auto",
+    key: Key | None = None,
+) -> int:
+    """Return the smallest number of columns that reaches an expected relative error.
+
+    Args:
+      net: the network.
+      example: examples `(n, *shape)` like those to come; or the shape of one, if the
+        method has a formula for its error.
+      relative_error: the error of the kernel matrix to reach, in (0, 1).
+      get: "ntk" or "nngp".
+      method: as for `feature_map`. "auto" is "variance_reduced" with the objective
+        "kernel" here, because the error of the kernel is what is asked for.
+      key: a PRNG key, if errors are measured in trials; see `expected_error`.
+
+    Returns:
+      `num_features`, within 6 %.
+
+    Raises:
+      TypeError: an argument has the wrong type; a key is needed and missing.
+      ValueError: 131,072 columns do not reach the error; examples are needed and a
+        shape is given; `relative_error` is out of range.
+
+    Cost: about ten plans or trials; the largest has up to twice the columns.
+
+    >>> import jax_ntk_sketch as jns
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
+    >>> m = jns.validation.suggest_num_features(net, (784,), relative_error=0.05)
+    >>> 100 < m < 4000
+    True
+    """
+    owner = "suggest_num_features"
+    check_number(owner, "relative_error", relative_error, above=0, below=1)
+    record = methods.from_name(method)
+    if record == methods.Auto():
+        record = methods.VarianceReduced(objective="kernel")
+
+    def error(num_features: int) -> float:
+        fmap = feature_map(net, num_features=num_features, get=get, method=record)
+        try:
+            known = fmap.expected_error(example)
+        except TooFewFeaturesError:
+            return math.inf
+        if isinstance(known, float):
+            return known
+        if is_shape(example):
+            raise ValueError(
+                f"{owner}: the error of {record} has no formula for this network: give "
+                "an array of examples in place of a shape"
+            )
+        return expected_error(fmap, example, key=key)
+
+    low, high = 8, 16
+    while error(high) > relative_error:
+        low, high = high, 2 * high
+        if high > _MAX_FEATURES:
+            raise ValueError(
+                f"{owner}: relative_error = {relative_error} is out of reach: {record} "
+                f"has an expected error of {error(low):.2g} with {low} features"
+            )
+    while high > 1.06 * low:
+        middle = round(math.sqrt(low * high))
+        if middle in (low, high):
+            break
+        low, high = (low, middle) if error(middle) <= relative_error else (middle, high)
+    return high
+
+
+def _gram(phi: Array) -> NDArray:
+    return np.asarray(matmul(phi, phi.T))
