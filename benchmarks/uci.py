@@ -20,8 +20,8 @@ training rows of the first split, of which a fifth is held out. The held-out row
 the penalty and the number of features: the fewest of --num-features whose predictions
 differ from the exact ones by at most --within of the exact mean squared error.
 
-"prediction" divides `validation.expected_error` on 1000 fitting rows by the error that is
-found on 1000 test rows (all 360 of the digits). No test row has a part in any choice.
+"prediction" divides `validation.expected_error` on 1000 fitting rows by the error that
+is found on 1000 test rows (all 360 of the digits). No choice depends on a test row.
 """
 
 import functools

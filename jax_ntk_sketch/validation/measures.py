@@ -135,8 +135,8 @@ def spectral_error(K: ArrayLike, K_hat: ArrayLike, reg: float) -> float:
     except np.linalg.LinAlgError as error:
         raise np.linalg.LinAlgError(
             "spectral_error: K + reg n I must be positive definite, but is not with "
-            f"reg = {reg:g} and n = {n}; K is not a kernel matrix, or rounding has made "
-            "it slightly indefinite: use a larger reg, or compute K in float64"
+            f"reg = {reg:g} and n = {n}; K is not a kernel matrix, or rounding made it "
+            "slightly indefinite: use a larger reg, or compute K in float64"
         ) from error
     half = scipy.linalg.solve_triangular(lower, K_hat - K, lower=True)
     whitened = scipy.linalg.solve_triangular(lower, half.T, lower=True)
