@@ -1,13 +1,14 @@
 """Sparse examples: arrays for a device, and compressed rows on the host."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
+import scipy
 
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._numerics import next_power_of_two
@@ -148,7 +149,7 @@ class SparseRows:
         """The dtype of the values."""
         return self.values.dtype
 
-    def to_scipy(self) -> scipy.sparse.csr_array:
+    def to_scipy(self) -> "scipy.sparse.csr_array":
         """Return the examples as compressed rows (n, d) on the host."""
         n = self.shape[0]
         rows, indices, values = map(np.asarray, (self.rows, self.indices, self.values))
@@ -179,7 +180,10 @@ jax.tree_util.register_pytree_node(
 
 def is_sparse(x: Examples) -> bool:
     """Return whether x is `SparseRows` or a sparse array of SciPy."""
-    return isinstance(x, SparseRows) or scipy.sparse.issparse(x)
+    if isinstance(x, SparseRows):
+        return True
+    # What is not imported has made no arrays.
+    return "scipy.sparse" in sys.modules and scipy.sparse.issparse(x)
 
 
 def num_examples(x: Examples) -> int:
@@ -200,7 +204,7 @@ def refuse_sparse(owner: str, x: Examples) -> None:
         )
 
 
-def to_csr(owner: str, name: str, x: Examples) -> scipy.sparse.csr_array:
+def to_csr(owner: str, name: str, x: Examples) -> "scipy.sparse.csr_array":
     """Return checked compressed rows of a sparse array; x itself is kept.
 
     Raises:
@@ -231,7 +235,7 @@ def to_csr(owner: str, name: str, x: Examples) -> scipy.sparse.csr_array:
     return csr
 
 
-def capacity(csr: scipy.sparse.csr_array, size: int) -> int:
+def capacity(csr: "scipy.sparse.csr_array", size: int) -> int:
     """Return how many entries `size` rows have at most, as a power of two.
 
     Rows are counted from a multiple of `size`.
@@ -242,7 +246,7 @@ def capacity(csr: scipy.sparse.csr_array, size: int) -> int:
 
 
 def pack(
-    csr: scipy.sparse.csr_array, num_rows: int | None = None, room: int = 1
+    csr: "scipy.sparse.csr_array", num_rows: int | None = None, room: int = 1
 ) -> SparseRows:
     """Return `SparseRows` of compressed rows without duplicates.
 

@@ -18,7 +18,7 @@ semidefinite matrix from streaming data" (arXiv 1706.05736), Algorithm 3.
 """
 
 import numpy as np
-import scipy.linalg
+import scipy
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._numerics import matmul, two_sum

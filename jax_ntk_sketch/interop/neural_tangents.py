@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.extend.core
 import numpy as np
-import scipy.linalg
+import scipy
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.interop import _import_hook

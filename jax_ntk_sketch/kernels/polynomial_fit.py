@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 from jax_ntk_sketch._checks import check_size
 
@@ -86,8 +87,6 @@ def fit_nonnegative(
     >>> fit.max_error < 1e-6
     True
     """
-    from scipy.optimize import nnls  # slow to import, and rarely needed
-
     degree = check_size("fit_nonnegative", "degree", degree, 0)
     min_degree = check_size("fit_nonnegative", "min_degree", min_degree, 0)
     if min_degree > degree:
@@ -103,7 +102,7 @@ def fit_nonnegative(
     at, scale = _points_and_weights(points, weights, min_cosine, max_cosine)
     powers = scale[:, None] * at[:, None] ** np.arange(min_degree, degree + 1)
     values = scale * _evaluate(target, at)
-    solution, _ = nnls(powers, values, maxiter=100 * (degree + 1))
+    solution, _ = scipy.optimize.nnls(powers, values, maxiter=100 * (degree + 1))
     coefficients = np.append(np.zeros(min_degree), solution)
     fit = PolynomialFit(
         tuple(coefficients.tolist()), 0.0, float(min_cosine), float(max_cosine)

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 
 from jax_ntk_sketch._numerics import next_power_of_two
 from jax_ntk_sketch.kernels.gegenbauer import (
@@ -286,8 +287,6 @@ def _minimize_error(
 
     The unknowns are x = (sqrt(b_0), sqrt(b_1), f_2, f_3, ...).
     """
-    import scipy.optimize  # slow to import, and rarely needed
-
     num_cosines = 1 + round(50 * (_MAX_COSINE - min_cosine))
     alpha = np.linspace(min_cosine, _MAX_COSINE, num_cosines)
     target, at_one = function(alpha), float(function(np.array(1.0)))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+import scipy
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._checks import check_key, check_number, check_size

@@ -20,7 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._checks import check_choice, check_input, check_key, set_sizes
+from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch._numerics import matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch import PatchSRHT, Window
@@ -29,11 +29,11 @@ from jax_ntk_sketch.sketch.signs import random_signs
 
 __all__ = [
     "DIRECTIONS",
+    "MAX_DENSE_DIM",
     "Directions",
     "GaussianDirections",
     "HadamardDirections",
     "HadamardPatchDirections",
-    "MAX_DENSE_DIM",
     "NormalLengths",
     "OrthogonalDirections",
     "SphereDirections",

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+import scipy
 
 from jax_ntk_sketch._numerics import matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array

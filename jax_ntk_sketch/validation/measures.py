@@ -6,6 +6,7 @@ that would hide a small one.
 """
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from jax_ntk_sketch._checks import check_number
@@ -123,9 +124,6 @@ def spectral_error(K: ArrayLike, K_hat: ArrayLike, reg: float) -> float:
     >>> round(validation.spectral_error(K, K_hat, reg=0.5), 12)
     1.0
     """
-    # SciPy takes a good part of the time in which JAX is imported.
-    import scipy.linalg
-
     K, K_hat = _matrices("spectral_error", K, K_hat)
     reg = check_number("spectral_error", "reg", reg, least=0)
     n = len(K)
