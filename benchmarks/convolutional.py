@@ -57,12 +57,12 @@ def feature_map(
 
 
 def standardized(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
-    """Return 80 images, and others to learn from, as float32.
+    """Return images to measure errors on, and others to learn from, as float32.
 
-    The 80 images standardize each color channel.
+    The former standardize each color channel.
     """
-    x, _ = common.small_images(args.data, None, 16)
-    chosen = slice(args.first, args.first + 80)
+    x, _ = common.small_images(args.data, None, args.side)
+    chosen = slice(args.first, args.first + args.num)
     known, others = x[chosen], np.delete(x, chosen, axis=0)[-args.others :]
     mean, spread = known.mean(axis=(0, 1, 2)), known.std(axis=(0, 1, 2))
     known, others = (((z - mean) / spread).astype("f4") for z in (known, others))
@@ -211,7 +211,9 @@ if __name__ == "__main__":
         },
         widths=([128, 256, 512], "columns M of NNGP features"),
         seeds=(10, "draws of each map"),
-        first=(0, "number of the first of the 80 images"),
+        first=(0, "number of the first image that errors are measured on"),
+        num=(80, "images that errors are measured on"),
+        side=(16, "their pixels"),
         others=(300, "images that landmarks are taken from"),
         images=(10_000, "images for memory"),
         batch_sizes=([1, 16], "batch_size of apply"),

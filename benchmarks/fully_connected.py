@@ -110,7 +110,7 @@ def timed(args: common.Options, name: str, depth: int, m: int, x: jax.Array) -> 
 
 def equal_error(args: common.Options) -> None:
     """Compare times of random features and "variance_reduced" at equal error."""
-    x = jnp.asarray(common.mnist(args.data)[0][:4096])
+    x = jnp.asarray(common.mnist(args.data)[0][: args.num_timed])
     ours, theirs = "variance_reduced, kernel", "ntk_random_features"
     few = np.asarray(x[:1000])
     kernels = {depth: maps.exact(few, None, depth) for depth in args.depths}
@@ -157,8 +157,8 @@ def equal_error(args: common.Options) -> None:
 
 
 def throughput(args: common.Options) -> None:
-    """Measure examples per second of one warm call on 4096 images."""
-    x = jnp.asarray(common.mnist(args.data)[0][:4096])
+    """Measure examples per second of one warm call."""
+    x = jnp.asarray(common.mnist(args.data)[0][: args.num_timed])
     records = []
     for name in args.methods:
         first, again = timed(args, name, 1, 8192, x)
@@ -193,5 +193,6 @@ if __name__ == "__main__":
         num_features=([1024, 4096, 8192], "features"),
         seeds=(5, "draws of each map"),
         batch_size=(128, "batch_size of apply"),
+        num_timed=(4096, "images whose features are timed"),
         methods=(list(METHODS), "feature maps", METHODS),
     )

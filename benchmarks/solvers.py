@@ -69,10 +69,10 @@ def precision(args: common.Options) -> None:
 def cg(args: common.Options) -> None:
     """Measure passes, times and distances for several penalties."""
     x, y, x_test, _ = common.mnist(args.data)
-    x, y, x_test = x[:15_000], y[:15_000], x_test[:2000]
+    x, y, x_test = x[: args.num_train], y[: args.num_train], x_test[:2000]
     method = maps.METHODS["variance_reduced, kernel"]
     net = maps.relu_network(args.depth)
-    fmap = jns.feature_map(net, num_features=2048, method=method)
+    fmap = jns.feature_map(net, num_features=args.num_features, method=method)
     params = fmap.init(jax.random.key(0), x.shape[1:])
     scale = maps.mean_diagonal(fmap.apply(params, x[:256]))
     records, key = [], jax.random.key(1)
@@ -109,4 +109,6 @@ if __name__ == "__main__":
         __doc__,
         {"precision": precision, "cg": cg},
         depth=(2, "hidden layers"),
+        num_train=(15000, "training images of cg"),
+        num_features=(2048, "features of cg"),
     )
