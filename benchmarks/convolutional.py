@@ -36,14 +36,10 @@ PUBLISHED_SPEED = {
 }
 
 METHODS = (
-    "variance_reduced",
-    "variance_reduced, kernel",
-    "nystrom",
-    "ntk_random_features",
-    "published random features",
-    "ntk_sketch, uncompressed",
+    "variance_reduced", "variance_reduced, kernel", "nystrom", "ntk_random_features",
+    "published random features", "ntk_sketch, uncompressed",
     "ntk_sketch, degrees 2, 1, uncompressed",
-)
+)  # fmt: skip
 NET = jns.recipes.cntk(3)
 IMAGE = (32, 32, 3)
 

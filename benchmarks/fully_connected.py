@@ -24,16 +24,12 @@ import jax_ntk_sketch as jns
 # Mean relative errors of the published implementations, measured with their PyTorch
 # code: the one-pass sketch (the best of degrees 2, 4, 8) and random features.
 PUBLISHED = {
-    (1, 1024): (0.0977, 0.0863),
-    (1, 4096): (0.0539, 0.0503),
-    (1, 8192): (0.0419, 0.0351),
-    (2, 1024): (0.0951, 0.1396),
-    (2, 4096): (0.0472, 0.0712),
-    (2, 8192): (0.0339, 0.0551),
-    (3, 1024): (0.0829, 0.1514),
-    (3, 4096): (0.0448, 0.0794),
+    (1, 1024): (0.0977, 0.0863), (1, 4096): (0.0539, 0.0503),
+    (1, 8192): (0.0419, 0.0351), (2, 1024): (0.0951, 0.1396),
+    (2, 4096): (0.0472, 0.0712), (2, 8192): (0.0339, 0.0551),
+    (3, 1024): (0.0829, 0.1514), (3, 4096): (0.0448, 0.0794),
     (3, 8192): (0.0316, 0.0685),
-}
+}  # fmt: skip
 
 # Examples per second of the published PyTorch code on two such cores.
 PUBLISHED_SPEED = {
@@ -43,16 +39,10 @@ PUBLISHED_SPEED = {
 }
 
 METHODS = (
-    "variance_reduced, kernel",
-    "variance_reduced",
-    "one_pass",
-    "one_pass, degree 4",
-    "one_pass, degree 2",
-    "ntk_random_features",
-    "ntk_sketch",
-    "ntk_sketch, degrees 2, 1",
-    "ntk_sketch, degrees 8, 7",
-)
+    "variance_reduced, kernel", "variance_reduced", "one_pass", "one_pass, degree 4",
+    "one_pass, degree 2", "ntk_random_features", "ntk_sketch",
+    "ntk_sketch, degrees 2, 1", "ntk_sketch, degrees 8, 7",
+)  # fmt: skip
 
 
 def feature_map(name: str, depth: int, num_features: int) -> jns.NetworkFeatureMap:

@@ -38,17 +38,10 @@ METHODS: dict[str, methods.Method] = {
 GENERATED = {"compress, 16384 generated": 16384, "compress": 32768}
 BASE = "variance_reduced, kernel"
 NAMES = (
-    "published random features",
-    "published sketch",
-    "ntk_random_features",
-    "ntk_sketch",
-    "one_pass",
-    "variance_reduced",
-    "variance_reduced, kernel",
-    "nystrom",
-    "nystrom, uniform",
-    *GENERATED,
-)
+    "published random features", "published sketch", "ntk_random_features",
+    "ntk_sketch", "one_pass", "variance_reduced", "variance_reduced, kernel", "nystrom",
+    "nystrom, uniform", *GENERATED,
+)  # fmt: skip
 
 
 def relu_network(depth: int) -> stax.Layer:

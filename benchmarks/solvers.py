@@ -87,7 +87,8 @@ def cg(args: common.Options) -> None:
             )
             seconds = time.perf_counter() - start
             apart = fitted.predict(x_test) - direct.predict(x_test)
-            found = {"steps": steps, "seconds": seconds, "info": fitted.info}
+            found = {"steps": steps, "seconds": seconds, **fitted.info._asdict()}
+            found["residuals"] = found["residuals"].tolist()
             found["rms"] = float(np.sqrt(np.mean(apart**2)))
             records.append({**record, **found})
     head = (
@@ -95,13 +96,10 @@ def cg(args: common.Options) -> None:
         "difference of scores | seconds | direct, s"
     )
     row = (
-        "{reg:g} | {steps} | {info.num_passes} | {info.residual:.1e} | "
-        "{info.converged} | {rms:.1e} | {seconds:.0f} | {direct:.0f}"
+        "{reg:g} | {steps} | {num_passes} | {residual:.1e} | "
+        "{converged} | {rms:.1e} | {seconds:.0f} | {direct:.0f}"
     )
-    text = common.table(records, head, row)
-    for record in records:
-        del record["info"]
-    common.report(args, "solvers-cg", text, records)
+    common.report(args, "solvers-cg", common.table(records, head, row), records)
 
 
 if __name__ == "__main__":
