@@ -330,12 +330,12 @@ def test_progress_and_one_compilation(capsys, caplog):
         (
             dict(x=[(X[:9], Y[:9]), (X[:9, :5], Y[:9])], y=None),
             ValueError,
-            r"examples 9 to 17 of x must have shape \(6,\) .* got \(5,\)",
+            r"examples 9 to 17: x must have shape \(6,\) .* got shape \(5,\)",
         ),
         (
             dict(x=[(X[:9], Y[:9]), (X[:9], Y[:9, :1])], y=None),
             ValueError,
-            r"targets of one shape and kind, got \(1,\)",
+            r"y must have shape \(2,\) and numbers, .* got shape \(1,\)",
         ),
         (
             dict(x=batches(), y=None, sample_weight=np.ones(230)),

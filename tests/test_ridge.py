@@ -385,7 +385,7 @@ PHI, Y = data(n=20)
         (
             lambda: lm.fit_ridge([(PHI, Y), (PHI[:, 1:], Y)], reg=1),
             ValueError,
-            r"examples 20 to 39 of phi must have shape \(12,\) .* got \(11,\)",
+            r"examples 20 to 39: phi must have shape \(12,\) .* got shape \(11,\)",
         ),
         (
             lambda: lm.fit_ridge([(PHI, Y), (PHI, Y[:3])], reg=1),

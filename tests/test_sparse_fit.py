@@ -139,7 +139,9 @@ def test_wrong_data():
         ValueError, match=r"x of batch 0 and y must .* 70 examples and 69 targets"
     ):
         lm.fit(FMAP, PARAMS, [(X, Y[1:])], **OPTIONS)
-    with pytest.raises(ValueError, match=r"must have shape \(500,\) .* got \(400,\)"):
+    with pytest.raises(
+        ValueError, match=r"must have shape \(500,\) .* got shape \(400,\)"
+    ):
         lm.fit(FMAP, PARAMS, [(X[:30], Y[:30]), (X[:30, :400], Y[:30])], **OPTIONS)
     with pytest.raises(TypeError, match="wrap the map, jax_ntk_sketch"):
         lm.fit(BASE, PARAMS["base"], X, Y, **OPTIONS)

@@ -6,8 +6,9 @@ shapes and dtypes, finds examples that are not finite, and pads the last batch.
 """
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -58,14 +59,6 @@ class Batch(NamedTuple):
     def num_skipped(self) -> int:
         """The number of examples that are not finite."""
         return int(np.sum(~self.finite))
-
-
-class _Layout(NamedTuple):
-    """What all batches must share: shapes without the first axis, and dtypes."""
-
-    x: tuple[tuple[int, ...], Dtype]
-    y: tuple[tuple[int, ...], bool] | None
-    extras: PyTree
 
 
 class Reader:
@@ -124,7 +117,7 @@ class Reader:
             if len(source.all.y):
                 num_classes = max(2, int(np.max(source.all.y)) + 1)
         self.num_classes = num_classes
-        self._layout: _Layout | None = None
+        self._layout: dict[str, str] = {}
         # Entries of a sparse batch. They only grow, so that little is compiled again.
         self._entries = 1
         if isinstance(source, ArraySource) and is_sparse(source.all.x):
@@ -173,63 +166,53 @@ class Reader:
           ValueError: features are not finite, and the reader is to raise.
         """
         good = np.asarray(finite)[: len(batch.finite)] | ~batch.finite
-        if not good.all() and self.nonfinite != "skip":
-            raise self._error(f"the features of {self.name}", batch.numbers, good)
+        self._refuse(f"the features of {self.name}", batch.numbers, good)
         return int(np.sum(~(good & batch.finite)))
 
     def _default_size(self) -> int:
         rows = self.source.first(1)
-        if rows is None or len(rows.numbers) == 0:
+        if rows is None:
             return _EXAMPLES
         if is_sparse(rows.x):
             size = 12 * rows.x.nnz
         else:
             x = np.asarray(rows.x)
             size = x.size * np.dtype(self._dtype or x.dtype).itemsize
-        size = max(1, size)
-        return min(_EXAMPLES, 1 << max(_BYTES // size, 1).bit_length() - 1)
+        return min(_EXAMPLES, 1 << max(_BYTES // max(size, 1), 1).bit_length() - 1)
 
     def _checked(self, rows: Rows) -> Batch:
         x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
         extras = jax.tree.map(np.asarray, rows.extras)
         y = None if rows.y is None else np.asarray(rows.y)
-        index, count = np.asarray(rows.numbers), len(rows.numbers)
-        where = f"{self.owner}: examples {min(index, default=0)} to "
-        where += f"{max(index, default=0)}"
+        numbers, count = np.asarray(rows.numbers), len(rows.numbers)
+        where = f"{self.owner}: examples {min(rows.numbers, default=0)} to "
+        where += str(max(rows.numbers, default=0))
         self._check_layout(where, x, y, extras)
-        weight = np.ones(count, np.float32)
-        if rows.weight is not None:
-            weight = np.asarray(rows.weight)
-            if not (weight >= 0).all() or not np.isfinite(weight).all():
-                raise ValueError(
-                    f"{where}: weights must be finite and >= 0; correct them"
-                )
         finite = np.ones(count, bool)
         size = self.size if self._pad else count
         if is_sparse(x):
-            x = self._packed(index, x, size, finite)
+            x = pack(x, size, self._entries)
+            self._entries = x.nnz
+            self._find(self.name, numbers, x.values, finite, x)
         else:
             with np.errstate(over="ignore"):  # what overflows is not finite
                 x = x.astype(self._device_dtype(x.dtype), copy=False)
-            self._find(self.name, index, x, finite)
-        for name, leaves in extras.items():
-            for leaf in jax.tree.leaves(leaves):
-                self._find(name, index, leaf, finite)
+            self._find(self.name, numbers, x, finite)
+        for name, value in extras.items():
+            for leaf in jax.tree.leaves(value):
+                self._find(name, numbers, leaf, finite)
+        weight = np.ones(count, np.float32)
+        if rows.weight is not None:
+            weight = np.asarray(rows.weight)
+            if not (np.isfinite(weight) & (weight >= 0)).all():
+                raise ValueError(f"{where}: weights must be finite and >= 0")
         if y is not None:
             y = self._targets(where, y, x.dtype)
-            self._find("y", index, y, finite)
-
-        def padded(array: NDArray) -> NDArray:
-            return _zero_and_pad(array, finite, size)
-
-        return Batch(
-            index,
-            x if isinstance(x, SparseRows) else padded(x),
-            None if y is None else padded(y),
-            padded(weight),
-            jax.tree.map(padded, extras),
-            finite,
-        )
+            self._find("y", numbers, y, finite)
+        pad = functools.partial(_zero_and_pad, finite=finite, size=size)
+        x = _zero(x, finite) if isinstance(x, SparseRows) else pad(x)
+        y, weight, extras = jax.tree.map(pad, (y, weight, extras))
+        return Batch(numbers, x, y, weight, extras, finite)
 
     def _check_layout(
         self, where: str, x: Examples, y: NDArray | None, extras: PyTree
@@ -241,43 +224,31 @@ class Reader:
                 f"{owner}: {name} must hold n examples, (n, d) or (n, *spatial, c); "
                 f"its first slice has shape {x.shape}"
             )
-        _check_real(owner, name, x.dtype)
         if is_sparse(x) and self._split:
             raise ValueError(
                 f"{owner}: mesh splits dense examples only, and these are sparse; "
                 "leave mesh out, or join the sums of each process with ridge_merge"
             )
-        targets = None
+        _check_real(owner, name, x.dtype)
+        layout = {name: f"shape {x.shape[1:]} and {self._device_dtype(x.dtype)}"}
         if y is not None:
             _check_real(owner, "y", y.dtype)
             if y.ndim not in (1, 2):
                 raise ValueError(
                     f"{owner}: y must have shape (n,) or (n, t), got {y.shape}"
                 )
-            targets = y.shape[1:], _are_labels(y)
-        layout = _Layout(
-            (x.shape[1:], self._device_dtype(x.dtype)),
-            targets,
-            jax.tree.map(lambda a: a.shape[1:], extras),
-        )
-        if self._layout is None:
-            self._layout = layout
-        before = self._layout
-        if layout.x != before.x:
-            raise ValueError(
-                f"{where} of {name} must have shape {before.x[0]} and dtype "
-                f"{before.x[1]} as the first has, got {layout.x[0]} and {x.dtype}"
-            )
-        if y is not None and layout.y != before.y:
-            raise ValueError(
-                f"{where} must have targets of one shape and kind, got {y.shape[1:]} "
-                f"of dtype {y.dtype} after {before.y and before.y[0]}"
-            )
-        if layout.extras != before.extras:
-            raise ValueError(
-                f"{where} must have arrays like those before, got shapes "
-                f"{layout.extras} after {before.extras}"
-            )
+            kind = "labels" if _are_labels(y) else "numbers"
+            layout["y"] = f"shape {y.shape[1:]} and {kind}"
+        for key in ("pattern", "mask"):
+            leaves = jax.tree.leaves(extras.get(key))
+            layout[key] = f"shapes {[leaf.shape[1:] for leaf in leaves]}"
+        self._layout = self._layout or layout
+        for key, found in layout.items():
+            if found != self._layout[key]:
+                raise ValueError(
+                    f"{where}: {key} must have {self._layout[key]}, as those before, "
+                    f"got {found}"
+                )
 
     def _device_dtype(self, dtype: Dtype) -> Dtype:
         """Return the dtype that a device gets, for which the host converts."""
@@ -287,51 +258,42 @@ class Reader:
             dtype = np.dtype(np.float64)
         return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
 
-    def _packed(
-        self, index: NDArray, x: Examples, size: int, finite: NDArray
-    ) -> SparseRows:
-        """Return compressed rows as `SparseRows` of one size; mark those not finite."""
-        packed = pack(x, size, self._entries)
-        self._entries = packed.nnz
-        indices, members, values = map(
-            np.asarray, (packed.indices, packed.rows, packed.values)
-        )
-        bad = np.flatnonzero(~np.isfinite(values))
-        if not len(bad):
-            return packed
-        finite[members[bad]] = False
-        self._raise(self.name, index, finite, (indices[bad[0]],))
-        kept = np.append(finite, np.zeros(size + 1 - len(finite), bool))[members]
-        values = np.where(kept, values, 0).astype(packed.dtype)
-        return dataclasses.replace(packed, values=values)
-
-    def _find(self, name: str, index: NDArray, array: NDArray, finite: NDArray) -> None:
-        """Mark the rows that are not finite; raise if the reader is to."""
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+    def _find(
+        self,
+        name: str,
+        numbers: NDArray,
+        values: NDArray,
+        finite: NDArray,
+        sparse: SparseRows | None = None,
+    ) -> None:
+        """Mark the examples that are not finite in `finite`, or raise."""
+        if not jnp.issubdtype(values.dtype, jnp.floating):
             return
-        good = np.isfinite(array)
+        good = np.isfinite(values)
         if good.all():
             return
-        rows = good.reshape(len(array), -1).all(axis=1)
+        row, *entry = np.argwhere(~good)[0]
+        if sparse is None:
+            rows = good.reshape(len(good), -1).all(axis=1)
+        else:
+            rows = np.ones(len(finite), bool)
+            rows[sparse.rows[~good]] = False
+            entry = [sparse.indices[row]]
+        self._refuse(name, numbers, rows, tuple(map(int, entry)))
         finite &= rows
-        first = np.argwhere(~good)[0][1:]
-        self._raise(name, index, rows, tuple(map(int, first)))
 
-    def _raise(
-        self, name: str, index: NDArray, finite: NDArray, entry: Sequence[int]
+    def _refuse(
+        self, name: str, numbers: NDArray, good: NDArray, entry: tuple[int, ...] = ()
     ) -> None:
-        if self.nonfinite != "skip":
-            raise self._error(name, index, finite, entry)
-
-    def _error(
-        self, name: str, index: NDArray, finite: NDArray, entry: Sequence[int] = ()
-    ) -> ValueError:
-        bad = index[~finite].tolist()
+        """Raise an error that names examples that are not good, unless they may be."""
+        if good.all() or self.nonfinite == "skip":
+            return
+        bad = numbers[~good].tolist()
         which = f"example{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:5]))}"
         which += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        at = f", first at {tuple(map(int, entry))}" if entry else ""
+        at = f", first at {entry}" if entry else ""
         skip = "" if self.nonfinite is None else ', or leave out with nonfinite="skip"'
-        return ValueError(
+        raise ValueError(
             f"{self.owner}: {name} must be finite, got NaN or infinity in {which} "
             f"(counted from 0){at}; repair or remove such examples{skip}"
         )
@@ -351,16 +313,18 @@ class Reader:
                 f"{where}: y must be integer labels of shape (n,), because num_classes "
                 f"is given; got {y.dtype} of shape {y.shape}"
             )
-        outside = np.flatnonzero((y < 0) | (y >= classes))
+        outside = y[(y < 0) | (y >= classes)]
         if len(outside):
             raise ValueError(
                 f"{where}: y must hold labels from 0 to {classes - 1}, got "
-                f"{y[outside[0]]}; labels are numbered by "
+                f"{outside[0]}; labels are numbered by "
                 "numpy.unique(y, return_inverse=True)[1]"
             )
         # A regression without intercept starts from no class if the codes have mean 0.
         real = np.float64 if dtype == np.float64 else np.float32
-        return np.eye(classes, dtype=real)[y.astype(int)] - real(1 / classes)
+        codes = np.full((len(y), classes), -real(1 / classes))
+        codes[np.arange(len(y)), y.astype(int)] += real(1)
+        return codes
 
 
 def warn_skipped(
@@ -400,3 +364,11 @@ def _zero_and_pad(array: NDArray, finite: NDArray, size: int) -> NDArray:
         rest = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
         array = np.pad(array, rest)
     return array
+
+
+def _zero(x: SparseRows, finite: NDArray) -> SparseRows:
+    """Return sparse rows, zeros where examples are not finite."""
+    if finite.all():
+        return x
+    keep = np.append(finite, np.zeros(len(x) + 1 - len(finite), bool))[x.rows]
+    return dataclasses.replace(x, values=np.where(keep, x.values, 0).astype(x.dtype))

@@ -5,7 +5,7 @@ A source slices. It checks lengths but no numbers, which the reader does.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._typing import Examples, PyTree, Targets
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
 
-__all__ = ["ArraySource", "BatchSource", "Rows", "Source", "open_source"]
+__all__ = ["ArraySource", "BatchSource", "Rows", "open_source"]
 
 _EXTRAS = ("pattern", "mask")
 
@@ -50,30 +50,6 @@ class Rows(NamedTuple):
         return Rows(numbers, take(self.x), y, weight, extras)
 
 
-class Source(Protocol):
-    """What the reader needs.
-
-    Attributes:
-      owner: the function to name in errors.
-      name: what that function calls the examples.
-      num_examples: the number of examples; None if it is not known.
-      read_once: whether the examples can be read only once.
-    """
-
-    owner: str
-    name: str
-    num_examples: int | None
-    read_once: bool
-
-    def first(self, size: int) -> Rows | None:
-        """Return what `rows` yields first, None if nothing; it stays to be read."""
-        ...
-
-    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
-        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
-        ...
-
-
 class ArraySource:
     """Examples with a length and slices, and arrays of the same length.
 
@@ -87,6 +63,10 @@ class ArraySource:
       weight: n weights, or None.
       extras: arrays or pytrees of arrays with n rows, by name; None is left out.
       name: what `owner` calls the examples.
+
+    Attributes:
+      num_examples: n.
+      read_once: whether the examples can be read only once.
     """
 
     read_once = False
@@ -132,9 +112,11 @@ class ArraySource:
         self.all = Rows(range(n), x, y, weight, arrays)
 
     def first(self, size: int) -> Rows | None:
+        """Return what `rows` yields first, or None; it stays to be read."""
         return next(self.rows(size), None)
 
     def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
+        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
         for start in range(skip * size, self.num_examples or 0, size):
             yield self.all.slice(start, start + size)
 
@@ -165,6 +147,7 @@ class BatchSource:
         self._batches = batches
 
     def first(self, size: int) -> Rows | None:
+        """Return what `rows` yields first, or None; it stays to be read."""
         if not self.read_once:
             return next(self.rows(size), None)
         rest = iter(self._batches)
@@ -175,6 +158,7 @@ class BatchSource:
         return first
 
     def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
+        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
         start = number = 0
         for index, batch in enumerate(self._batches):
             rows = self._parsed(index, batch)

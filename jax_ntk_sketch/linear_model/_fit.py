@@ -20,13 +20,13 @@ from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape, Targets
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model import checkpoint as files
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
     batch_features,
     check_one_kernel,
     features_like,
+    open_reader,
 )
 from jax_ntk_sketch.linear_model._multihost import Processes, reduce_over
 from jax_ntk_sketch.linear_model.cross_validation import (
@@ -153,20 +153,17 @@ def fit(
         if check_size("fit", "folds", folds, 0) == 1:
             raise ValueError("fit: folds must be 0 or at least 2, got 1")
         regs = np.atleast_1d(check_reg("fit", reg)).tolist()
-        extras = {"pattern": pattern, "mask": mask}
-        source = open_source("fit", x, y, sample_weight, extras)
-        if checkpoint is not None and source.read_once:
-            raise ValueError(
-                "fit: x must not be an iterator if there is a checkpoint, because a "
-                "resumed run reads it again; give a list, an array or an object with "
-                "__iter__"
-            )
-        reader = Reader(
-            source,
+        reader = open_reader(
+            "fit",
+            x,
+            y,
+            sample_weight,
+            {"pattern": pattern, "mask": mask},
+            read_again="" if checkpoint is None else "a resumed run reads it again",
             batch_size=batch_size,
-            num_devices=None if local is None else local.size,
             num_classes=num_classes,
             nonfinite=nonfinite,
+            num_devices=None if local is None else local.size,
         )
         run = _Pass(fmap, params, reader, folds, local, processes)
         run.agree({"reg": regs, "intercept": intercept, "num_classes": num_classes})

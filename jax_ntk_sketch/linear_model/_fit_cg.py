@@ -26,13 +26,13 @@ from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model._fitted import (
     CGInfo,
     FittedModel,
     batch_features,
     check_one_kernel,
-    features_like,
+    first_shapes,
+    open_reader,
 )
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 from jax_ntk_sketch.linear_model.ridge import ridge_penalty
@@ -110,15 +110,16 @@ def fit_cg(
     check_number("fit_cg", "tolerance", tolerance, above=0, below=1)
     check_size("fit_cg", "max_steps", max_steps)
     check_size("fit_cg", "rank", rank, 0)
-    extras = {"pattern": pattern, "mask": mask}
-    source = open_source("fit_cg", x, y, sample_weight, extras)
-    if source.read_once:
-        raise ValueError(
-            "fit_cg: x must not be an iterator, because it is read many times; give a "
-            "list, an array or an object with __iter__"
-        )
-    reader = Reader(
-        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
+    reader = open_reader(
+        "fit_cg",
+        x,
+        y,
+        sample_weight,
+        {"pattern": pattern, "mask": mask},
+        read_again="each step reads it",
+        batch_size=batch_size,
+        num_classes=num_classes,
+        nonfinite=nonfinite,
     )
     passes = _Passes(fmap, params, reader, progress)
     m = passes.num_features
@@ -167,7 +168,7 @@ def fit_cg(
         np.array(residuals), residual, bound, bound <= 2 * tolerance, passes.count
     )
     bias = sums.target_mean - mean @ w
-    flat = passes.flat
+    flat = passes.num_targets is None
     squares = sums.squares.sum() + (w * (image - shift * w - 2 * right)).sum()
     model = RidgeModel(
         weights=jnp.asarray(w[:, 0] if flat else w, dtype),
@@ -178,7 +179,7 @@ def fit_cg(
             residual=residual,
             mse=max(squares, 0.0) / (n * right.shape[1]),
         ),
-        num_targets=None if flat else right.shape[1],
+        num_targets=passes.num_targets,
         num_classes=reader.num_classes,
     )
     return FittedModel(
@@ -219,13 +220,8 @@ class _Passes:
         self.fmap, self.params, self.reader = fmap, params, reader
         self.progress = progress
         self.count = self.skipped = 0
-        template = reader.template()
-        if template is None or not len(template.numbers):
-            raise ValueError("fit_cg: x must hold examples, got no examples")
-        assert template.y is not None
-        phi = features_like(fmap, params, template.x, template.extras)
+        phi, self.num_targets = first_shapes(fmap, params, reader)
         self.num_features, self.dtype = phi.shape[1], phi.dtype
-        self.flat = template.y.ndim == 1
 
     def product(self, v: NDArray) -> NDArray:
         """Return Phi^T W Phi v."""

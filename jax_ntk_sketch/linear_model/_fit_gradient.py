@@ -13,14 +13,14 @@ from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
-from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.batches.reader import Nonfinite, warn_skipped
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
     GradientInfo,
     batch_features,
     check_one_kernel,
-    features_like,
+    first_shapes,
+    open_reader,
 )
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 
@@ -115,31 +115,27 @@ def fit_gradient(
             f"{owner}: optimizer must be an optax.GradientTransformation, for example "
             f"optax.adam(1e-3); got {optimizer!r}"
         )
-    extras = {"pattern": pattern, "mask": mask}
-    source = open_source(owner, x, y, sample_weight, extras)
-    if source.read_once and num_epochs > 1:
-        raise ValueError(
-            f"{owner}: x must not be an iterator for {num_epochs} epochs, because it "
-            "is read once; give a list, an array or an object with __iter__"
-        )
+    reader = open_reader(
+        owner,
+        x,
+        y,
+        sample_weight,
+        {"pattern": pattern, "mask": mask},
+        read_again="each epoch reads it" if num_epochs > 1 else "",
+        batch_size=batch_size,
+        num_classes=num_classes,
+        nonfinite=nonfinite,
+    )
     if key is not None:
         key = check_key(owner, key)
-        if source.num_examples is None:
+        if reader.num_examples is None:
             raise ValueError(
                 f"{owner}: key must be None for batches, which come in their own "
                 "order; shuffle them where they are made"
             )
-    reader = Reader(
-        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
-    )
     example_loss, center = _example_loss(loss, reader.num_classes)
-    template = reader.template()
-    if template is None or not len(template.numbers):
-        raise ValueError(f"{owner}: x must hold examples, got no examples")
-    assert template.y is not None
-    flat = template.y.ndim == 1
-    phi = features_like(fmap, params, template.x, template.extras)
-    t = 1 if flat else template.y.shape[1]
+    phi, num_targets = first_shapes(fmap, params, reader)
+    t, flat = num_targets or 1, num_targets is None
     weights = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
     run = weights, optimizer.init(weights)
     step = _make_step(fmap, optimizer, example_loss, reg, intercept)
@@ -147,9 +143,9 @@ def fit_gradient(
     for epoch in range(num_epochs):
         batches = reader.batches()
         if key is not None:
-            assert source.num_examples is not None
+            assert reader.num_examples is not None
             epoch_key = jax.random.fold_in(key, epoch)
-            order = jax.random.permutation(epoch_key, source.num_examples)
+            order = jax.random.permutation(epoch_key, reader.num_examples)
             batches = reader.shuffled(np.asarray(order))
         label = f"epoch {epoch + 1} of {num_epochs}"
         total, count = jnp.zeros(()), 0.0
@@ -177,7 +173,7 @@ def fit_gradient(
         intercept=b[0] if flat else b,
         reg=np.array(reg),
         info=RidgeInfo(count),
-        num_targets=None if flat else t,
+        num_targets=num_targets,
         num_classes=reader.num_classes,
     )
     info = GradientInfo(np.array(losses))

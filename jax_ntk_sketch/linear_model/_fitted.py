@@ -1,8 +1,9 @@
 """`FittedModel`: a linear model on features, with the map that makes them."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Array, Examples, PyTree
-from jax_ntk_sketch.batches.reader import Batch
+from jax_ntk_sketch._typing import Array, Examples, PyTree, Targets
+from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader
+from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.features._transform import (
     apply_in_cache,
     for_each_batch,
@@ -28,6 +30,8 @@ __all__ = [
     "batch_features",
     "check_one_kernel",
     "features_like",
+    "first_shapes",
+    "open_reader",
 ]
 
 
@@ -163,6 +167,45 @@ class FittedModel:
         return np.concatenate(parts)
 
 
+def open_reader(
+    owner: str,
+    x: Examples | Iterable[Any],
+    y: Targets,
+    weight: Targets,
+    extras: dict[str, PyTree],
+    *,
+    read_again: str,
+    batch_size: int | None,
+    num_classes: int | None,
+    nonfinite: Nonfinite,
+    num_devices: int | None = None,
+) -> Reader:
+    """Return the reader of a fit's examples.
+
+    Args:
+      owner, x, y, weight, extras: the arguments of the fit, see `open_source`.
+      read_again: why x is read more than once, or "" if it is not.
+      batch_size, num_classes, nonfinite, num_devices: as `Reader` takes them.
+
+    Raises:
+      TypeError, ValueError: as `open_source` and `Reader`; x is an iterator that would
+        have to be read again.
+    """
+    source = open_source(owner, x, y, weight, extras)
+    if read_again and source.read_once:
+        raise ValueError(
+            f"{owner}: x must not be an iterator, because {read_again}; give a list, "
+            "an array or an object with __iter__"
+        )
+    return Reader(
+        source,
+        batch_size=batch_size,
+        num_devices=num_devices,
+        num_classes=num_classes,
+        nonfinite=nonfinite,
+    )
+
+
 def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
     """Check that a fit can use a feature map.
 
@@ -208,7 +251,21 @@ def features_like(
     fmap: FeatureMap, params: PyTree, x: Examples, extras: dict[str, PyTree]
 ) -> jax.ShapeDtypeStruct:
     """Return the shape of the features of x, and the dtype in which they are summed."""
-    phi = jax.eval_shape(
-        lambda params, x, extras: fmap.apply(params, x, **extras), params, x, extras
-    )
+    phi = jax.eval_shape(functools.partial(fmap.apply, params), x, **extras)
     return phi.update(dtype=jnp.promote_types(phi.dtype, jnp.float32))
+
+
+def first_shapes(
+    fmap: FeatureMap, params: PyTree, reader: Reader
+) -> tuple[jax.ShapeDtypeStruct, int | None]:
+    """Return `features_like` the first batch, and the number of targets or None.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    batch = reader.template()
+    if batch is None or not len(batch.numbers):
+        raise ValueError(f"{reader.owner}: x must hold examples, got no examples")
+    assert batch.y is not None
+    t = None if batch.y.ndim == 1 else batch.y.shape[1]
+    return features_like(fmap, params, batch.x, batch.extras), t
