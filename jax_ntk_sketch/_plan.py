@@ -156,8 +156,8 @@ class Plan:
     def rows_in_cache(self) -> int:
         """Return how many of the `batch_size` examples to work on at a time.
 
-        On a CPU it is the largest power of two whose working memory fits in the caches, at least
-        1. Elsewhere it is the whole batch.
+        On a CPU it is the largest power of two whose working memory fits in the caches,
+        at least 1. Elsewhere it is the whole batch.
         """
         if jax.default_backend() != "cpu":
             return self.batch_size

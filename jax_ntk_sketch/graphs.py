@@ -1,40 +1,44 @@
-"""Graphs of different sizes as arrays: what networks with `stax.Aggregate` take."""
+"""Batches of graphs of different sizes, for networks with `stax.Aggregate`."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jax_ntk_sketch._checks import check_size
 
 __all__ = ["Graphs", "pad"]
 
 
 class Graphs(NamedTuple):
-    """n graphs; `fmap.apply(params, graphs.x, pattern=graphs.pattern)`.
+    """A batch of n graphs: `fmap.apply(params, graphs.x, pattern=graphs.pattern)`.
 
     Attributes:
-      x: (n, nodes, channels), zeros in nodes that are padding.
-      pattern: int32 (n, edges, 2), from and to, -1 in edges that are padding; or a
-        pair of that and weights (n, edges).
-      mask: bool (n, nodes), True in nodes that exist.
+      x: (n, nodes, channels), zero for nodes that are padding.
+      pattern: int32 (n, edges, 2), the nodes from and to which edges go, -1 for edges
+        that are padding; or a pair of that and weights (n, edges).
+      mask: bool (n, nodes), True for nodes that exist.
     """
 
-    x: Any
-    pattern: Any
-    mask: Any
+    x: NDArray
+    pattern: NDArray | tuple[NDArray, NDArray]
+    mask: NDArray
 
-    def take(self, index: Any) -> "Graphs":
-        """Some of the graphs."""
+    def take(self, index: slice | NDArray) -> "Graphs":
+        """Return the graphs at a slice or at an array of positions."""
         pattern = self.pattern
         if isinstance(pattern, tuple):
-            pattern = tuple(part[index] for part in pattern)
-        else:
-            pattern = pattern[index]
-        return Graphs(self.x[index], pattern, self.mask[index])
+            edges, weights = pattern
+            return Graphs(
+                self.x[index], (edges[index], weights[index]), self.mask[index]
+            )
+        return Graphs(self.x[index], pattern[index], self.mask[index])
 
 
 def pad(
-    nodes: Sequence[Any],
-    edges: Sequence[Any],
+    nodes: Sequence[ArrayLike],
+    edges: Sequence[ArrayLike],
     *,
     undirected: bool = True,
     loops: bool = True,
@@ -42,70 +46,81 @@ def pad(
     num_nodes: int | None = None,
     num_edges: int | None = None,
 ) -> Graphs:
-    """Fills graphs up to the same number of nodes and edges.
+    """Return a batch of graphs, padded to one number of nodes and of edges.
 
     Args:
-      nodes: for each graph `(V_i, channels)`, real.
-      edges: for each graph `(E_i, 2)` integers, its nodes from and to which edges go.
-      undirected: every edge (but loops) goes both ways.
-      loops: an edge from each node to itself is added, as graph neural tangent kernels
-        have it.
-      normalize: weights that make every sum over edges an average, in place of 1.
-      num_nodes, num_edges: sizes to fill up to; by default the largest that occur. (Of
-        `num_edges`, the ones that these options add count.)
+      nodes: for each graph, the features of its nodes, real `(V_i, channels)`.
+      edges: for each graph, the nodes from and to which its edges go, integers
+        `(E_i, 2)`.
+      undirected: whether to add the reverse of every edge between two nodes.
+      loops: whether to add an edge from each node to itself, as graph neural tangent
+        kernels have it.
+      normalize: whether to return weights with which every sum over edges is an
+        average; otherwise all weights are 1.
+      num_nodes, num_edges: the sizes after padding; by default the largest sizes in the
+        batch. Edges that `undirected` and `loops` add are counted.
 
     Returns:
-      `Graphs`, NumPy arrays; x keeps the dtype of `nodes` where it is floating.
+      `Graphs` of NumPy arrays; x has the dtype of `nodes` if it is floating, otherwise
+      float32.
 
     Raises:
-      ValueError: sequences of different lengths, arrays of the wrong shape, an edge of
-        a node that does not exist, a size that is too small; the graph is named.
+      TypeError: a size is not an integer.
+      ValueError: `nodes` and `edges` have different lengths; an array has the wrong
+        shape or dtype; an edge names a node that does not exist; a size is too small.
+        The graph is named.
 
     Cost: one pass on the host.
 
-    >>> graphs = pad([np.ones((3, 1)), np.ones((2, 1))], [[(0, 1), (1, 2)], [(0, 1)]])
-    >>> graphs.x.shape, graphs.pattern.shape, graphs.mask.sum(1).tolist()
+    >>> import numpy as np
+    >>> from jax_ntk_sketch import graphs
+    >>> nodes = [np.ones((3, 1)), np.ones((2, 1))]
+    >>> batch = graphs.pad(nodes, [[(0, 1), (1, 2)], [(0, 1)]])
+    >>> batch.x.shape, batch.pattern.shape, batch.mask.sum(1).tolist()
     ((2, 3, 1), (2, 7, 2), [3, 2])
-    >>> graphs.pattern[1].tolist()
+    >>> batch.pattern[1].tolist()
     [[0, 1], [1, 0], [0, 0], [1, 1], [-1, -1], [-1, -1], [-1, -1]]
     """
     if len(nodes) != len(edges) or not len(nodes):
         raise ValueError(
-            "pad: nodes and edges must be of the same graphs, at least one; got "
+            "pad: nodes and edges must hold the same graphs, at least one; got "
             f"{len(nodes)} and {len(edges)}"
         )
-    rows = [np.asarray(one) for one in nodes]
-    channels = rows[0].shape[-1] if rows[0].ndim == 2 else None
-    for i, one in enumerate(rows):
-        if one.ndim != 2 or one.shape[1] != channels:
+    features = [np.asarray(graph) for graph in nodes]
+    channels = features[0].shape[-1] if features[0].ndim == 2 else None
+    for i, graph in enumerate(features):
+        if graph.ndim != 2 or graph.shape[1] != channels:
             raise ValueError(
                 f"pad: nodes[{i}] must have shape (nodes, {channels or 'channels'}), "
-                f"got {one.shape}"
+                f"got {graph.shape}"
             )
-    ends = [_edges(i, e, len(rows[i]), undirected, loops) for i, e in enumerate(edges)]
-    n = len(rows)
-    most = _size("num_nodes", num_nodes, max(map(len, rows)))
-    many = _size("num_edges", num_edges, max(map(len, ends)))
-    dtype = np.result_type(*{one.dtype for one in rows})
+    lists = [
+        _all_edges(i, pairs, len(features[i]), undirected, loops)
+        for i, pairs in enumerate(edges)
+    ]
+    n = len(features)
+    max_nodes = _padded_size("num_nodes", num_nodes, max(map(len, features)))
+    max_edges = _padded_size("num_edges", num_edges, max(map(len, lists)))
+    dtype = np.result_type(*{graph.dtype for graph in features})
     dtype = dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float32)
-    x = np.zeros((n, most, channels or 0), dtype)
-    mask = np.zeros((n, most), bool)
-    pattern = np.full((n, many, 2), -1, np.int32)
-    weights = np.zeros((n, many), dtype)
-    for i, (one, pairs) in enumerate(zip(rows, ends, strict=True)):
-        x[i, : len(one)] = one
-        mask[i, : len(one)] = True
+    x = np.zeros((n, max_nodes, channels or 0), dtype)
+    mask = np.zeros((n, max_nodes), bool)
+    pattern = np.full((n, max_edges, 2), -1, np.int32)
+    weights = np.zeros((n, max_edges), dtype)
+    for i, (graph, pairs) in enumerate(zip(features, lists, strict=True)):
+        x[i, : len(graph)] = graph
+        mask[i, : len(graph)] = True
         pattern[i, : len(pairs)] = pairs
-        into = np.bincount(pairs[:, 1], minlength=most)
-        weights[i, : len(pairs)] = 1 / into[pairs[:, 1]]
+        in_degree = np.bincount(pairs[:, 1], minlength=max_nodes)
+        weights[i, : len(pairs)] = 1 / in_degree[pairs[:, 1]]
     return Graphs(x, (pattern, weights) if normalize else pattern, mask)
 
 
-def _edges(
-    number: int, pairs: Any, nodes: int, undirected: bool, loops: bool
-) -> np.ndarray:
-    """All edges of a graph, (E, 2)."""
-    pairs = np.asarray(pairs)
+def _all_edges(
+    number: int, edges: ArrayLike, num_nodes: int, undirected: bool, loops: bool
+) -> NDArray:
+    """Return the edges of a graph (E, 2), with those that the options add."""
+    pairs = np.asarray(edges)
     if not pairs.size:
         pairs = np.zeros((0, 2), np.int32)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
@@ -113,22 +128,18 @@ def _edges(
             f"pad: edges[{number}] must be integers (edges, 2), got shape "
             f"{pairs.shape} and dtype {pairs.dtype}"
         )
-    if pairs.size and not 0 <= pairs.min() <= pairs.max() < nodes:
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < num_nodes:
         raise ValueError(
-            f"pad: edges[{number}] must name nodes from 0 to {nodes - 1}, got "
+            f"pad: edges[{number}] must name nodes from 0 to {num_nodes - 1}, got "
             f"{pairs.min()} to {pairs.max()}"
         )
     parts = [pairs]
     if undirected:
         parts.append(pairs[pairs[:, 0] != pairs[:, 1], ::-1])
     if loops:
-        parts.append(np.repeat(np.arange(nodes)[:, None], 2, axis=1))
+        parts.append(np.repeat(np.arange(num_nodes)[:, None], 2, axis=1))
     return np.concatenate(parts)
 
 
-def _size(name: str, given: int | None, least: int) -> int:
-    if given is None:
-        return least
-    if given < least:
-        raise ValueError(f"pad: {name} must be at least {least}, got {given}")
-    return given
+def _padded_size(name: str, size: int | None, largest: int) -> int:
+    return largest if size is None else check_size("pad", name, size, largest)

@@ -1,85 +1,103 @@
 """Features and fits over several devices, of one process or of several.
 
-A mesh with one axis is all that is needed: examples are split over it, parameters and
-models are the same on all devices. `jax_ntk_sketch.transform` and
-`jax_ntk_sketch.linear_model.fit` take it as `mesh`, and
-`jax_ntk_sketch.linear_model.ridge_psum` is the one reduction of a fit.
+A mesh with one axis is sufficient: the examples are split over it, and the parameters
+and models are the same on all devices. `jax_ntk_sketch.transform` and
+`jax_ntk_sketch.linear_model.fit` take it as `mesh`. The reduction of a fit is
+`jax_ntk_sketch.linear_model.ridge_psum`.
 
-With several processes, call `jax.distributed.initialize` first, in each of them. JAX
-then sees to it that none waits for ever. If one is killed, the others end with an error
-(SIGABRT, exit status 134) within `heartbeat_timeout_seconds`, an argument of that
-function, 100 by default; at once, if it was process 0. If one ends by itself before the
-others, they do so 300 s later, the default of JAX's shutdown. An exception inside `fit`
-is raised in all of them, a second or a chunk later.
+If there are several processes, each of them calls `jax.distributed.initialize` first.
+JAX then ends processes that wait for one that is gone:
+
+- A process is killed: the others end with an error (SIGABRT, exit status 134) within
+  `heartbeat_timeout_seconds`, an argument of that function, 100 by default. If the
+  killed process is number 0, they end at once.
+- A process ends before the others: they end after 300 s, which is the default of JAX's
+  shutdown.
+- `fit` raises in one process: it raises in all of them, a second or a batch later.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ntk_sketch import methods
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
+from jax_ntk_sketch._typing import Array, ArrayLike, PyTree
 
-__all__ = ["data_mesh", "features"]
+__all__ = ["apply", "data_mesh"]
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, "data", along which examples are split.
+    """Return a mesh of one axis, "data", over which examples are split.
 
     Args:
-      devices: at least one; by default all devices of all processes.
+      devices: at least one device; by default all devices of all processes.
+
+    Returns:
+      The mesh.
 
     Raises:
-      ValueError: no devices.
+      ValueError: `devices` is empty.
 
-    >>> mesh = data_mesh()
+    >>> import jax
+    >>> from jax_ntk_sketch import sharding
+    >>> mesh = sharding.data_mesh()
     >>> mesh.axis_names, mesh.size == len(jax.devices())
     (('data',), True)
     """
     devices = jax.devices() if devices is None else list(devices)
     if not devices:
-        raise ValueError("data_mesh: devices is empty; give one at least")
+        raise ValueError("data_mesh: devices must hold at least one device, got none")
     return Mesh(np.array(devices), ("data",))
 
 
-def features(fmap: Any, params: Any, x: Any, *, mesh: Mesh) -> Any:
-    """`fmap.apply(params, x)` with the rows of x split over the devices of a mesh.
+def apply(
+    fmap: FeatureMap, params: PyTree, x: ArrayLike, *, mesh: Mesh
+) -> Array | KernelFeatures:
+    """Return `fmap.apply(params, x)`, computed on the devices of a mesh.
+
+    It works under `jit`, which makes it faster, and under `grad`. To compute the
+    features of many examples on the host, use `jax_ntk_sketch.transform`.
 
     Args:
       fmap: a feature map of any method but "exact".
-      params: what its `init` returned.
-      x: (n, *shape), any n: rows of zeros fill it up to a multiple of the devices.
-        With several processes a `jax.Array` over `mesh`, as `jit` takes it; where each
-        process has examples of its own, `jax_ntk_sketch.transform` does.
-      mesh: with one axis, as `data_mesh` makes it.
+      params: the parameters that its `init` returned.
+      x: (n, *shape), for any n; it is padded to a multiple of the number of devices. If
+        there are several processes, x is a `jax.Array` over `mesh`.
+      mesh: a mesh with one axis, as `data_mesh` makes it.
 
     Returns:
-      What `fmap.apply` does, (n, num_features), split over the devices.
+      The features (n, num_features), split over the devices; `KernelFeatures` of two
+      such arrays if `fmap.get` is a tuple.
 
     Raises:
-      TypeError: `mesh` is no mesh.
-      ValueError: a mesh of more axes; method "exact"; what `fmap.apply` says.
+      TypeError: `fmap` is not a feature map; `mesh` is not a mesh.
+      ValueError: the mesh has more than one axis; the method is "exact"; `fmap.apply`
+        raises.
 
-    Cost: that of `fmap.apply` on ceil(n / devices) examples, on each. It works under
-    `jit`, which makes it faster, and under `grad`.
+    Cost: that of `fmap.apply` for ceil(n / devices) examples, on each device.
 
+    >>> import jax
+    >>> import jax.numpy as jnp
     >>> import jax_ntk_sketch as jns
-    >>> from jax_ntk_sketch import stax
+    >>> from jax_ntk_sketch import sharding, stax
     >>> net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
     >>> fmap = jns.feature_map(net, num_features=16)
     >>> params = fmap.init(jax.random.key(0), (3,))
-    >>> phi = features(fmap, params, jnp.ones((5, 3)), mesh=data_mesh())
-    >>> phi.shape, bool(jnp.allclose(phi, fmap.apply(params, jnp.ones((5, 3)))))
+    >>> x = jnp.ones((5, 3))
+    >>> phi = sharding.apply(fmap, params, x, mesh=sharding.data_mesh())
+    >>> phi.shape, bool(jnp.allclose(phi, fmap.apply(params, x)))
     ((5, 16), True)
     """
-    axis_name("features", mesh)
-    if isinstance(getattr(fmap, "method", None), methods.Exact):
+    owner = "sharding.apply"
+    axis_name(owner, mesh)
+    check_feature_map(owner, fmap)
+    if fmap.method.batch_dependent:
         raise ValueError(
-            'features: method "exact" needs all examples on one device; use '
-            "fmap.apply(params, x)"
+            f'{owner}: fmap must not have the method "exact", which needs all examples '
+            "on one device; use fmap.apply(params, x)"
         )
     x = jnp.asarray(x)
     n = len(x)
@@ -88,11 +106,11 @@ def features(fmap: Any, params: Any, x: Any, *, mesh: Mesh) -> Any:
     return jax.tree.map(lambda rows: rows[:n], phi)
 
 
-def over(mesh: Mesh, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run(params, *arrays)` on each device with its rows of the arrays."""
+def over(mesh: Mesh, run: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return `run(params, *arrays)` on each device, with its rows of the arrays."""
     rows = PartitionSpec(axis_name("over", mesh))
 
-    def sharded(params: Any, *arrays: Any) -> Any:
+    def sharded(params: PyTree, *arrays: PyTree) -> PyTree:
         specs = PartitionSpec(), *[rows] * len(arrays)
         return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows)(
             params, *arrays
@@ -101,8 +119,13 @@ def over(mesh: Mesh, run: Callable[..., Any]) -> Callable[..., Any]:
     return sharded
 
 
-def axis_name(owner: str, mesh: Any) -> str:
-    """The name of a mesh's only axis, checked for the function `owner`."""
+def axis_name(owner: str, mesh: Mesh) -> str:
+    """Return the name of the only axis of a mesh.
+
+    Raises:
+      TypeError: `mesh` is not a mesh; `owner` is named.
+      ValueError: it has more than one axis.
+    """
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"{owner}: mesh must be a jax.sharding.Mesh, as "
@@ -116,28 +139,29 @@ def axis_name(owner: str, mesh: Any) -> str:
     return mesh.axis_names[0]
 
 
-def local_mesh(owner: str, mesh: Any) -> Mesh:
-    """The part of a mesh that is this process's own.
+def local_mesh(owner: str, mesh: Mesh) -> Mesh:
+    """Return the part of a mesh that belongs to this process.
 
     Raises:
-      TypeError, ValueError: as `axis_name`, or none of the devices is.
+      TypeError, ValueError: as `axis_name`.
+      ValueError: no device of the mesh belongs to this process.
     """
     name = axis_name(owner, mesh)
-    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    if not mine:
+    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if not local:
         raise ValueError(
-            f"{owner}: no device of mesh belongs to process {jax.process_index()}; "
-            "make the mesh of all that take part"
+            f"{owner}: mesh must have a device of process {jax.process_index()}, got "
+            "none; make the mesh of the devices of all processes that take part"
         )
-    return Mesh(np.array(mine), (name,))
+    return Mesh(np.array(local), (name,))
 
 
-def split(mesh: Mesh, arrays: Any) -> Any:
-    """Arrays on the devices of a mesh of this process, divided by rows."""
+def split(mesh: Mesh, arrays: PyTree) -> PyTree:
+    """Return arrays on the devices of a mesh of this process, split by rows."""
     rows = PartitionSpec(axis_name("split", mesh))
     return jax.device_put(arrays, NamedSharding(mesh, rows))
 
 
-def replicate(mesh: Mesh, arrays: Any) -> Any:
-    """Arrays on all devices of a mesh of this process."""
+def replicate(mesh: Mesh, arrays: PyTree) -> PyTree:
+    """Return arrays on all devices of a mesh of this process."""
     return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))

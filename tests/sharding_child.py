@@ -42,7 +42,7 @@ def devices():
     params = FMAP.init(jax.random.key(0), (6,))
     mesh, out = sharding.data_mesh(), {"devices": jax.device_count()}
     phi = np.asarray(FMAP.apply(params, X))
-    run = jax.jit(lambda p, x: sharding.features(FMAP, p, x, mesh=mesh))
+    run = jax.jit(lambda p, x: sharding.apply(FMAP, p, x, mesh=mesh))
     for n in (501, 3):
         found = jns.transform(FMAP, params, X[:n], mesh=mesh, batch_size=8)
         assert found.shape == (n, 200)

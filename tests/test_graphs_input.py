@@ -145,13 +145,13 @@ def test_text_of_records():
     "nodes, edges, options, match",
     [
         ([], [], {}, "at least one"),
-        (SMALL, BONDS[:1], {}, "of the same graphs"),
+        (SMALL, BONDS[:1], {}, "the same graphs"),
         ([np.ones(3)], [[]], {}, r"nodes\[0\] must have shape"),
         ([np.ones((2, 1)), np.ones((2, 2))], [[], []], {}, r"nodes\[1\] must have"),
         ([np.ones((2, 1))], [[(0, 2)]], {}, r"edges\[0\] must name nodes from 0 to 1"),
         ([np.ones((2, 1))], [[(0.5, 1)]], {}, r"edges\[0\] must be integers"),
-        (SMALL, BONDS, {"num_nodes": 4}, "num_nodes must be at least 5, got 4"),
-        (SMALL, BONDS, {"num_edges": 4}, "num_edges must be at least 15, got 4"),
+        (SMALL, BONDS, {"num_nodes": 4}, "num_nodes must be an integer >= 5, got 4"),
+        (SMALL, BONDS, {"num_edges": 4}, "num_edges must be an integer >= 15, got 4"),
     ],
 )
 def test_pad_refuses(nodes, edges, options, match):

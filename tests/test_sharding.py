@@ -236,10 +236,12 @@ def test_meshes_that_do_not_do():
             lm.fit(fmap, params, x, x[:, 0], reg=1.0, mesh=mesh)
         with pytest.raises(kind, match=f"transform: {message}"):
             jns.transform(fmap, params, x, mesh=mesh)
-        with pytest.raises(kind, match=f"features: {message}"):
-            sharding.features(fmap, params, x, mesh=mesh)
-    with pytest.raises(ValueError, match="data_mesh: devices is empty"):
+        with pytest.raises(kind, match=f"sharding.apply: {message}"):
+            sharding.apply(fmap, params, x, mesh=mesh)
+    with pytest.raises(ValueError, match="devices must hold at least one"):
         sharding.data_mesh([])
     exact = jns.feature_map(net, num_features=20, method=methods.Exact())
-    with pytest.raises(ValueError, match='method "exact" needs all examples on one'):
-        sharding.features(exact, (), x, mesh=sharding.data_mesh())
+    with pytest.raises(
+        ValueError, match='the method "exact", which needs all examples'
+    ):
+        sharding.apply(exact, (), x, mesh=sharding.data_mesh())

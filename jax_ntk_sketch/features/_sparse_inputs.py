@@ -1,24 +1,29 @@
-"""`with_sparse_inputs`: feature maps of sparse examples, at a cost of their nonzeros."""
+"""`with_sparse_inputs`: a feature map of sparse examples, in time of their nonzeros."""
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_ntk_sketch import methods
-from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Get, Kind
-from jax_ntk_sketch.batches.sparse_rows import (
-    SparseRows,
-    check_rows,
-    is_sparse,
-    num_examples,
+from jax_ntk_sketch._checks import (
+    check_example,
+    check_input,
+    check_key,
+    is_shape,
+    set_sizes,
 )
+from jax_ntk_sketch._numerics import at_least_float32
+from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._protocol import (
+    FeatureMap,
+    KernelFeatures,
+    Origin,
+    check_feature_map,
+)
+from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch.batches.sparse_rows import SparseRows, check_rows, is_sparse
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.sketch import HashedOSNAP
 
@@ -27,15 +32,15 @@ __all__ = ["SparseFeatureMap", "with_sparse_inputs"]
 
 @dataclasses.dataclass(frozen=True)
 class SparseFeatureMap:
-    r"""Features of another map of sketched examples, :math:`\Psi(S x)`.
+    r"""The features that another map has of sketched examples, :math:`\Psi(S x)`.
 
-    Made by `with_sparse_inputs`. Static and hashable.
+    The record is static and hashable; `with_sparse_inputs` makes it.
 
     Attributes:
       base: the map of examples with `sketch_dim` numbers.
-      sketch_dim: size of the sketched examples.
+      sketch_dim: the size of the sketched examples.
       sparsity: nonzeros of S per coordinate.
-      exact_norms: whether each sketched example is given the norm of its original.
+      exact_norms: whether each sketched example is scaled to the norm of the example.
     """
 
     base: FeatureMap
@@ -44,34 +49,34 @@ class SparseFeatureMap:
     exact_norms: bool
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, FeatureMap):
-            raise TypeError(
-                "with_sparse_inputs: fmap must be a NetworkFeatureMap (made by feature_map), got "
-                f"{type(self.base).__name__}"
-            )
+        owner = "with_sparse_inputs"
+        check_feature_map(owner, self.base)
         if isinstance(self.base, SparseFeatureMap):
-            raise TypeError("with_sparse_inputs: fmap takes sparse examples already")
+            raise TypeError(
+                f"{owner}: fmap must take dense examples, got a SparseFeatureMap, "
+                "which takes sparse examples already"
+            )
         set_sizes(self, "sketch_dim", "sparsity")
         if not isinstance(self.exact_norms, bool):
             raise TypeError(
-                f"with_sparse_inputs: exact_norms must be a bool, got {self.exact_norms!r}"
+                f"{owner}: exact_norms must be a bool, got {self.exact_norms!r}"
             )
         if self.sparsity > self.sketch_dim:
             raise ValueError(
-                f"with_sparse_inputs: sparsity {self.sparsity} must not exceed sketch_dim "
-                f"{self.sketch_dim}"
+                f"{owner}: sparsity must not exceed sketch_dim = {self.sketch_dim}, "
+                f"got {self.sparsity}"
             )
         try:
             self.base.plan((self.sketch_dim,))
         except ValueError as error:
             raise ValueError(
-                "with_sparse_inputs: fmap must take flat examples, of sketch_dim = "
+                f"{owner}: fmap must take flat examples of sketch_dim = "
                 f"{self.sketch_dim} numbers, but: {error}"
             ) from error
 
     @property
     def num_features(self) -> int:
-        """Those of `base`."""
+        """The number of columns of the features of each kernel, that of `base`."""
         return self.base.num_features
 
     @property
@@ -89,98 +94,84 @@ class SparseFeatureMap:
         """The method of `base`."""
         return self.base.method
 
-    def init(self, key: jax.Array, example: Any) -> dict[str, Any]:
-        """Draws the parameters; they do not grow with d.
+    def init(self, key: Key, example: Shape | Examples) -> dict[str, PyTree]:
+        """Return parameters, whose size does not depend on d.
 
         Args:
           key: a PRNG key.
-          example: `(d,)`, d < 2^31, or examples (n, d), sparse or dense, of which a map
-            that learns from data is given the sketches, (n, sketch_dim); others use their
-            shape only.
+          example: `(d,)`, d < 2^31; or examples (n, d), sparse or dense. A map that
+            learns from data is given their sketches, and other maps use the shape only.
 
         Returns:
-          `{"sizes": no numbers, of shape (0, d, sketch_dim), "hash": seeds, "base":
-          parameters of base}`.
+          A dictionary: "hash", the seeds of S; "base", the parameters of `base`; and
+          "origin", a record without arrays.
 
         Raises:
-          TypeError, ValueError: a bad key or shape; what `base` says.
+          TypeError: `key` is not a PRNG key; the examples are complex.
+          ValueError: `example` is neither a shape nor examples; `base` raises.
         """
-        key = check_key("SparseFeatureMap.init", key)
-        d = _dim("SparseFeatureMap.init", example)
-        first, second = jax.random.split(key)
-        params: dict[str, Any] = {
-            "sizes": jnp.zeros((0, d, self.sketch_dim), jnp.float32),
-            "hash": self._sketch(d).init(first),
+        owner = "SparseFeatureMap.init"
+        key = check_key(owner, key)
+        d = _input_dim(owner, example)
+        hash_key, base_key = jax.random.split(key)
+        params: dict[str, PyTree] = {
+            "origin": Origin((d,), self.sketch_dim),
+            "hash": self._sketch(d).init(hash_key),
         }
-        shape: Any = (self.sketch_dim,)
+        sketched: Shape | Array = (self.sketch_dim,)
         if self._learns(example):
-            shape = self._sketched(params, self._examples("init", example))
-        params["base"] = self.base.init(second, shape)
+            sketched = self._sketched(params, _float_examples(owner, example))
+        params["base"] = self.base.init(base_key, sketched)
         return params
 
-    def _learns(self, example: Any) -> bool:
-        """Whether the parameters of `base` depend on these examples."""
-        if isinstance(example, tuple | list):
+    def _learns(self, example: Shape | Examples) -> bool:
+        """Return whether the parameters of `base` depend on these examples."""
+        if is_shape(example):
             return False
-        if not isinstance(self.base, NetworkFeatureMap):
-            return True
-        if isinstance(self.method, methods.Auto):
-            return num_examples(example) >= self.num_features
-        return isinstance(self.method, methods.Nystrom)
+        if isinstance(self.base, NetworkFeatureMap):
+            return self.base.resolve(example).method.needs_sample
+        return True
 
     def apply(
-        self, params: dict[str, Any], x: Any, *, batch_size: int | None = None
-    ) -> Any:
-        """Features `(n, num_features)` of examples, as `NetworkFeatureMap.apply`.
+        self, params: PyTree, x: Examples, *, batch_size: int | None = None
+    ) -> Array | KernelFeatures:
+        """Return the features of examples.
 
         Args:
-          params: what `init` returned.
-          x: `(n, d)`: `SparseRows`; any format of scipy.sparse, not under `jit` (pass
-            `SparseRows.from_scipy(x)` there); or a dense array, with the same features
-            to rounding.
-          batch_size: examples of which `base` works on at a time; all are sketched at
-            once.
+          params: the parameters that `init` returned.
+          x: `(n, d)`: `SparseRows`; or any format of scipy.sparse, outside of `jit`
+            (`SparseRows.from_scipy(x)` works there); or a dense array, whose features
+            are the same up to rounding.
+          batch_size: sketched examples that `base` works on at a time; by default all.
+            All examples are sketched at once.
 
         Returns:
-          `(n, num_features)`, dtype of the values (the default float for integers);
-          `KernelFeatures` of two such arrays if `get` is a tuple.
+          `(n, num_features)` in the dtype of the values, or the default float for
+          integers; `KernelFeatures` of two such arrays if `get` is a tuple.
 
         Raises:
-          TypeError, ValueError: x of another size than `init` was told, malformed, or
-            not real; what `base` says.
+          TypeError: x is not real.
+          ValueError: x has another shape than the examples that `params` were made for;
+            x is malformed; `base` raises.
         """
-        x = self._examples("apply", x)
-        sizes = jnp.shape(params["sizes"])
-        if sizes != (0, x.shape[1], self.sketch_dim):
+        owner = "SparseFeatureMap.apply"
+        x = _float_examples(owner, x)
+        origin = params["origin"]
+        if origin != Origin((x.shape[1],), self.sketch_dim):
             raise ValueError(
-                f"SparseFeatureMap.apply: x must have shape (n, {sizes[1]}), as init "
-                f"was told of a map with sketch_dim={sizes[2]}; got {x.shape} and "
-                f"sketch_dim={self.sketch_dim}"
+                f"{owner}: x must have shape (n, {origin.input_shape[0]}) and "
+                f"sketch_dim must be {origin.output_dim}, for which init made params, "
+                f"got {x.shape} and sketch_dim={self.sketch_dim}"
             )
         return self.base.apply(
             params["base"], self._sketched(params, x), batch_size=batch_size
         )
 
-    def _examples(self, method: str, x: Any) -> Any:
-        """`SparseRows` or a dense array, of floats."""
-        owner = f"SparseFeatureMap.{method}"
-        if is_sparse(x):
-            if not isinstance(x, SparseRows):
-                x = SparseRows.from_scipy(x)
-            return check_rows(owner, x)
-        x = jnp.asarray(x)
-        if x.ndim != 2:
-            raise ValueError(
-                f"{owner}: x must have shape (n, d), got {x.shape}"
-                + ("; use x[None] for one example" if x.ndim == 1 else "")
-            )
-        return check_input(owner, "x", x, x.shape[1])
-
     def _sketch(self, d: int) -> HashedOSNAP:
         return HashedOSNAP(d, self.sketch_dim, self.sparsity)
 
-    def _sketched(self, params: dict[str, Any], x: Any) -> jax.Array:
-        """`(n, sketch_dim)`, squared norms over `sketch_dim` those of x over d."""
+    def _sketched(self, params: PyTree, x: SparseRows | Array) -> Array:
+        """Return `(n, sketch_dim)`, with |z|^2 / sketch_dim = |x|^2 / d."""
         n, d = x.shape
         sketch, seeds = self._sketch(d), params["hash"]
         if isinstance(x, SparseRows):
@@ -191,50 +182,46 @@ class SparseFeatureMap:
         else:
             z = sketch.apply(seeds, x)
             norm2 = jnp.sum(_square(x), axis=1)
-        # The first layer divides by sqrt(columns) what it should divide by sqrt(d).
+        # The first layer divides by sqrt(sketch_dim), and is to divide by sqrt(d).
         scale = math.sqrt(self.sketch_dim / d)
         if not self.exact_norms:
             return z * jnp.asarray(scale, z.dtype)
-        own = jnp.sum(_square(z), axis=1)
-        # Coordinates may cancel: then there is no direction, and 0 stays 0.
-        none = (own <= 0) | (norm2 <= 0)
-        ratio = jnp.where(none, 1, norm2) / jnp.where(none, 1, own)
+        sketched_norm2 = jnp.sum(_square(z), axis=1)
+        # Coordinates may cancel in a sketch; without a direction, 0 stays 0.
+        is_zero = (sketched_norm2 <= 0) | (norm2 <= 0)
+        ratio = jnp.where(is_zero, 1, norm2) / jnp.where(is_zero, 1, sketched_norm2)
         return z * (jnp.sqrt(ratio) * scale).astype(z.dtype)[:, None]
 
-    def plan(
-        self,
-        example: Any,
-        *,
-        batch_size: int | None = None,
-    ) -> Plan:
-        """The plan of `base` with the sketch.
+    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+        """Return the plan of `base` and of the sketch.
 
         Args:
-          example: `(d,)`, for dense examples; or examples (n, d), whose nonzeros count
-            where they are sparse.
-          batch_size: examples of which `base` works on at a time.
+          example: `(d,)`, for dense examples; or examples (n, d), whose nonzeros are
+            counted if they are sparse.
+          batch_size: sketched examples that `base` works on at a time.
 
         Returns:
-          A `Plan`; its `input_elements` are indices, rows and values of the nonzeros,
-          their squares and the sketched example.
+          A `Plan`. Its `input_elements` are the indices, rows, values and squares of
+          the nonzeros of an example, and the sketched example.
+
+        Raises:
+          ValueError: `example` is neither a shape (d,) nor examples (n, d).
         """
-        d = _dim("SparseFeatureMap.plan", example)
-        # Dense, also the transposed and its copy with signs.
-        count, nonzeros, inputs = 1, d, 3 * d
-        if not isinstance(example, tuple | list):
-            count = max(1, num_examples(example))
-        if is_sparse(example):
-            nonzeros = -(-example.nnz // count)
-            inputs = 4 * nonzeros
+        owner = "SparseFeatureMap.plan"
+        d = _input_dim(owner, example)
+        count = max(1, check_example(owner, example)[1] or 1)
+        nonzeros = -(-getattr(example, "nnz", count * d) // count)
+        # A dense example is also transposed, and copied with signs.
+        inputs = 4 * nonzeros if is_sparse(example) else 3 * d
         m = self.sketch_dim
         plan = self.base.plan((m,), batch_size=batch_size or count)
         row = PlanRow(
             f"HashedOSNAP of {nonzeros} nonzeros",
-            m,
-            0,
-            8 * (-(-self.sparsity // 2)),
-            (2 * self.sparsity + 4) * nonzeros + 3 * m,
-            2 * m,
+            nngp_features=m,
+            ntk_features=0,
+            param_bytes=8 * (-(-self.sparsity // 2)),
+            flops=(2 * self.sparsity + 4) * nonzeros + 3 * m,
+            live_elements=2 * m,
         )
         return dataclasses.replace(
             plan,
@@ -242,7 +229,8 @@ class SparseFeatureMap:
             input_shape=(d,),
             num_examples=max(count, plan.batch_size),
             input_elements=inputs + m,
-            relative_error=None,  # the sketch has an error too
+            # The sketch adds an error and a bias of its own.
+            relative_error=None,
             bias=None,
         )
 
@@ -254,45 +242,51 @@ def with_sparse_inputs(
     sparsity: int = 4,
     exact_norms: bool = True,
 ) -> SparseFeatureMap:
-    r"""A feature map of sparse examples, in time of their nonzeros.
+    r"""Return a feature map of sparse examples, which takes time of their nonzeros.
 
-    .. math:: x \mapsto \Psi(z), \qquad z = \sqrt{c / d}\, \frac{|x|}{|S x|}\, S x,
+    .. math:: x \mapsto \Psi(z), \qquad z = \sqrt{c / d}\, \frac{|x|}{|S x|}\, S x
 
-    with c = `sketch_dim` and S an OSNAP sketch whose entries are hashed from the number of
-    the coordinate: neither time nor memory nor parameters depend on d.
+    Here c is `sketch_dim`, and S is an OSNAP sketch whose entries are hashed from the
+    number of the coordinate. Time, memory and parameters do not depend on d.
 
     Args:
-      fmap: a map with any method, of a network on flat examples.
+      fmap: a map of flat examples, with any method.
       sketch_dim: c, the size of the sketches. Their error is below that of the features
-        where c is several times `num_features`; c = 4096 costs as much as dense
-        examples of that size.
+        if c is several times `num_features`. The cost is that of dense examples of
+        size c.
       sparsity: s, nonzeros of S per coordinate, 1 <= s <= c.
-      exact_norms: give each sketch the norm of its example, the factor |x| / |S x|. The
-        kernel's diagonal then is that of `fmap` on dense examples, and the error of the
-        others is less by a quarter (measured on counts of words). Inner products of
-        sketches are unbiased without it, with it only up to O(1/c), as the kernel,
-        which is not linear in them, is either way.
+      exact_norms: whether to scale each sketch to the norm of its example, by the
+        factor |x| / |S x|. The diagonal of the kernel is then that of `fmap` on dense
+        examples, and the error off the diagonal is smaller. Inner products of sketches
+        are unbiased without the factor, and have a bias of O(1/c) with it. The kernel
+        is not linear in them, so that it has a bias of O(1/c) in both cases.
 
     Returns:
-      `SparseFeatureMap`: `init(key, (d,))`, `apply(params, x)` of `SparseRows`,
-      scipy.sparse or dense arrays, `plan`. `transform`, `linear_model.fit` and its
-      relatives take scipy.sparse for it, which is never made dense.
+      A `SparseFeatureMap`: `init(key, (d,))`, `plan`, and `apply(params, x)` of
+      `SparseRows`, scipy.sparse or dense arrays. `transform` and the fits of
+      `linear_model` take scipy.sparse arrays for it and never make them dense.
 
     Raises:
-      TypeError, ValueError: a bad argument, named; a network with spatial layers in
-        front; `num_features` too few for c inputs.
+      TypeError: `fmap` is not a feature map, or takes sparse examples already; a size
+        is not an integer; `exact_norms` is not a bool.
+      ValueError: the network of `fmap` needs spatial axes; `num_features` is too small
+        for c inputs; a size is out of range.
 
-    Cost: s additions and s/2 hashes for each nonzero, and `fmap` on (n, c). Memory:
-    some 16 bytes for each nonzero, and 4 n c.
+    Cost: s additions and s/2 hashes for each nonzero, and that of `fmap` on (n, c).
+    Memory: about 16 bytes for each nonzero, and 4 n c bytes.
 
-    Guarantee: :math:`\langle Sx, Sy\rangle` is unbiased, of variance at most
+    Guarantee: :math:`\langle Sx, Sy\rangle` is unbiased, with a variance of at most
     :math:`(|x|^2|y|^2 + \langle x, y\rangle^2)/c`.
     Source: Nelson and Nguyen, OSNAP (2013).
 
+    >>> import jax
+    >>> import jax_ntk_sketch as jns
+    >>> import numpy as np
     >>> import scipy.sparse
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
-    >>> fmap = with_sparse_inputs(jns.feature_map(net, num_features=128), sketch_dim=256)
+    >>> base = jns.feature_map(net, num_features=128)
+    >>> fmap = jns.with_sparse_inputs(base, sketch_dim=256)
     >>> x = scipy.sparse.random_array((5, 10**6), density=1e-5, dtype=np.float32)
     >>> params = fmap.init(jax.random.key(0), (10**6,))
     >>> fmap.apply(params, x).shape
@@ -301,22 +295,30 @@ def with_sparse_inputs(
     return SparseFeatureMap(fmap, sketch_dim, sparsity, exact_norms)
 
 
-def _dim(owner: str, example: Any) -> int:
-    """d, of a shape or of examples."""
-    if isinstance(example, tuple | list) and all(
-        isinstance(size, int | np.integer) for size in example
-    ):
-        shape = tuple(example)
-    else:
-        shape = (example.shape if is_sparse(example) else np.shape(example))[1:]
-    if len(shape) != 1 or shape[0] < 1:
-        raise ValueError(
-            f"{owner}: example must be (d,), the size of flat examples, or examples "
-            f"(n, d); got {shape}"
+def _float_examples(owner: str, x: Examples) -> SparseRows | Array:
+    """Return examples as `SparseRows` or as a dense array, of floats."""
+    if is_sparse(x):
+        return check_rows(
+            owner, x if isinstance(x, SparseRows) else SparseRows.from_scipy(x)
         )
-    return int(shape[0])
+    x = jnp.asarray(x)
+    if x.ndim != 2:
+        hint = "; use x[None] for one example" * (x.ndim == 1)
+        raise ValueError(f"{owner}: x must have shape (n, d), got {x.shape}{hint}")
+    return check_input(owner, "x", x, x.shape[1])
 
 
-def _square(x: jax.Array) -> jax.Array:
-    """In float32 at least: half precision would overflow."""
-    return jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+def _input_dim(owner: str, example: Shape | Examples) -> int:
+    """Return d of a shape (d,) or of examples (n, d)."""
+    shape, _ = check_example(owner, example)
+    if len(shape) != 1:
+        raise ValueError(
+            f"{owner}: example must be (d,), the shape of a flat example, or examples "
+            f"(n, d); got examples of shape {shape}"
+        )
+    return shape[0]
+
+
+def _square(x: Array) -> Array:
+    """Return the squares in float32 at least, because half precision would overflow."""
+    return jnp.square(at_least_float32(x))
