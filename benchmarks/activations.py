@@ -1,11 +1,11 @@
 """General activations: kernels of one layer against the degree and the features.
 
     python benchmarks/activations.py degree
-    python benchmarks/activations.py features --activations relu erf --seeds 5
+    python benchmarks/activations.py features --activations ReLU erf --seeds 5
 
 The inputs are Gaussian in d dimensions. Each coordinate has variance 1/d, so that
-variances before the activation are near 1 (the protocol of arXiv 2209.04121). The
-error is that of the whole kernel in Frobenius norms, with the diagonal. The NNGP kernel
+variances before the activation are near 1 (the protocol of arXiv 2209.04121). Errors
+are relative, in Frobenius norms of the kernel with its diagonal. The NNGP kernel
 is the dual kernel k, and the NTK is that of a network with an output layer.
 
 "degree" truncates the Hermite series at each input's own standard deviation, without

@@ -266,7 +266,7 @@ def table(records: Iterable[Record], head: str, row: str) -> str:
     Args:
       records: the rows.
       head: the headings, separated by " | ".
-      row: the templates of the cells, separated likewise.
+      row: the templates of the cells, separated by " | ".
     """
     templates = row.split(" | ")
     rows = [[cell(t, record) for t in templates] for record in records]

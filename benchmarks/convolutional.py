@@ -8,9 +8,9 @@ The network has three 3 x 3 convolutions, two average pools and global average p
 CNTK on 80 CIFAR-10 images of 16 x 16 pixels. There are M columns of NNGP features and
 2 M of NTK features. The error is the root mean square over seeds, and landmarks come
 from other images. "throughput" measures images per second at 32 x 32 x 3 pixels and
-1024 features, "pixels" measures the time per image against
-the number of pixels, and the exact kernel's time per pair. "memory" compares the peak
-resident memory of featurizing 10,000 images with the plan.
+1024 features. "pixels" measures the time per image against the number of pixels, and
+the exact kernel's time per pair. "memory" compares the peak resident memory of
+featurizing 10,000 images with the plan.
 """
 
 import functools
@@ -171,7 +171,7 @@ def peak_of_transform(name: str, batch_size: int, count: int) -> common.Record:
 
 
 def memory(args: common.Options) -> None:
-    """Compare the peak memory of `transform`, in its own process, with the plan."""
+    """Compare the peak memory of `transform`, in a new process, with the plan."""
     records = []
     example = jax.ShapeDtypeStruct((args.images, *IMAGE), jnp.float32)
     for name in args.methods:

@@ -91,7 +91,7 @@ def peak_of_apply(method: str, nonzeros: int) -> common.Record:
 
 
 def memory(args: common.Options) -> None:
-    """Measure the peak memory of `apply`, each time in a process of its own."""
+    """Measure the peak memory of `apply`, each time in a new process."""
     records = []
     fixed = 4 * EXAMPLES * COLUMNS
     for method in METHODS:
