@@ -1,5 +1,6 @@
 """benchmarks/LAYERS.md has a row for each name, and rows are what the code gives."""
 
+import inspect
 import pathlib
 import re
 import sys
@@ -11,6 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import common  # noqa: E402
 import layers  # noqa: E402
+
+from jax_ntk_sketch import stax  # noqa: E402
+from jax_ntk_sketch.interop import neural_tangents as jnt  # noqa: E402
 
 TEXT = common.read_section(layers.LAYERS, layers.SECTION)
 (ROWS,) = common.read_tables(TEXT)
@@ -63,3 +67,23 @@ def test_a_record_needs_a_network(monkeypatch):
     monkeypatch.delitem(layers.NETWORKS, "Conv")
     with pytest.raises(SystemExit, match="Conv has a record, but no network"):
         layers.row("Conv", OPTIONS, [])
+
+
+def test_differences_of_arguments_are_listed():
+    (listed,) = common.read_tables(layers.LAYERS.read_text().split("## Differences")[1])
+    found = []
+    for name in layers.public_names():
+        layer, original = getattr(stax, name, None), getattr(jnt.load().stax, name)
+        if not callable(layer) or name == "Slice":
+            continue
+        ours, theirs = (
+            list(inspect.signature(f).parameters) for f in (layer, original)
+        )
+        missing = [f"`{x}`" for x in theirs if x not in ours]
+        more = [f"`{x}`" for x in ours if x not in theirs]
+        common_names = [x for x in ours if x in theirs]
+        assert common_names == [x for x in theirs if x in ours], name
+        if missing or more:
+            row = {"layer": f"`{name}`", "missing": ", ".join(missing)}
+            found.append({**row, "additional": ", ".join(more)})
+    assert listed == found
