@@ -1,5 +1,6 @@
 """CONTRIBUTING.md's worked examples run, and what its text promises follows."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 PATH = pathlib.Path(__file__).parent.parent / "CONTRIBUTING.md"
 TEXT = PATH.read_text()
+PACKAGE = PATH.parent / "jax_ntk_sketch"
 
 # Code for after the example of a layer: "repr, JSON, plans and every method follow".
 AFTER_LAYER = """
@@ -84,11 +86,40 @@ def test_files_that_it_names_exist():
         assert any((place / name).exists() for place in places), name
 
 
-def test_rooms_that_it_names_exist():
-    package = PATH.parent / "jax_ntk_sketch"
+def rooms() -> list[tuple[set[str], str]]:
+    """Return the rows of the table of rooms: the rooms, and what they may import."""
     table = TEXT.split("| room |")[1].split("\n\n")[0]
-    named = set(
-        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M)))
-    )
-    rooms = {path.stem for path in package.iterdir()}
-    assert named == rooms - {"__init__", "__main__", "__pycache__", "py"}
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return [(set(re.findall(r"`(\w+)`", row[0])), row[2]) for row in rows]
+
+
+def test_rooms_that_it_names_exist():
+    found = {path.stem for path in PACKAGE.iterdir()}
+    named = set().union(*(names for names, _ in rooms()))
+    assert named == found - {"__init__", "__main__", "__pycache__", "py"}
+
+
+def imports(room: str) -> set[str]:
+    """Return the rooms from which a room imports."""
+    path = PACKAGE / room
+    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    found = set()
+    for node in (n for file in files for n in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.ImportFrom) and node.module == "jax_ntk_sketch":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("jax_ntk"):
+            found |= {*node.module.split(".")[1:2]}
+    return found & {path.stem for path in PACKAGE.iterdir()}
+
+
+def test_rooms_import_what_the_table_allows():
+    ground, above = rooms()[0][0], set()
+    for names, text in rooms():
+        allowed = names | set(re.findall(r"`(\w+)`", text))
+        if "the ground" in text:
+            allowed |= ground
+        if "all rows above" in text:
+            allowed |= above
+        for name in names:
+            assert imports(name) <= allowed, (name, imports(name) - allowed)
+        above |= names
