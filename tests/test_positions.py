@@ -197,7 +197,7 @@ def test_other_resizes_act_on_features(method):
     image = jax.image.resize(jnp.asarray(x, jnp.float32), (4, 5, 3, 2), method)
     rows = np.asarray(image).reshape(4, -1)
     np.testing.assert_allclose(z @ z.T, rows @ rows.T / rows.shape[1], rtol=1e-4)
-    with pytest.raises(ValueError, match="nearest and linear interpolation only"):
+    with pytest.raises(ValueError, match='must be "nearest" or "linear"'):
         jnt.to_stax(net)
 
 

@@ -1,1 +1,1 @@
-"""Bridges to other libraries; each is imported only when its bridge is used."""
+"""Bridges to other libraries, which are imported when a bridge is used."""

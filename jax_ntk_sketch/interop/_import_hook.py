@@ -1,11 +1,11 @@
-"""Imports a package as if the modules it needs had more names than they have.
+"""An import of a package whose modules see names that other modules lack.
 
-Neural Tangents reads names that JAX has moved since. Patching JAX for the time of
-the import would be seen by every other thread, and code that looks a name up when
-it is called would still miss it. Python lets each module have its own builtins,
-hence its own `__import__`: the modules of the package get one that hands them
-*views*, which look like the modules asked for and know the missing names too.
-Nothing else sees the views, and no module is changed.
+Neural Tangents reads names that JAX has moved since. If JAX were patched during the
+import, every other thread would see the patch, and code that looks up a name when it is
+called would still not find it. Python lets each module have its own builtins, and with
+them its own `__import__`. The modules of the package get one that returns *views*,
+which look like the modules asked for and have the missing names as well. No other code
+sees the views, and no module is changed.
 """
 
 import builtins
@@ -23,8 +23,8 @@ Names = Mapping[str, Any]
 class View(types.ModuleType):
     """A module together with names that it may lack.
 
-    The names that the module defines come first. Those that it computes on request
-    do not count: that is how JAX keeps a name that it warns about.
+    A name that the module defines has precedence. A name that its `__getattr__`
+    computes has not, because that is how JAX keeps names that it warns about.
     """
 
     def __init__(self, module: types.ModuleType, missing: Names) -> None:
@@ -43,15 +43,15 @@ class View(types.ModuleType):
 
 
 def make_views(missing: Mapping[str, Names]) -> dict[str, View]:
-    """Views of the modules named by the keys of `missing` and of their parents.
+    """Return views of the modules that `missing` names, and of their parents.
 
     Args:
-      missing: from the dotted name of a module, which need not exist, to the
-        names it should have and their values.
+      missing: for the dotted name of each module, which need not exist, the names that
+        it should have and their values.
 
     Returns:
-      From dotted names to views. The view of a parent has the views of its
-      children as attributes.
+      The views by dotted name. The view of a parent has the views of its children as
+      attributes.
     """
     names = set()
     for name in missing:
@@ -71,15 +71,15 @@ def make_views(missing: Mapping[str, Names]) -> dict[str, View]:
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of `package` and lets them see `views` when they import.
+    """A finder of the modules of `package`, which see `views` when they import.
 
-    Put it at the head of `sys.meta_path` while the package is being imported.
+    It must be at the head of `sys.meta_path` while the package is imported.
 
     Args:
-      package: top-level name of the package.
-      views: what `make_views` returns.
-      left_out: from dotted names of modules of the package that shall not run to
-        the reason why; an empty module that tells it on use stands for each.
+      package: the top-level name of the package.
+      views: the views that `make_views` returns.
+      left_out: the dotted names of modules of the package that must not run, and the
+        reason for each. An empty module takes its place and raises the reason on use.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Runs a module as `loader` does, but with builtins of its own."""
+    """A loader that runs a module as `loader` does, with other builtins."""
 
     def __init__(self, loader: importlib.abc.Loader, builtins: Names) -> None:
         self._loader = loader
@@ -124,8 +124,8 @@ class _Loader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        # From here on the module shows its true loader to whoever asks for its
-        # source, say a traceback.
+        # From here on the module shows its true loader to code that asks for its
+        # source, for example a traceback.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -134,7 +134,7 @@ class _Loader(importlib.abc.Loader):
 
 
 class _LeftOut(importlib.abc.Loader):
-    """Makes an empty module whose use raises AttributeError with `reason`."""
+    """A loader of an empty module whose use raises AttributeError with `reason`."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -152,7 +152,7 @@ class _LeftOut(importlib.abc.Loader):
 
 
 def _importer(views: Mapping[str, View]) -> Callable[..., types.ModuleType]:
-    """The `__import__` that returns views where there are some."""
+    """Return an `__import__` that returns the view of a module if there is one."""
 
     def __import__(name: str, *args: Any, **kwargs: Any) -> types.ModuleType:
         try:

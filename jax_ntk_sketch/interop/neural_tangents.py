@@ -1,8 +1,8 @@
 """Neural Tangents: exact kernels and finite networks of our architectures.
 
-`load` gives the `neural_tangents` package itself, `to_stax` reads a network of
-`jax_ntk_sketch.stax` as its `(init_fn, apply_fn, kernel_fn)`. The package is
-optional: it is imported by these two functions when they are called.
+`load` returns the `neural_tangents` package, and `to_stax` reads a network of
+`jax_ntk_sketch.stax` as its `(init_fn, apply_fn, kernel_fn)`. The package is optional:
+these two functions import it when they are called.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import importlib
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core
@@ -21,10 +21,14 @@ import numpy as np
 import scipy
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import ArrayLike, KernelFn, PyTree
 from jax_ntk_sketch.interop import _import_hook
 from jax_ntk_sketch.kernels.duals.activations import QUADRATURE_NODES
 
 __all__ = ["load", "to_stax"]
+
+# `(init_fn, apply_fn, kernel_fn)`, as every layer of Neural Tangents is.
+Triple: TypeAlias = tuple[Callable[..., PyTree], Callable[..., PyTree], KernelFn]
 
 _PACKAGE = "neural_tangents"
 _REQUIRED = (_PACKAGE, "frozendict", "typing_extensions")
@@ -32,38 +36,38 @@ _LOCK = threading.RLock()
 
 
 def load() -> types.ModuleType:
-    """The `neural_tangents` package (0.6.5), on every JAX that we support.
+    """Return the `neural_tangents` package (0.6.5), with every JAX that we support.
 
-    As published it imports only with JAX < 0.6, TensorFlow and tf2jax. `load`
-    runs the unmodified package and gives its modules, and nobody else, the names
-    that JAX has moved since; JAX itself is not changed, not even for a moment. A
-    `neural_tangents` that has been imported already is returned as it is. The
-    first call takes a fraction of a second, later ones microseconds; after it a
-    plain `import neural_tangents` works too.
+    As published it imports only with JAX < 0.6, TensorFlow and tf2jax. `load` runs the
+    unmodified package and gives its modules, and no other, the names that JAX has moved
+    since. JAX itself is not changed at any time. A `neural_tangents` that has been
+    imported already is returned as it is. After the first call a plain
+    `import neural_tangents` works too.
 
-    What does not work (all but the first fail on JAX 0.5.3 in the same way):
+    The following does not work; all but the first fails with JAX 0.5.3 as well:
 
-    * `neural_tangents.experimental`, which needs TensorFlow, is left out.
-    * `empirical_ntk_fn` with `NtkImplementation.STRUCTURED_DERIVATIVES` or `AUTO`;
-      `JACOBIAN_CONTRACTION`, the default, and `NTK_VECTOR_PRODUCTS` work.
-    * `predict.gradient_descent_mse` of a kernel that `jit` or `vmap` traces;
-      outside of them, and `gradient_descent_mse_ensemble` within, work.
+    * `neural_tangents.experimental` needs TensorFlow and is left out.
+    * `empirical_ntk_fn` with `NtkImplementation.STRUCTURED_DERIVATIVES` or `AUTO`. The
+      default `JACOBIAN_CONTRACTION` and `NTK_VECTOR_PRODUCTS` work.
+    * `predict.gradient_descent_mse` of a kernel that `jit` or `vmap` traces. It works
+      outside of them, and `gradient_descent_mse_ensemble` works within.
 
     Returns:
       The module: `stax`, `predict`, `batch`, `empirical_kernel_fn`, ...
 
     Raises:
-      ImportError: Neural Tangents or a dependency of it is not installed; the
-        message has the lines that install it.
+      ImportError: Neural Tangents or one of its dependencies is not installed; the
+        error message has the commands that install it.
 
     >>> import jax
-    >>> nt = load()
+    >>> from jax_ntk_sketch.interop import neural_tangents as jnt
+    >>> nt = jnt.load()
     >>> init_fn, apply_fn, kernel_fn = nt.stax.Dense(1, W_std=2.0)
     >>> kernel_fn(jax.numpy.ones((2, 3)), None, "nngp").tolist()
     [[4.0, 4.0], [4.0, 4.0]]
 
-    Source: Novak et al., "Neural Tangents: Fast and Easy Infinite Neural Networks
-    in Python", arXiv 1912.02803.
+    Source: Novak et al., Neural Tangents: Fast and Easy Infinite Neural Networks in
+    Python, arXiv 1912.02803.
     """
     with _LOCK:
         try:
@@ -76,7 +80,7 @@ def load() -> types.ModuleType:
                 raise
             raise ImportError(
                 f"Neural Tangents cannot be imported: {error.name} is not installed. "
-                "Install it without TensorFlow, which it does not need here:\n"
+                "Install it without TensorFlow, which is not needed here:\n"
                 "  pip install frozendict typing_extensions\n"
                 "  pip install --no-deps neural-tangents",
                 name=error.name,
@@ -84,251 +88,140 @@ def load() -> types.ModuleType:
 
 
 @functools.singledispatch
-def to_stax(net: stax.Layer) -> tuple[Callable, Callable, Callable]:
-    """Reads a network as a layer of `neural_tangents.stax`.
+def to_stax(net: stax.Layer) -> Triple:
+    """Return a network as a layer of `neural_tangents.stax`.
 
-    A new layer joins by a rule of its own, `@to_stax.register`.
+    Each type of record has an implementation; `@to_stax.register` adds one.
 
     Args:
       net: a record of `jax_ntk_sketch.stax`.
 
     Returns:
-      `(init_fn, apply_fn, kernel_fn)`: `init_fn(key, input_shape)` gives the output
-      shape and the parameters of the finite network, `apply_fn(params, x)` its
-      outputs, `kernel_fn(x1, x2, get)` the exact kernel, (n1, n2), of the network
-      of infinite width, where `get` is "nngp", "ntk" or a tuple of both.
+      `(init_fn, apply_fn, kernel_fn)`. `init_fn(key, input_shape)` returns the shape of
+      the output and the parameters of the finite network, and `apply_fn(params, x)` its
+      outputs. `kernel_fn(x1, x2, get)` returns the exact kernel, (n1, n2), of the
+      network of infinite width, where `get` is "nngp", "ntk" or a tuple of both.
 
     Raises:
-      TypeError: `net` is not a record, or one without a rule.
-      ImportError: as `load`.
+      TypeError: `net` is not a record, or a record without an implementation.
+      ValueError: Neural Tangents does not have this layer.
+      ImportError: Neural Tangents is not installed.
 
     >>> import jax
+    >>> from jax_ntk_sketch import stax
+    >>> from jax_ntk_sketch.interop import neural_tangents as jnt
     >>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
-    >>> init_fn, apply_fn, kernel_fn = to_stax(net)
+    >>> init_fn, apply_fn, kernel_fn = jnt.to_stax(net)
     >>> kernel_fn(jax.numpy.ones((1, 3)), None, ("nngp", "ntk"))
     AnalyticKernel(nngp=Array([[2.]], dtype=float32), ntk=Array([[4.]], dtype=float32))
     """
     known = ", ".join(sorted(record.__name__ for record in to_stax.registry))
     raise TypeError(
         f"to_stax: net must be made of records of jax_ntk_sketch.stax that have a "
-        f"rule ({known}), got {type(net).__name__}. Give a record a rule with "
-        "@to_stax.register."
+        f"rule ({known}), got {type(net).__name__}; give a record a rule with "
+        "@to_stax.register"
     )
 
 
-@to_stax.register
-def dense_to_stax(net: stax.Dense) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Dense(
-        net.out_dim,
-        net.W_std,
-        net.b_std,
-        parameterization=net.parameterization,
-        s=net.s,
-    )
+@to_stax.register(stax.Activation)
+@to_stax.register(stax.AvgPool)
+@to_stax.register(stax.ConvLocal)
+@to_stax.register(stax.ConvTranspose)
+@to_stax.register(stax.Dense)
+@to_stax.register(stax.Dropout)
+@to_stax.register(stax.FanInConcat)
+@to_stax.register(stax.FanInProd)
+@to_stax.register(stax.FanInSum)
+@to_stax.register(stax.FanOut)
+@to_stax.register(stax.Flatten)
+@to_stax.register(stax.GlobalAvgPool)
+@to_stax.register(stax.GlobalSelfAttention)
+@to_stax.register(stax.GlobalSumPool)
+@to_stax.register(stax.Identity)
+@to_stax.register(stax.LayerNorm)
+@to_stax.register(stax.SumPool)
+def namesake_to_stax(
+    net: stax.Layer, leave_out: Sequence[str] = (), **replaced: Any
+) -> Triple:
+    """Return the layer with the name of a record, given its fields by keyword."""
+    arguments = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
+    for name in leave_out:
+        del arguments[name]
+    return getattr(load().stax, type(net).__name__)(**arguments | replaced)
 
 
 @to_stax.register
-def activation_to_stax(net: stax.Activation) -> tuple[Callable, Callable, Callable]:
-    values = [getattr(net, field.name) for field in dataclasses.fields(net)]
-    return getattr(load().stax, type(net).__name__)(*values)
-
-
-@to_stax.register
-def elementwise_to_stax(net: stax.Elementwise) -> tuple[Callable, Callable, Callable]:
-    if net.nngp_fn is None:  # Neural Tangents' Elementwise then has no kernel
+def elementwise_to_stax(net: stax.Elementwise) -> Triple:
+    if net.nngp_fn is None:  # Neural Tangents' Elementwise has no kernel then
         return load().stax.ElementwiseNumerical(net.fn, QUADRATURE_NODES)
-    return load().stax.Elementwise(net.fn, net.nngp_fn, net.d_nngp_fn)
+    return namesake_to_stax(net)
 
 
 @to_stax.register
-def identity_to_stax(net: stax.Identity) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Identity()
-
-
-@to_stax.register
-def serial_to_stax(net: stax.Serial) -> tuple[Callable, Callable, Callable]:
+def serial_to_stax(net: stax.Serial) -> Triple:
     # Neural Tangents has no empty `serial`.
     return load().stax.serial(*map(to_stax, net.layers or (stax.Identity(),)))
 
 
 @to_stax.register
-def parallel_to_stax(net: stax.Parallel) -> tuple[Callable, Callable, Callable]:
+def parallel_to_stax(net: stax.Parallel) -> Triple:
     return load().stax.parallel(*map(to_stax, net.layers))
 
 
 @to_stax.register
-def fan_out_to_stax(net: stax.FanOut) -> tuple[Callable, Callable, Callable]:
-    return load().stax.FanOut(net.num)
-
-
-@to_stax.register
-def fan_in_sum_to_stax(net: stax.FanInSum) -> tuple[Callable, Callable, Callable]:
-    return load().stax.FanInSum()
-
-
-@to_stax.register
-def fan_in_prod_to_stax(net: stax.FanInProd) -> tuple[Callable, Callable, Callable]:
-    return load().stax.FanInProd()
-
-
-@to_stax.register
-def fan_in_concat_to_stax(net: stax.FanInConcat) -> tuple[Callable, Callable, Callable]:
-    return load().stax.FanInConcat(net.axis)
-
-
-@to_stax.register
-def layer_norm_to_stax(net: stax.LayerNorm) -> tuple[Callable, Callable, Callable]:
-    return load().stax.LayerNorm(net.axis, net.eps, channel_axis=net.channel_axis)
-
-
-@to_stax.register
-def dropout_to_stax(net: stax.Dropout) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Dropout(net.rate, net.mode)
-
-
-@to_stax.register
-def conv_to_stax(net: stax.Conv) -> tuple[Callable, Callable, Callable]:
+def conv_to_stax(net: stax.Conv) -> Triple:
     if any(step != 1 for step in net.dilation or ()):
         raise ValueError(
-            f"to_stax: Neural Tangents has no dilated convolution, got {net!r}; "
-            'features of it, method="exact" included, work'
+            "to_stax: dilation must be 1, because Neural Tangents has no dilated "
+            f'convolution, got {net!r}; use its features, for example method="exact"'
         )
-    return load().stax.Conv(
-        net.out_chan,
-        net.filter_shape,
-        net.strides,
-        net.padding,
-        net.W_std,
-        b_std=net.b_std,
-        dimension_numbers=net.dimension_numbers,
-        parameterization=net.parameterization,
-        s=net.s,
-    )
+    return namesake_to_stax(net, leave_out=["dilation"])
 
 
 @to_stax.register
-def avg_pool_to_stax(net: stax.AvgPool) -> tuple[Callable, Callable, Callable]:
-    return load().stax.AvgPool(
-        net.window_shape,
-        net.strides,
-        net.padding,
-        net.normalize_edges,
-        channel_axis=net.channel_axis,
-    )
+def aggregate_to_stax(net: stax.Aggregate) -> Triple:
+    return _with_axes_in_order(namesake_to_stax(net, leave_out=["signed"]))
 
 
 @to_stax.register
-def sum_pool_to_stax(net: stax.SumPool) -> tuple[Callable, Callable, Callable]:
-    return load().stax.SumPool(
-        net.window_shape, net.strides, net.padding, channel_axis=net.channel_axis
-    )
-
-
-@to_stax.register
-def global_avg_pool_to_stax(
-    net: stax.GlobalAvgPool,
-) -> tuple[Callable, Callable, Callable]:
-    return load().stax.GlobalAvgPool(channel_axis=net.channel_axis)
-
-
-@to_stax.register
-def global_sum_pool_to_stax(
-    net: stax.GlobalSumPool,
-) -> tuple[Callable, Callable, Callable]:
-    return load().stax.GlobalSumPool(channel_axis=net.channel_axis)
-
-
-@to_stax.register
-def aggregate_to_stax(net: stax.Aggregate) -> tuple[Callable, Callable, Callable]:
-    return _in_order(
-        load().stax.Aggregate(
-            net.aggregate_axis,
-            net.batch_axis,
-            net.channel_axis,
-            implementation=net.implementation,
-        )
-    )
-
-
-@to_stax.register(stax.ConvTranspose)
-@to_stax.register(stax.ConvLocal)
-def conv_transpose_to_stax(
-    net: stax.ConvTranspose | stax.ConvLocal,
-) -> tuple[Callable, Callable, Callable]:
-    return getattr(load().stax, type(net).__name__)(
-        net.out_chan,
-        net.filter_shape,
-        net.strides,
-        net.padding,
-        net.W_std,
-        net.b_std,
-        net.dimension_numbers,
-        net.parameterization,
-        net.s,
-    )
-
-
-@to_stax.register
-def image_resize_to_stax(net: stax.ImageResize) -> tuple[Callable, Callable, Callable]:
+def image_resize_to_stax(net: stax.ImageResize) -> Triple:
     if net.method not in ("nearest", "linear"):
         raise ValueError(
-            "to_stax: Neural Tangents has kernels of nearest and linear interpolation "
-            f'only, got {net!r}; features of it, method="exact" included, work'
+            'to_stax: method must be "nearest" or "linear", of which Neural Tangents '
+            f'has kernels, got {net!r}; use its features, for example method="exact"'
         )
     precision = jax.lax.Precision[net.precision.upper()]
-    return _in_order(
-        load().stax.ImageResize(
-            net.shape,
-            net.method,
-            net.antialias,
-            precision,
-            channel_axis=net.channel_axis,
-        )
-    )
+    return _with_axes_in_order(namesake_to_stax(net, precision=precision))
 
 
 @to_stax.register
-def dot_general_to_stax(net: stax.DotGeneral) -> tuple[Callable, Callable, Callable]:
-    if net.lhs is None and net.rhs is None:  # which theirs, as of 0.6.5, fails on
+def index_to_stax(net: stax.Index) -> Triple:
+    return namesake_to_stax(net, idx=net.slices)
+
+
+@to_stax.register
+def dot_general_to_stax(net: stax.DotGeneral) -> Triple:
+    if net.lhs is None and net.rhs is None:  # Neural Tangents 0.6.5 fails here
         return load().stax.Identity()
-    precision = net.precision and jax.lax.Precision[net.precision.upper()]
-    return load().stax.DotGeneral(
+    return namesake_to_stax(
+        net,
         lhs=None if net.lhs is None else np.asarray(net.lhs),
         rhs=None if net.rhs is None else np.asarray(net.rhs),
-        dimension_numbers=net.dimension_numbers,
-        precision=precision,
-        channel_axis=net.channel_axis,
+        precision=net.precision and jax.lax.Precision[net.precision.upper()],
     )
 
 
-@to_stax.register
-def global_self_attention_to_stax(
-    net: stax.GlobalSelfAttention,
-) -> tuple[Callable, Callable, Callable]:
-    values = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
-    return load().stax.GlobalSelfAttention(**values)
+def _with_axes_in_order(layer: Triple) -> Triple:
+    """Return the layer, with the spatial axes of kernels in order when they reach it.
 
-
-@to_stax.register
-def index_to_stax(net: stax.Index) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Index(net.slices, channel_axis=net.channel_axis)
-
-
-@to_stax.register
-def flatten_to_stax(net: stax.Flatten) -> tuple[Callable, Callable, Callable]:
-    return load().stax.Flatten()
-
-
-def _in_order(layer: tuple[Callable, Callable, Callable]) -> Any:
-    """The layer with the spatial axes of kernels in order when they reach it.
-
-    Behind an odd number of convolutions those of Neural Tangents are in reverse, which
-    its layers that take sizes or indices by axis, as of 0.6.5, do not look at.
+    After an odd number of convolutions the kernels of Neural Tangents have them in
+    reverse. Its layers that take sizes or indices by axis, as of 0.6.5, do not expect
+    that.
     """
     init_fn, apply_fn, kernel_fn = layer
 
-    @functools.wraps(kernel_fn)  # and its attributes: what it requires
-    def ordered(k: Any, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(kernel_fn)  # copies its attributes, which state its requirements
+    def ordered(k: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         if getattr(k, "is_reversed", False):
             k = k.reverse()
         return kernel_fn(k, *args, **kwargs)
@@ -338,11 +231,11 @@ def _in_order(layer: tuple[Callable, Callable, Callable]) -> Any:
 
 @contextmanager
 def _finder() -> Iterator[None]:
-    """While it lasts, modules of Neural Tangents are imported with views."""
+    """Import modules of Neural Tangents with views, in the `with` block."""
     views = _import_hook.make_views(_moved_names())
-    # Read by `predict.max_learning_rate`.
+    # `predict.max_learning_rate` reads it.
     views["scipy.linalg"].eigvalsh = _eigvalsh  # type: ignore[attr-defined]
-    reason = "jax_ntk_sketch leaves this module, which needs TensorFlow, out."
+    reason = "jax_ntk_sketch leaves out this module, which needs TensorFlow"
     finder = _import_hook.Finder(_PACKAGE, views, {f"{_PACKAGE}.experimental": reason})
     sys.meta_path.insert(0, finder)
     try:
@@ -352,37 +245,37 @@ def _finder() -> Iterator[None]:
 
 
 def _moved_names() -> dict[str, dict[str, Any]]:
-    """What Neural Tangents 0.6.5 reads and JAX may no longer have there."""
+    """Return the names that Neural Tangents 0.6.5 reads and JAX may have moved."""
     core = jax.extend.core
     moved = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
     return {
         "jax.core": {name: getattr(core, name) for name in moved},
-        # Unused by JAX since 0.4.24: Neural Tangents gives it a rule that is never
-        # looked up.
+        # JAX does not use it since 0.4.24. Neural Tangents gives it a rule that is
+        # never looked up.
         "jax.interpreters.ad": {"zeros_like_p": core.Primitive("zeros_like")},
         "jax.util": {"safe_map": _safe_map, "safe_zip": _safe_zip},
         "scipy.linalg": {},
     }
 
 
-def _safe_map(function: Callable, *sequences: Any) -> list:
+def _safe_map(function: Callable[..., PyTree], *sequences: Sequence) -> list:
     return [function(*items) for items in zip(*sequences, strict=True)]
 
 
-def _safe_zip(*sequences: Any) -> list[tuple]:
+def _safe_zip(*sequences: Sequence) -> list[tuple]:
     return list(zip(*sequences, strict=True))
 
 
-def _eigvalsh(a: Any, *, eigvals: tuple[int, int], **kwargs: Any) -> Any:
-    """`scipy.linalg.eigvalsh` with the keyword that SciPy 1.14 renamed."""
+def _eigvalsh(a: ArrayLike, *, eigvals: tuple[int, int], **kwargs: Any) -> np.ndarray:
+    """Call `scipy.linalg.eigvalsh` with the keyword that SciPy 1.14 renamed."""
     return scipy.linalg.eigvalsh(a, subset_by_index=eigvals, **kwargs)
 
 
 @contextmanager
 def _all_or_nothing() -> Iterator[None]:
-    """Starts without modules of Neural Tangents, and leaves none if it fails.
+    """Start without modules of Neural Tangents, and leave none if the block fails.
 
-    A plain `import neural_tangents` that has failed leaves some of them behind.
+    A plain `import neural_tangents` that failed has left some of them.
     """
     found = _pop_modules()
     try:
@@ -394,5 +287,6 @@ def _all_or_nothing() -> Iterator[None]:
 
 
 def _pop_modules() -> dict[str, types.ModuleType]:
+    """Remove the modules of Neural Tangents from `sys.modules` and return them."""
     names = [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]
     return {name: sys.modules.pop(name) for name in names}
