@@ -46,7 +46,7 @@ IMAGE = (32, 32, 3)
 
 def feature_map(
     name: str, num_features: int, get: str = "ntk"
-) -> jns.NetworkFeatureMap:
+) -> jns.FeatureMap:
     """Return the feature map of a method in METHODS."""
     method = maps.METHODS[name]
     return jns.feature_map(NET, num_features=num_features, get=get, method=method)

@@ -45,7 +45,7 @@ METHODS = (
 )  # fmt: skip
 
 
-def feature_map(name: str, depth: int, num_features: int) -> jns.NetworkFeatureMap:
+def feature_map(name: str, depth: int, num_features: int) -> jns.FeatureMap:
     """Return the feature map of a method in METHODS."""
     net, method = maps.relu_network(depth), maps.METHODS[name]
     return jns.feature_map(net, num_features=num_features, method=method)

@@ -39,7 +39,7 @@ def examples(nonzeros: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(entries, shape=(EXAMPLES, DIM))
 
 
-def feature_map(method: str) -> jns.SparseFeatureMap:
+def feature_map(method: str) -> jns.FeatureMap:
     """Return the feature map of a method."""
     fmap = jns.feature_map(NET, num_features=FEATURES, method=method)
     return jns.with_sparse_inputs(fmap, sketch_dim=COLUMNS)

@@ -1,9 +1,9 @@
 """Feature maps whose inner products approximate neural tangent kernels.
 
-Describe a network once (`stax`), read the description as a cheap feature map
-(`feature_map`), as an exact kernel (`interop.neural_tangents.to_stax`), or as a plan of
-what it costs (`NetworkFeatureMap.plan`); learn on the features (`linear_model`) and check them
-against the exact kernel (`validation`).
+A network is described once, with `stax`. The description is read as a feature map by
+`feature_map`, as an exact kernel by `interop.neural_tangents.to_stax`, and as a plan of
+sizes and costs by `FeatureMap.plan`. `linear_model` learns on the features, and
+`validation` compares them with the exact kernel.
 """
 
 from jax_ntk_sketch import (
@@ -14,7 +14,6 @@ from jax_ntk_sketch import (
     linear_model,
     methods,
     preprocessing,
-    random_features,
     recipes,
     sharding,
     sketch,
@@ -25,22 +24,16 @@ from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
 from jax_ntk_sketch.batches.sparse_rows import SparseRows
 from jax_ntk_sketch.features._compress import CompressedFeatureMap, compress
-from jax_ntk_sketch.features._feature_map import (
-    NetworkFeatureMap,
-    feature_map,
-)
-from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap, landmark_features
-from jax_ntk_sketch.features._sparse_inputs import SparseFeatureMap, with_sparse_inputs
+from jax_ntk_sketch.features._feature_map import feature_map
+from jax_ntk_sketch.features._landmarks import landmark_features
+from jax_ntk_sketch.features._sparse_inputs import with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
 
 __all__ = [
     "CompressedFeatureMap",
     "FeatureMap",
     "KernelFeatures",
-    "LandmarkFeatureMap",
-    "NetworkFeatureMap",
     "Plan",
-    "SparseFeatureMap",
     "SparseRows",
     "compress",
     "data",
@@ -52,7 +45,6 @@ __all__ = [
     "linear_model",
     "methods",
     "preprocessing",
-    "random_features",
     "recipes",
     "sharding",
     "sketch",

@@ -26,6 +26,7 @@ from references import (
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, sketch, stax
 from jax_ntk_sketch._numerics import next_power_of_two
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.random_features.directions import DIRECTIONS
 
@@ -72,7 +73,7 @@ def shape_of(record: Any) -> tuple[int, ...]:
 
 
 def init(record: Any, key: jax.Array) -> Any:
-    shape = [shape_of(record)] if isinstance(record, jns.NetworkFeatureMap) else []
+    shape = [shape_of(record)] if isinstance(record, NetworkFeatureMap) else []
     return record.init(key, *shape)
 
 
@@ -419,7 +420,7 @@ def coefficients(method, function, degree: int, exact) -> np.ndarray:
     return fit_nonnegative(function, degree, min_cosine=low).coefficients
 
 
-def map_kernels(fmap: jns.NetworkFeatureMap, x) -> list[np.ndarray]:
+def map_kernels(fmap: NetworkFeatureMap, x) -> list[np.ndarray]:
     """The exact means of the features' Gram matrices, in the order of the leaves."""
     kinds = [fmap.get] if isinstance(fmap.get, str) else fmap.get
     net, method = fmap.net, fmap.method

@@ -13,7 +13,7 @@ from helpers import x64
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.validation import loglog_slope
+from jax_ntk_sketch.validation.measures import loglog_slope
 
 KEY = jax.random.key(0)
 BOTH = ("nngp", "ntk")

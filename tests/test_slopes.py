@@ -8,7 +8,7 @@ import pytest
 from test_layer_table import layers
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.validation import loglog_slope
+from jax_ntk_sketch.validation.measures import loglog_slope
 
 KEYS = 64
 # Names of one thing twice, and of what the other networks consist of.

@@ -13,7 +13,7 @@ import registry
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
-from jax_ntk_sketch.validation import loglog_slope
+from jax_ntk_sketch.validation.measures import loglog_slope
 
 DENSE = stax.Dense(1, 2**0.5)
 SEEDS = 300

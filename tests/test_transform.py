@@ -11,6 +11,7 @@ from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import recipes, stax
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 # The name of the module is that of the function in the package.
 module = importlib.import_module("jax_ntk_sketch.features._transform")
@@ -124,7 +125,7 @@ def test_integers_and_other_floats():
 def test_compiles_once():
     calls = []
 
-    class Counting(jns.NetworkFeatureMap):
+    class Counting(NetworkFeatureMap):
         def apply(self, params, x, **options):
             calls.append(x.shape)
             return super().apply(params, x, **options)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jax_ntk_sketch import validation
-from jax_ntk_sketch.validation import Comparison, Estimate, KernelErrors
+from jax_ntk_sketch.validation import measures
+from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 Both = namedtuple("Both", ["nngp", "ntk"])
 KEY = jax.random.key(0)
@@ -111,7 +112,7 @@ def test_an_indefinite_kernel_is_told():
 @pytest.mark.parametrize("slope", [-0.5, -1.0, 0.3])
 def test_fitted_slope_of_a_power(slope):
     m = np.array([64, 128, 1024, 8192])
-    assert validation.loglog_slope(m, 3 * m**slope) == pytest.approx(slope, abs=1e-12)
+    assert measures.loglog_slope(m, 3 * m**slope) == pytest.approx(slope, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +132,9 @@ def test_fitted_slope_of_a_power(slope):
             "K must not be zero",
         ),
         (lambda: validation.spectral_error(np.eye(2), np.eye(2), -1), "reg must be"),
-        (lambda: validation.loglog_slope([1, 1], [1, 2]), "two different num_features"),
-        (lambda: validation.loglog_slope([1, 2], [1, 0]), "must be positive"),
-        (lambda: validation.loglog_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
+        (lambda: measures.loglog_slope([1, 1], [1, 2]), "two different num_features"),
+        (lambda: measures.loglog_slope([1, 2], [1, 0]), "must be positive"),
+        (lambda: measures.loglog_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
     ],
 )
 def test_mistakes_in_measures_are_told(call, match):
@@ -192,7 +193,7 @@ def test_errors_fall_like_the_square_root():
     ]
     for name in ("relative", "centered", "max_abs", "spectral"):
         errors = [getattr(r.ntk, name).mean for r in reports]
-        assert -0.65 < validation.loglog_slope(sizes, errors) < -0.4, name
+        assert -0.65 < measures.loglog_slope(sizes, errors) < -0.4, name
 
 
 def test_both_kernels_and_either_of_them():

@@ -15,7 +15,7 @@ from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
 from jax_ntk_sketch.features.methods.variance_reduced.layers import _DEGREE, _weights
 from jax_ntk_sketch.features.methods.variance_reduced.network import zonal_fit
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.validation import centered_relative_error, loglog_slope
+from jax_ntk_sketch.validation.measures import centered_relative_error, loglog_slope
 
 ROOT2 = 2**0.5
 DENSE = stax.Dense(1, W_std=ROOT2)

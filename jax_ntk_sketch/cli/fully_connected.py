@@ -35,7 +35,7 @@ from jax_ntk_sketch.cli.outcome import Outcome, Row
 from jax_ntk_sketch.cli.report import check_folder, chosen_options, describe_data
 from jax_ntk_sketch.cli.ridge import Targets, fit_features
 from jax_ntk_sketch.interop import neural_tangents as jnt
-from jax_ntk_sketch.validation import Estimate
+from jax_ntk_sketch.validation.report import Estimate
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 

@@ -18,7 +18,7 @@ from jax_ntk_sketch.cli.report import (
     strict_json,
 )
 from jax_ntk_sketch.data import Dataset
-from jax_ntk_sketch.validation import Comparison, Estimate
+from jax_ntk_sketch.validation.report import Comparison, Estimate
 
 __all__ = ["ImageRow", "ImagesOutcome"]
 

@@ -17,7 +17,7 @@ from jax_ntk_sketch.cli.report import (
     strict_json,
 )
 from jax_ntk_sketch.data import Dataset
-from jax_ntk_sketch.validation import Comparison, Estimate
+from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 __all__ = ["Outcome", "Row"]
 
@@ -49,7 +49,7 @@ class Row:
     seconds: dict[str, float]
 
     @property
-    def errors(self) -> validation.KernelErrors:
+    def errors(self) -> KernelErrors:
         """Of the NTK."""
         assert self.comparison.ntk is not None  # asked for by the job
         return self.comparison.ntk

@@ -17,7 +17,7 @@ import numpy as np
 import jax_ntk_sketch
 from jax_ntk_sketch.cli.arguments import UsageError, usage_errors
 from jax_ntk_sketch.data import Dataset
-from jax_ntk_sketch.validation import Estimate
+from jax_ntk_sketch.validation.report import Estimate
 
 __all__ = [
     "Report",

@@ -1,11 +1,12 @@
 """Feature maps: a network and a method, read as features of the network's kernel.
 
-`layers` has a file for each file of `jax_ntk_sketch.stax`, `methods` one for each method.
-A new layer registers with `layer_rule`, a new method with `activation_rule` or
-`network_rule`; CONTRIBUTING.md has both as worked examples.
+`layers` has a file for each file of `jax_ntk_sketch.stax`, and `methods` one for each
+method. A new layer registers with `layer_rule`, and a new method with `activation_rule`
+or `network_rule`; CONTRIBUTING.md has both as worked examples.
 """
 
-from jax_ntk_sketch.features import layers, methods
+# These register their rules.
+from jax_ntk_sketch.features import layers, methods  # noqa: F401
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import (
     Context,
@@ -22,7 +23,5 @@ __all__ = [
     "Step",
     "activation_rule",
     "layer_rule",
-    "layers",
-    "methods",
     "network_rule",
 ]

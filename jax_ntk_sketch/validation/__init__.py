@@ -8,21 +8,17 @@ from jax_ntk_sketch.validation._expected_error import (
 from jax_ntk_sketch.validation._plot import plot_comparisons
 from jax_ntk_sketch.validation.measures import (
     centered_relative_error,
-    loglog_slope,
     max_abs_error,
     relative_error,
     spectral_error,
 )
-from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
+from jax_ntk_sketch.validation.report import Comparison
 
 __all__ = [
     "Comparison",
-    "Estimate",
-    "KernelErrors",
     "centered_relative_error",
     "compare",
     "expected_error",
-    "loglog_slope",
     "max_abs_error",
     "plot_comparisons",
     "relative_error",

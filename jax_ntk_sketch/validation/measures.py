@@ -158,8 +158,8 @@ def loglog_slope(num_features: ArrayLike, errors: ArrayLike) -> float:
       ValueError: the shapes differ; a value is not positive; the values of
         `num_features` are all equal.
 
-    >>> from jax_ntk_sketch import validation
-    >>> round(validation.loglog_slope([100, 400, 1600], [0.4, 0.2, 0.1]), 6)
+    >>> from jax_ntk_sketch.validation.measures import loglog_slope
+    >>> round(loglog_slope([100, 400, 1600], [0.4, 0.2, 0.1]), 6)
     -0.5
     """
     m, e = np.asarray(num_features, np.float64), np.asarray(errors, np.float64)

@@ -26,7 +26,7 @@ class Estimate:
     Attributes:
       values: one finite number for each seed.
 
-    >>> from jax_ntk_sketch.validation import Estimate
+    >>> from jax_ntk_sketch.validation.report import Estimate
     >>> Estimate((1.0, 2.0, 3.0)).mean, str(Estimate((1.0, 2.0, 3.0)))
     (2.0, '2.0 ± 0.6')
     >>> str(Estimate((0.25,)))
@@ -92,7 +92,7 @@ class Comparison:
       ntk, nngp: the errors of each kernel; None if it was not compared.
       label: a name for tables and plots.
 
-    >>> from jax_ntk_sketch.validation import Comparison, Estimate, KernelErrors
+    >>> from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
     >>> errors = KernelErrors(*[Estimate((0.1, 0.2))] * 4)
     >>> report = Comparison(64, 10, 2, 1e-3, ntk=errors, label="sketch")
     >>> Comparison.from_json(report.to_json()) == report
