@@ -13,6 +13,8 @@ import registry
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
+from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
+from jax_ntk_sketch.features.methods.one_pass import polynomial
 from jax_ntk_sketch.validation.measures import loglog_slope
 
 DENSE = stax.Dense(1, 2**0.5)
@@ -122,8 +124,8 @@ def test_one_pass_estimates_its_polynomial(degree, coefficients):
     """Unbiased for the polynomial, whose error is what the plan says."""
     method = methods.OnePass(degree=degree, coefficients=coefficients)
     g = grams(2, method, 128, 400)
-    zonal = jns.rules.zonal.zonal_kernel(network(2), True, "one_pass")
-    kernel = jns.rules.one_pass.polynomial(method, zonal)
+    zonal = zonal_kernel(network(2), True, "one_pass")
+    kernel = polynomial(method, zonal)
     lengths = np.linalg.norm(X, axis=1)
     cosines = (X @ X.T) / np.outer(lengths, lengths)
     norms = np.outer(lengths, lengths) * 2 / X.shape[1]
