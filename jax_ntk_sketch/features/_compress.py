@@ -13,8 +13,9 @@ from jax_ntk_sketch._checks import check_key, check_size, is_shape
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
@@ -60,11 +61,7 @@ class CompressedFeatureMap:
     num_features: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, FeatureMap):
-            raise TypeError(
-                "CompressedFeatureMap: base must be a feature map, as feature_map "
-                f"makes it, got {type(self.base).__name__}"
-            )
+        check_feature_map("CompressedFeatureMap", self.base, "base")
         if self.base.method.batch_dependent:
             raise ValueError(
                 'CompressedFeatureMap: base must not have the method "exact", whose '
@@ -304,11 +301,7 @@ def compress(
 
     Source: Tropp, Yurtsever, Udell, Cevher, arXiv 1706.05736, Algorithm 3.
     """
-    if not isinstance(fmap, FeatureMap):
-        raise TypeError(
-            "compress: fmap must be a feature map, as feature_map makes it, got "
-            f"{type(fmap).__name__}"
-        )
+    check_feature_map("compress", fmap)
     compressed = CompressedFeatureMap(fmap, num_features)
     if key is not None:
         key = check_key("compress", key)
@@ -418,8 +411,8 @@ def _factors(
     """
     on_device = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
     sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in on_device]
-    mebibytes = sum(3 * t.nbytes for t in on_device) / 2**20
-    label = f"directions, {mebibytes:,.0f} MiB of sums, batches of {reader.size}"
+    held = format_bytes(sum(3 * t.nbytes for t in on_device))
+    label = f"directions, {held} of sums, batches of {reader.size}"
     skipped = 0
     count = reader.num_batches()
     for batch in with_progress(reader.batches(), label, count, progress):

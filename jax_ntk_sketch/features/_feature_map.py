@@ -264,8 +264,8 @@ class NetworkFeatureMap:
             ) == jax.tree.map(jnp.shape, arrays):
                 return resolved
         raise ValueError(
-            f"{owner}: params must come from init of an equal feature map; these do not "
-            f"fit {self}"
+            f"{owner}: params must come from init of an equal feature map, but they do "
+            f"not fit {self}"
         )
 
     def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:

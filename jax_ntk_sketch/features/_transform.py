@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch import sharding
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
@@ -134,11 +134,7 @@ def map_reader(
     Raises:
       TypeError, ValueError: as `transform`, in the name of `owner`.
     """
-    if not isinstance(fmap, FeatureMap):
-        raise TypeError(
-            f"{owner}: fmap must be a feature map, as feature_map makes it, got "
-            f"{type(fmap).__name__}"
-        )
+    check_feature_map(owner, fmap)
     if fmap.method.batch_dependent:
         raise ValueError(
             f'{owner}: fmap must not have the method "exact", which needs all examples '

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Targets
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader
 from jax_ntk_sketch.batches.source import open_source
@@ -213,11 +213,7 @@ def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
       TypeError: `fmap` is not a feature map.
       ValueError: it has two kernels, or needs all examples in one batch.
     """
-    if not isinstance(fmap, FeatureMap):
-        raise TypeError(
-            f"{owner}: fmap must be a feature map, as feature_map makes it, got "
-            f"{type(fmap).__name__}"
-        )
+    check_feature_map(owner, fmap)
     if not isinstance(fmap.get, str):
         raise ValueError(
             f'{owner}: fmap must have one kernel, get="ntk" or get="nngp", got '
