@@ -289,6 +289,6 @@ def test_progress(capsys):
     options = dict(num_features=8, num_samples=20, batch_size=50)
     jns.compress(FMAP, PARAMS, X, progress=True, **options)
     shown = capsys.readouterr()
-    assert "MiB of sums, batches of 50" in shown.err and not shown.out
+    assert "KiB of sums, batches of 50" in shown.err and not shown.out
     jns.compress(FMAP, PARAMS, X, progress=False, **options)
     assert capsys.readouterr().err == ""

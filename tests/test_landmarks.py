@@ -1,4 +1,4 @@
-"""Choosing landmarks, inverse roots, and `landmark_features` of all kinds of kernels."""
+"""Choosing landmarks, inverse roots, and `landmark_features` of kernels of any kind.
 
 import functools
 
@@ -197,7 +197,7 @@ def test_landmark_features_are_a_feature_map(tmp_path):
     assert isinstance(fmap, jns.FeatureMap) and fmap.kinds == ("ntk",)
     assert fmap == jns.landmark_features(polynomial, num_features=12)
     assert hash(fmap) == hash(jns.landmark_features(polynomial, num_features=12))
-    assert repr(fmap).startswith("LandmarkFeatureMap(kernel_fn=test_landmarks.polyno")
+    assert repr(fmap).startswith("landmark_features(test_landmarks.polynomial, num_")
     params = fmap.init(KEY, x)
     phi = np.asarray(fmap.apply(params, x))
     plan = fmap.plan(x, batch_size=16)

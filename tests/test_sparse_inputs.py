@@ -13,8 +13,6 @@ from registry import jit_once
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import SparseRows, sketch, stax
-from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
-from jax_ntk_sketch.features._sparse_inputs import SparseFeatureMap
 
 NET = stax.serial(stax.Dense(8, 1.4), stax.Relu(), stax.Dense(1))
 BIASED = stax.serial(stax.Dense(8, 1.4, 0.5), stax.Relu(), stax.Dense(1, 1.0, 0.3))
@@ -358,8 +356,7 @@ def test_bad_use_of_the_map():
 
 def test_record_and_plan():
     assert mapped() == FMAP and hash(mapped()) == hash(FMAP)
-    namespace = {"SparseFeatureMap": SparseFeatureMap, "stax": stax}
-    namespace |= {"NetworkFeatureMap": NetworkFeatureMap, **vars(jns.methods)}
+    namespace = {**vars(jns), **vars(jns.methods)}
     assert eval(repr(FMAP), namespace) == FMAP
     plan = FMAP.plan(SparseRows.from_scipy(X))
     assert plan.num_features == 24 and plan.num_examples == 12

@@ -47,7 +47,7 @@ __all__ = ["NetworkFeatureMap", "feature_map"]
 PerKernel = float | tuple[float, ...] | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NetworkFeatureMap:
     """The feature map of a network: static, hashable, and made by `feature_map`.
 
@@ -62,6 +62,12 @@ class NetworkFeatureMap:
     num_features: int
     get: Get
     method: methods.Method
+
+    def __repr__(self) -> str:
+        return (
+            f"feature_map({self.net!r}, num_features={self.num_features}, "
+            f"get={self.get!r}, method={self.method!r})"
+        )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

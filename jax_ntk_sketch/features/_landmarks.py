@@ -62,7 +62,7 @@ class LandmarkFeatureMap:
         # The name of a function, because its address differs from run to run.
         name = getattr(self.kernel_fn, "__qualname__", type(self.kernel_fn).__name__)
         return (
-            f"LandmarkFeatureMap(kernel_fn={self.kernel_fn.__module__}.{name}, "
+            f"landmark_features({self.kernel_fn.__module__}.{name}, "
             f"num_features={self.num_features}, get={self.get!r})"
         )
 

@@ -30,7 +30,7 @@ from jax_ntk_sketch.sketch import HashedOSNAP
 __all__ = ["SparseFeatureMap", "with_sparse_inputs"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SparseFeatureMap:
     r"""The features that another map has of sketched examples, :math:`\Psi(S x)`.
 
@@ -73,6 +73,12 @@ class SparseFeatureMap:
                 f"{owner}: fmap must take flat examples of sketch_dim = "
                 f"{self.sketch_dim} numbers, but: {error}"
             ) from error
+
+    def __repr__(self) -> str:
+        return (
+            f"with_sparse_inputs({self.base!r}, sketch_dim={self.sketch_dim}, "
+            f"sparsity={self.sparsity}, exact_norms={self.exact_norms})"
+        )
 
     @property
     def num_features(self) -> int:
