@@ -9,6 +9,7 @@ Prints one line of JSON.
 import json
 import pathlib
 import sys
+import time
 import warnings
 
 import jax
@@ -129,6 +130,17 @@ def processes(index, folder):
     bad = x.copy()
     bad[5 * index] = np.nan if index else 0
     attempt("bad row", bad, y, params)
+    taken = []
+
+    def slowly(last):
+        for i in range(500):
+            taken.append(i)
+            time.sleep(0.01)
+            yield (bad if i == last else X)[:8], Y[:8]
+
+    bad = X * np.nan
+    attempt("late bad row", slowly(50 if index == 0 else None), None, params)
+    out["batches taken"] = len(taken)
     attempt("no examples", x[:0], y[:0], params)
     attempt("params", x, y, (params, other)[index])
     attempt("kinds", x, (y[:, 0], labels)[index], params)

@@ -88,6 +88,10 @@ def test_an_error_of_one_process_is_one_of_both(two):
     assert two[0]["bad row"].startswith(
         "RuntimeError: fit: process 1 stopped with an error: ValueError: fit: x must"
     )
+    # The other process hears of it long before the end of its own 500 batches.
+    assert two[0]["late bad row"].startswith("ValueError: fit: x must be finite")
+    assert two[1]["late bad row"].startswith("RuntimeError: fit: process 0 stopped")
+    assert two[0]["batches taken"] == 51 and two[1]["batches taken"] < 300
     singular = [said["singular"] for said in two]
     assert singular[0].startswith("LinAlgError: ridge_solve: with reg = 0")
     assert "process 0 stopped with an error: LinAlgError" in singular[1]

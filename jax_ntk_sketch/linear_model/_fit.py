@@ -1,6 +1,5 @@
 """`fit`: ridge regression on the features of data of any size, in one pass."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -33,7 +32,7 @@ from jax_ntk_sketch.linear_model.cross_validation import (
     CrossValidation,
     ridge_cross_validate,
 )
-from jax_ntk_sketch.linear_model.model import RidgeModel
+from jax_ntk_sketch.linear_model.model import model_from_arrays, model_to_arrays
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
     check_reg,
@@ -107,11 +106,11 @@ def fit(
         if stderr is a terminal.
       mesh: a mesh of `jax_ntk_sketch.sharding.data_mesh`, to split each batch over
         several devices. With devices of several processes, each process calls `fit`
-        with its own examples and otherwise the same arguments. Nothing is sent until
-        all have read their examples; then one `psum` adds the sums. Every process
-        returns the same model, bitwise. Each has its own checkpoint, with its number in
-        the name ("sums.process1.npz"). If one raises an error, all do; for killed
-        processes see `jax_ntk_sketch.sharding`.
+        with its own examples and otherwise the same arguments. They exchange short
+        messages while they read their examples; then one `psum` adds the sums. Every
+        process returns the same model, bitwise. Each has its own checkpoint, with its
+        number in the name ("sums.process1.npz"). If one raises an error, all do; for
+        killed processes see `jax_ntk_sketch.sharding`.
       pattern, mask: the edges and nodes of x if they are graphs, as
         `NetworkFeatureMap.apply` takes them.
 
@@ -173,55 +172,57 @@ def fit(
         last = time.monotonic()
         batches = reader.batches(run.batches_done)
         count = reader.num_batches(run.batches_done)
-        for batch in with_progress(batches, label, count, progress):
+        batches = with_progress(batches, label, count, progress)
+        for batch in processes.in_step(batches):
             run.add(batch)
             now = time.monotonic()
             if checkpoint is not None and now - last >= checkpoint_seconds:
                 run.save(checkpoint)
                 last = now
-            processes.check()
         if not run.states:
             raise ValueError("fit: x must hold examples, got no examples")
         if checkpoint is not None:
             run.save(checkpoint)
-        skipped = sum(map(int, processes.meet("end of the pass", str(run.skipped))))
+        skipped = sum(processes.gather(run.skipped))
         warn_skipped("fit", skipped)
         states = run.states
         if mesh is not None:
-            states = tuple(reduce_over(mesh, state) for state in states)
-        all_models, validation = processes.from_first(
-            lambda: _solve(states, regs, intercept, reader.num_classes)
-        )
-    if validation is None:
-        best = all_models.best()
+            states = processes.collective(
+                lambda: tuple(reduce_over(mesh, state) for state in run.states)
+            )
+        arrays = processes.broadcast_from_first(lambda: _solve(states, regs, intercept))
+    models = model_from_arrays(arrays, states[0].num_targets, reader.num_classes)
+    if len(states) == 1:
+        validation, best = None, models.best()
     else:
-        best = all_models.select(
-            int(np.flatnonzero(all_models.reg == validation.best)[0])
-        )
+        validation = CrossValidation(*(arrays[name] for name in _VALIDATION))
+        best = models.select(int(np.flatnonzero(models.reg == validation.best)[0]))
     return FittedModel(
         fmap,
         params,
         best,
-        all_models,
+        models,
         cross_validation=validation,
         num_skipped=skipped,
     )
 
 
+# The names of the arrays of a cross-validation.
+_VALIDATION = [f"cross_validation.{name}" for name in CrossValidation._fields]
+
+
 def _solve(
-    states: tuple[RidgeState, ...],
-    regs: list[float],
-    intercept: bool,
-    num_classes: int | None,
-) -> tuple[RidgeModel, CrossValidation | None]:
+    states: tuple[RidgeState, ...], regs: list[float], intercept: bool
+) -> dict[str, np.ndarray]:
     """Return the models of all values of `reg`, and their errors if there are folds."""
     total = functools.reduce(ridge_merge, states)
     models = ridge_solve(total, regs, intercept=intercept, singular="drop")
-    models = dataclasses.replace(models, num_classes=num_classes)
-    if len(states) == 1:
-        return models, None
-    kept = models.reg.tolist()
-    return models, ridge_cross_validate(states, kept, intercept=intercept)
+    arrays = model_to_arrays(models)
+    if len(states) > 1:
+        kept = models.reg.tolist()
+        validation = ridge_cross_validate(states, kept, intercept=intercept)
+        arrays |= zip(_VALIDATION, validation, strict=True)
+    return arrays
 
 
 class _Pass:
@@ -260,7 +261,8 @@ class _Pass:
             for name, value in first.extras.items():
                 shared[name] = [_layout(leaf) for leaf in jax.tree.leaves(value)]
         # A process may have no examples of the last class.
-        reports = self.processes.agree(shared, found=reader.num_classes)
+        reports = self.processes.gather({**shared, "found": reader.num_classes})
+        self.processes.assert_equal(reports, shared)
         known = next((r for r in reports if r["examples"]), None)
         if known is None:
             raise ValueError(

@@ -1,12 +1,13 @@
-"""Agreement between processes, and the one reduction of a fit over devices."""
+"""Agreement between the processes of a fit, and the sum of their statistics."""
 
 import dataclasses
 import functools
+import io
 import json
-import pickle
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,146 +15,188 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ntk_sketch._numerics import two_sum
+from jax_ntk_sketch._numerics import next_power_of_two, two_sum
+from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.linear_model.ridge import RidgeState
 from jax_ntk_sketch.sharding import axis_name
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "reduce_over", "ridge_psum"]
 
-# Seconds between two looks at what the others said.
-_INTERVAL = 0.2
-_INTERVAL_AT_WORK = 1.0
+T = TypeVar("T")
+
+# Seconds of work between two messages, in which a process hears of the others' errors.
+_INTERVAL = 1.0
 
 
 class Processes:
-    """The processes of a mesh during one call; a context, whose errors all learn of.
+    """The processes of a mesh during one call: a context that shares their errors.
 
-    Every process makes the same calls in the same order, as for JAX's collectives.
-    A mesh of one process needs no runtime; its process has nobody to wait for.
+    Every process makes the same calls in the same order. If the body of the context
+    raises in one process, that process sends the error in place of its next message,
+    and `gather` raises it in all others.
 
     Attributes:
-      index: this process among those of the mesh, 0, 1, ...
-      count: how many there are.
+      index: the number of this process among those of the mesh.
+      count: the number of processes. A single process sends nothing.
     """
 
     def __init__(self, owner: str, mesh: Mesh | None) -> None:
         devices = [] if mesh is None else list(mesh.devices.flat)
-        members = sorted({device.process_index for device in devices})
-        self.owner, self.count = owner, max(1, len(members))
-        self.index = members.index(jax.process_index()) if members else 0
-        self._looked = time.monotonic()
-        self._known = False
-        if self.count == 1:
-            return
-        if self.count != jax.process_count():
+        self.owner = owner
+        self.count = max(1, len({device.process_index for device in devices}))
+        self.index = 0 if self.count == 1 else jax.process_index()
+        # Whether the other processes know, or will find out by themselves, that this
+        # one stops.
+        self._reported = False
+        if self.count not in (1, jax.process_count()):
             raise ValueError(
-                f"{owner}: mesh has devices of {self.count} processes out of "
-                f"{jax.process_count()}; give it devices of all of them, or of one"
+                f"{owner}: mesh must have devices of one process or of all "
+                f"{jax.process_count()}, got devices of {self.count} processes"
             )
-        # JAX has no public name for the client of its own runtime.
-        from jax._src import distributed
 
-        self._client: Any = distributed.global_state.client
-        assert self._client is not None
-        # Calls are told apart by their number, which the store counts.
-        here = f"jax_ntk_sketch/{members}"
-        own = f"{here}/calls/{self.index}/"
-        number = len(self._client.key_value_dir_get(own))
-        self._client.key_value_set(f"{own}{number}", owner)
-        self._root = f"{here}/{number}"
-
-    def __enter__(self) -> "Processes":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # What all know of, or were told, need not be told again.
-        if error is not None and self.count > 1 and not self._known:
-            self._tell("error", f"{kind.__name__}: {str(error)[:2000]}")
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and self.count > 1 and not self._reported:
+            self._exchange({"error": f"{kind.__name__}: {str(error)[:2000]}"})
 
-    def agree(self, about: Mapping[str, Any], **others: Any) -> list[dict[str, Any]]:
-        """Checks that all say the same, and returns what each said.
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of the processes.
 
         Args:
-          about: numbers, strings and lists; None goes with anything.
-          others: what may differ.
+          value: anything that JSON can hold.
 
         Raises:
-          ValueError: two differ.
+          RuntimeError: another process stopped with an error.
         """
-        mine = json.dumps({**about, **others}, default=int)  # NumPy's integers
-        said = [json.loads(text) for text in self.meet("about", mine)]
-        for key in about:
-            values = [(i, s.get(key)) for i, s in enumerate(said)]
+        if self.count == 1:
+            return [value]
+        replies = self._exchange({"value": value})
+        for i, reply in enumerate(replies):
+            if "error" in reply:
+                self._fail(
+                    RuntimeError, f"process {i} stopped with an error: {reply['error']}"
+                )
+        return [reply["value"] for reply in replies]
+
+    def assert_equal(
+        self, replies: Sequence[Mapping[str, Any]], names: Iterable[str]
+    ) -> None:
+        """Raise in all processes if their gathered values differ.
+
+        Args:
+          replies: one mapping per process, as `gather` returned them. None is equal to
+            any value.
+          names: the entries to compare.
+
+        Raises:
+          ValueError: two processes differ.
+        """
+        for name in names:
+            values = [(i, reply[name]) for i, reply in enumerate(replies)]
             values = [(i, value) for i, value in values if value is not None]
             for i, value in values[1:]:
                 if value != values[0][1]:
                     self._fail(
                         ValueError,
-                        f"{key} must be the same in all processes; it is "
+                        f"{name} must be the same in all processes; it is "
                         f"{values[0][1]} in process {values[0][0]} and {value} in "
                         f"process {i}",
                     )
-        return said
 
-    def meet(self, place: str, text: str = "") -> list[str]:
-        """Waits until all are at a place; what each said there.
+    def in_step(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items of this process, and exchange messages once a second.
+
+        The processes may have different numbers of items. A process without items
+        continues to exchange messages until no process has any. No process thus waits
+        for longer than a second or an item, and an error of one soon reaches all.
 
         Raises:
-          RuntimeError: one of them stopped with an error.
+          RuntimeError: another process stopped with an error.
         """
         if self.count == 1:
-            return [text]
-        self._tell(place, text)
-        while len(said := self._said(place)) < self.count:
-            self._raise_errors()
-            time.sleep(_INTERVAL)
-        return [said[i] for i in range(self.count)]
+            yield from items
+            return
+        iterator, num_items = iter(items), 1
+        while True:
+            start, done = time.monotonic(), True
+            for i, item in enumerate(iterator, 1):
+                yield item
+                if i == num_items:
+                    done = False
+                    break
+            replies = self.gather([done, time.monotonic() - start])
+            if all(done for done, _ in replies):
+                return
+            # All processes compute the same number, from the time of the slowest.
+            slowest = max(seconds for _, seconds in replies)
+            wanted = round(num_items * _INTERVAL / max(slowest, 1e-6))
+            num_items = min(max(wanted, 1), 10 * num_items)
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make()` returns in the first process, to the bit, in all of them.
+    def broadcast_from_first(
+        self, make: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """Return the arrays that `make()` returns in the first process, bit by bit.
 
         Raises:
           RuntimeError: it raised there.
         """
         if self.count == 1:
             return make()
-        made = pickle.dumps(make()) if self.index == 0 else b""
-        length = int(self.meet("made", str(len(made)))[0])
-        data = np.frombuffer(made or bytes(length), np.uint8)
-        data = multihost_utils.broadcast_one_to_all(data, is_source=self.index == 0)
-        return pickle.loads(np.asarray(data).tobytes())
+        buffer = io.BytesIO()
+        if self.index == 0:
+            # As bytes, because JAX would round float64.
+            np.savez(buffer, **make())  # type: ignore[arg-type]
+        size = self.gather(len(buffer.getvalue()))[0]
+        data = np.frombuffer(buffer.getvalue() or bytes(size), np.uint8)
+        data = self.collective(lambda: multihost_utils.broadcast_one_to_all(data))
+        return dict(np.load(io.BytesIO(np.asarray(data).tobytes())))
 
-    def check(self) -> None:
-        """Raises if another process stopped with an error; looks once a second."""
-        now = time.monotonic()
-        if self.count > 1 and now - self._looked >= _INTERVAL_AT_WORK:
-            self._looked = now
-            self._raise_errors()
+    def collective(self, run: Callable[[], T]) -> T:
+        """Return `run()`, a computation in which all processes take part.
 
-    def _raise_errors(self) -> None:
-        for i, text in self._said("error").items():
-            self._fail(RuntimeError, f"process {i} stopped with an error: {text}")
+        If it fails, JAX ends it in all processes, so that no message is needed.
+        """
+        self._reported = True
+        result = run()
+        self._reported = False
+        return result
 
-    def _fail(self, kind: type[Exception], text: str) -> NoReturn:
-        self._known = True
-        raise kind(f"{self.owner}: {text}")
+    def _fail(self, kind: type[Exception], message: str) -> NoReturn:
+        """Raise an error that the other processes raise too."""
+        self._reported = True
+        raise kind(f"{self.owner}: {message}")
 
-    def _tell(self, place: str, text: str) -> None:
-        self._client.key_value_set(f"{self._root}/{place}/{self.index}", text)
+    def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the messages of all processes."""
+        text = json.dumps(message, default=int).encode()  # NumPy's integers
 
-    def _said(self, place: str) -> dict[int, str]:
-        found = self._client.key_value_dir_get(f"{self._root}/{place}/")
-        return {int(key.rpartition("/")[2]): text for key, text in found}
+        def run() -> list[bytes]:
+            sizes = multihost_utils.process_allgather(np.int32(len(text)))
+            # Few different lengths, so that little is compiled.
+            padded = np.zeros(next_power_of_two(int(sizes.max())), np.uint8)
+            padded[: len(text)] = np.frombuffer(text, np.uint8)
+            rows = multihost_utils.process_allgather(padded)
+            return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+        return [json.loads(reply) for reply in self.collective(run)]
 
 
 def ridge_psum(state: RidgeState, axis: str) -> RidgeState:
-    r"""The state of the examples of all devices, inside `jax.shard_map` or `vmap`.
+    r"""Return the state of the examples of all devices, in `jax.shard_map` or `vmap`.
 
-    As `ridge_merge` of all of them, to 1e-13 or so of :math:`\sqrt{G_{ii} G_{jj}}`.
+    The result is that of `ridge_merge` over all devices, with an error of about 1e-13
+    relative to :math:`\sqrt{G_{ii} G_{jj}}`.
 
     Args:
-      state: that of this device.
-      axis: the name of the mesh's axis.
+      state: the state of this device.
+      axis: the name of the axis of the mesh.
 
     Returns:
       `RidgeState`, the same on all devices.
@@ -161,21 +204,26 @@ def ridge_psum(state: RidgeState, axis: str) -> RidgeState:
     Cost: one `psum` of the state, 8 (m + t + 1)^2 bytes in float32, and one of its
     diagonal.
 
-    >>> from jax_ntk_sketch.linear_model import ridge_init, ridge_update
-    >>> def device(phi, y):
-    ...     return ridge_psum(ridge_update(ridge_init(3, None), phi, y), "data")
+    >>> import jax
+    >>> from jax_ntk_sketch import linear_model
+    >>> def sum_over_devices(phi, y):
+    ...     state = linear_model.ridge_init(3, None)
+    ...     state = linear_model.ridge_update(state, phi, y)
+    ...     return linear_model.ridge_psum(state, "data")
     >>> phi = jax.random.normal(jax.random.key(0), (2, 50, 3))
-    >>> states = jax.vmap(device, axis_name="data")(phi, phi[..., 0])
+    >>> states = jax.vmap(sum_over_devices, axis_name="data")(phi, phi[..., 0])
     >>> [float(count) for count in states.count]
     [100.0, 100.0]
     """
     total, carry = state.total, state.carry
-    # Zeros on the diagonal go with zeros in their row; any small exponent does.
+    # Each entry is split at a power of two that follows from the diagonal of the sum,
+    # so that the high parts of all devices add up without rounding. A zero on the
+    # diagonal has a row of zeros, for which any small exponent works.
     diagonal = jax.lax.psum(jnp.diagonal(total), axis)
     _, exponent = jnp.frexp(jnp.where(diagonal > 0, diagonal, 1e-30))
     half = (exponent + 1) // 2
     bits = jnp.finfo(total.dtype).nmant - 1
-    # Not below what float32 holds of the rest.
+    # Smaller steps would leave no normal float32 for the low part.
     power = jnp.maximum(half[:, None] + half - bits, -100)
     step = jnp.ldexp(jnp.ones((), total.dtype), power)
     high = jnp.round(total / step) * step
@@ -185,21 +233,22 @@ def ridge_psum(state: RidgeState, axis: str) -> RidgeState:
 
 
 def reduce_over(mesh: Mesh, state: RidgeState) -> RidgeState:
-    """The state of all devices of all processes, from one of each device.
+    """Return the state of the examples of all devices of all processes.
 
     Args:
-      mesh: of all.
-      state: total and carry (k, size, size), a row on each of this process's k devices.
+      mesh: the mesh of all processes.
+      state: `total` and `carry` of shape (k, size, size), one row on each of the k
+        devices of this process.
     """
     rows = NamedSharding(mesh, PartitionSpec(axis_name("reduce_over", mesh)))
 
-    def everywhere(mine: jax.Array) -> jax.Array:
-        shape = (mesh.size, *mine.shape[1:])
-        shards = [shard.data for shard in mine.addressable_shards]
+    def to_global(local: Array) -> Array:
+        shape = (mesh.size, *local.shape[1:])
+        shards = [shard.data for shard in local.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, rows, shards)
 
-    out = _reduce(mesh, jax.tree.map(everywhere, state))
-    return jax.tree.map(lambda a: a.addressable_data(0), out)
+    reduced = _reduce(mesh, jax.tree.map(to_global, state))
+    return jax.tree.map(lambda a: a.addressable_data(0), reduced)
 
 
 @functools.partial(jax.jit, static_argnums=0)
