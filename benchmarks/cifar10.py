@@ -17,6 +17,7 @@ import time
 
 import common
 import jax
+import jpeg_archive
 import maps
 import numpy as np
 
@@ -51,12 +52,10 @@ def load(args: common.Options) -> data.Dataset:
     path = folder / "cifar10_jpegbytes.npz"
     count = max(args.num_train)
     try:
-        return data.load(
-            path if path.is_file() else folder,
-            num_train=count,
-            num_test=args.num_test,
-            seed=0,
-        )
+        if jpeg_archive.is_one(path):
+            return jpeg_archive.load(path, count, args.num_test)
+        source = path if path.is_file() else folder
+        return data.load(source, num_train=count, num_test=args.num_test)
     except (OSError, ValueError) as error:
         raise SystemExit(
             f"{error}\ngive the folder of the images with --data"

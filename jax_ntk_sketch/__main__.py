@@ -1,4 +1,4 @@
-"""`python -m jax_ntk_sketch`: see `jax_ntk_sketch.cli`."""
+"""Run the command line: `python -m jax_ntk_sketch`, see `jax_ntk_sketch.cli`."""
 
 import sys
 

@@ -1,14 +1,10 @@
-"""CIFAR as its versions keep it, for tests that read files."""
+"""Batches of CIFAR as their author's program writes them, for tests that read files."""
 
-import io
 import pickle
 import struct
-import tarfile
 
 import numpy as np
 
-RNG = np.random.default_rng(0)
-PIXELS = 3072
 FIVE = [f"data_batch_{i}" for i in range(1, 6)]
 
 
@@ -17,46 +13,41 @@ def images(n, seed=0):
 
 
 def rows_of(x):
-    """Rows as CIFAR keeps them, the red, the green and the blue plane of each."""
-    return np.stack(
-        [np.concatenate([image[..., c].ravel() for c in range(3)]) for image in x]
-    )
+    """Return rows as CIFAR keeps them: the red, the green and the blue plane."""
+    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def batch_of(n, seed=0, key="labels", num_classes=10):
+    """Return images and the dictionary of a Python batch with them."""
+    x = images(n, seed)
+    labels = [(i + seed) % num_classes for i in range(n)]
+    names = [b"%d.png" % i for i in range(n)]
+    batch = {b"batch_label": b"a", key.encode(): labels, b"data": rows_of(x)}
+    return x, batch | {b"filenames": names}
+
+
+def python3(protocol):
+    return lambda batch: pickle.dumps(batch, protocol=protocol)
 
 
 def python2(batch, module=b"numpy.core.multiarray"):
-    """The bytes that Python 2's cPickle writes (protocol 2), opcode by opcode."""
-    memo = iter(range(256 * 256))
-
-    def put():
-        i = next(memo)
-        return b"q" + bytes([i]) if i < 256 else b"r" + struct.pack("<I", i)
+    """Return what Python 2's cPickle writes (protocol 2), opcode by opcode."""
 
     def text(s):
-        if len(s) < 256:
-            return b"U" + bytes([len(s)]) + s + put()
-        return b"T" + struct.pack("<I", len(s)) + s + put()
+        return b"T" + struct.pack("<I", len(s)) + s
 
     def integer(i):
-        if 0 <= i < 256:
-            return b"K" + bytes([i])
-        return (
-            b"M" + struct.pack("<H", i)
-            if 0 <= i < 2**16
-            else struct.pack("<ci", b"J", i)
-        )
+        return b"J" + struct.pack("<i", i)
 
     def array(a):
-        out = b"c" + module + b"\n_reconstruct\n" + put() + b"cnumpy\nndarray\n" + put()
-        out += (
-            integer(0) + b"\x85" + put() + text(b"b") + b"\x87" + put() + b"R" + put()
-        )
-        shape = b"".join(integer(size) for size in a.shape)
-        out += b"(" + integer(1) + shape + (b"\x86" if a.ndim == 2 else b"\x85") + put()
-        out += b"cnumpy\ndtype\n" + put() + text(a.dtype.str[1:].encode())
-        out += integer(0) + integer(1) + b"\x87" + put() + b"R" + put()
-        out += b"(" + integer(3) + text(a.dtype.str[:1].encode()) + b"NNN"
-        out += integer(-1) + integer(-1) + integer(0) + b"t" + put() + b"b"
-        return out + b"\x89" + text(a.tobytes()) + b"t" + put() + b"b"
+        shape = b"".join(map(integer, a.shape)) + b"\x86"
+        return (
+            b"c" + module + b"\n_reconstruct\ncnumpy\nndarray\n" + integer(0) + b"\x85"
+            + text(b"b") + b"\x87R(" + integer(1) + shape + b"cnumpy\ndtype\n"
+            + text(a.dtype.str[1:].encode()) + integer(0) + integer(1) + b"\x87R("
+            + integer(3) + text(a.dtype.str[:1].encode()) + b"NNN" + integer(-1)
+            + integer(-1) + integer(0) + b"tb\x89" + text(a.tobytes()) + b"tb"
+        )  # fmt: skip
 
     def value(v):
         if isinstance(v, bytes):
@@ -65,54 +56,18 @@ def python2(batch, module=b"numpy.core.multiarray"):
             return integer(v)
         if isinstance(v, np.ndarray):
             return array(v)
-        return b"]" + put() + b"(" + b"".join(map(value, v)) + b"e"
+        return b"](" + b"".join(map(value, v)) + b"e"
 
     items = b"".join(text(k) + value(v) for k, v in batch.items())
-    return b"\x80\x02}" + put() + b"(" + items + b"u."
+    return b"\x80\x02}(" + items + b"u."
 
 
-def python3(protocol):
-    return lambda batch: pickle.dumps(batch, protocol=protocol)
-
-
-def batch_of(n, seed=0, kinds=(("labels", 10),)):
-    """Images, and the dict of a python batch with them."""
-    x = images(n, seed)
-    batch = {b"batch_label": b"training batch 1 of 5"}
-    for kind, classes in kinds:
-        batch[kind.encode()] = [(i + seed) % classes for i in range(n)]
-    batch |= {b"data": rows_of(x), b"filenames": [b"%d.png" % i for i in range(n)]}
-    return x, batch
-
-
-def write_cifar10(folder, names=(*FIVE, "test_batch"), n=3):
-    """A folder of batches; all their images and labels, by name."""
+def write_cifar10(folder, n=3, names=(*FIVE, "test_batch")):
+    """Write batches of n images; return images and labels by name of the file."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for name in names:
-        x, batch = batch_of(n, seed=len(name) + ord(name[-1]))
+    for seed, name in enumerate(names):
+        x, batch = batch_of(n, seed)
         (folder / name).write_bytes(python2(batch))
         written[name] = x, batch[b"labels"]
-    (folder / "batches.meta").write_bytes(python2({b"label_names": [b"airplane"]}))
     return written
-
-
-def check(d, written, train=FIVE, test="test_batch"):
-    x = np.concatenate([written[name][0] for name in train])
-    np.testing.assert_array_equal(d.x_train, x.astype(np.float32) / np.float32(255))
-    assert d.x_train.dtype == np.float32 and d.y_train.dtype == np.int64
-    assert d.y_train.tolist() == [y for name in train for y in written[name][1]]
-    np.testing.assert_array_equal(np.round(d.x_test * 255), written[test][0])
-    assert d.y_test.tolist() == written[test][1]
-    assert d.pixels and d.task == "classification"
-    assert d.notes[0] == "8-bit values divided by 255"
-
-
-def tar(path, files, mode="w:gz"):
-    """An archive of (name, bytes) pairs, or of ready `TarInfo`s."""
-    with tarfile.open(path, mode) as archive:
-        for name, raw in files:
-            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            info.size = len(raw)
-            archive.addfile(info, io.BytesIO(raw))
-    return path

@@ -1,41 +1,35 @@
-"""The command line: `python -m jax_ntk_sketch [command] [options]`.
+"""The command line: `python -m jax_ntk_sketch COMMAND`.
 
 A command is a module with a one-line `SUMMARY`, `add_arguments(parser)` and
-`run(args)`; it joins by its name in `_COMMANDS`. Without a command the first one
-runs. Exit status: 0, 2 after a user's mistake (one line on stderr), 130 after
-Ctrl-C.
+`run(args)`, which is listed in `_COMMANDS`. The exit status is 0, or 2 after a mistake
+of the user (one line on stderr), or 130 after Ctrl-C. Whatever file or folder a user
+names is overwritten only with --overwrite.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from jax_ntk_sketch.cli.arguments import HelpFormatter, OneLineParser, UsageError
+from jax_ntk_sketch import __version__
+from jax_ntk_sketch.cli import compare, fit, predict
+from jax_ntk_sketch.cli.options import HelpFormatter, OneLineParser, UsageError
 
 __all__ = ["main"]
 
 _PROGRAM = "python -m jax_ntk_sketch"
-_COMMANDS = {
-    "fc": "jax_ntk_sketch.cli.fully_connected",
-    "images": "jax_ntk_sketch.cli.images",
-    "fit": "jax_ntk_sketch.cli.fit",
-    "predict": "jax_ntk_sketch.cli.predict",
-}
+_DESCRIPTION = "Random features of neural tangent kernels: compare them, fit, predict."
+_COMMANDS = {"compare": compare, "fit": fit, "predict": predict}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line and return its exit status.
 
     Args:
       argv: the arguments; None for those of the process.
-
-    Returns:
-      The exit status.
     """
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
-        args = _parser().parse_args(_with_command(arguments))
+        args = _parser().parse_args(arguments or ["--help"])
         args.run(args)
     except UsageError as error:
         # A message of the library may span lines; the promise is one.
@@ -44,29 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as stop:  # argparse, after --help
+    except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
     return 0
 
 
-def _with_command(arguments: list[str]) -> list[str]:
-    if arguments and not arguments[0].startswith("-"):
-        return arguments
-    return [next(iter(_COMMANDS)), *arguments]
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=_PROGRAM, description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    default = next(iter(_COMMANDS))
-    for name, path in _COMMANDS.items():
-        module = importlib.import_module(path)
-        usual = " (the default command)" if name == default else ""
+    parser = OneLineParser(prog=_PROGRAM, description=_DESCRIPTION)
+    version = f"jax_ntk_sketch {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
         subparser = commands.add_parser(
             name,
             help=module.SUMMARY,
-            description=f"{module.SUMMARY}{usual}",
-            epilog=f"Commands: {', '.join(_COMMANDS)}.",
+            description=module.SUMMARY,
             formatter_class=HelpFormatter,
         )
         module.add_arguments(subparser)

@@ -1,17 +1,16 @@
-"""The main job at scale: ridge regression on features of data of any size, saved.
+"""Ridge regression on features of data of any size, saved with its preprocessing.
 
-One pass over the data, which goes on where it was killed; the penalty is chosen by
-generalised or k-fold cross-validation from that pass; a test part is for the report.
+The data are read once, and the same command resumes after it was killed. The penalty
+is chosen by generalized or k-fold cross-validation from that pass, and a test part is
+for the report only.
 """
 
 import argparse
-import contextlib
 import json
+import math
 import pathlib
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,183 +18,319 @@ import numpy as np
 
 import jax_ntk_sketch
 from jax_ntk_sketch import linear_model, stax
-from jax_ntk_sketch.cli import arguments, fit_setup
-from jax_ntk_sketch.cli.blas import one_thread_if_small
-from jax_ntk_sketch.cli.fit_cost import require_disk, require_memory
-from jax_ntk_sketch.cli.fit_options import add_arguments, check_outputs
-from jax_ntk_sketch.cli.fit_outcome import FitOutcome
-from jax_ntk_sketch.cli.inputs import View
-from jax_ntk_sketch.cli.memory import gigabytes, peak_resident
-from jax_ntk_sketch.cli.report import chosen_options, write_folder
-from jax_ntk_sketch.cli.scoring import Scoring, scores
-from jax_ntk_sketch.cli.sources import training_data
+from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch._units import format_bytes
+from jax_ntk_sketch.cli import options, report
+from jax_ntk_sketch.cli.data_source import training_data
+from jax_ntk_sketch.cli.inputs import Inputs, Prepared
+from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.linear_model.io import is_model
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
+SUMMARY = "Fit ridge regression on features to data of any size, and save the model."
 
-SUMMARY = (
-    "Fits ridge regression on NTK features to data of any size and saves the model; "
-    "goes on where it was killed."
-)
+# Examples whose features set the scale of the penalties, and the powers of ten of it
+# that are tried.
+_SCALE_SAMPLE = 256
+_POWERS = [power / 2 for power in range(-14, 1)]
+
+# A larger estimate of the relative error of the weights gives a warning.
+_COARSE = 1e-2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    options.add_data_options(parser, default=None)
+    nonfinite = "name examples that are NaN or infinite, or leave them out"
+    parser.add_argument(
+        "--nonfinite", choices=("raise", "skip"), default="raise", help=nonfinite
+    )
+    options.add_network_options(parser)
+    count = options.at_least(1)
+    add = parser.add_argument_group("features").add_argument
+    size = "number of features; the sums take 8 M² bytes, the solve 24 M²"
+    add("--num-features", type=count, default=4096, metavar="M", help=size)
+    add(
+        "--method",
+        choices=options.APPROXIMATIONS,
+        default="variance_reduced",
+        help="how the kernel is approximated",
+    )
+    add(
+        "--objective",
+        choices=("kernel", "regression"),
+        help="objective of variance_reduced; if not given, kernel, which predicted "
+        "better with thousands of features",
+    )
+    add = parser.add_argument_group("regression").add_argument
+    add(
+        "--reg",
+        nargs="+",
+        type=options.positive,
+        help="candidates for the ridge penalty per example; if not given, two a decade "
+        "from 1e-7 to 1 times the mean squared norm of the features",
+    )
+    add(
+        "--folds",
+        type=options.at_least(0),
+        default=0,
+        help="choose the penalty by cross-validation with this number of folds; each "
+        "takes memory for its sums; 0 is generalized cross-validation",
+    )
+    batch = "examples whose features are summed at a time"
+    add("--batch-size", type=count, default=1024, metavar="N", help=batch)
+    memory = "most memory to plan for; if not given, that of the machine"
+    add("--max-memory", type=options.positive, metavar="GB", help=memory)
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="the sums so far, from which the same command resumes; kept, so that "
+        "other values of --reg need no pass. If not given, OUTPUT.checkpoint, which is "
+        "removed once the model is saved",
+    )
+    every = "seconds between two checkpoints"
+    add("--checkpoint-seconds", type=options.number, default=60.0, help=every)
+    options.add_output_options(parser, ".npz file of the model", "NPZ", required=True)
+    parser.add_argument("--report-json", metavar="FILE", help="report as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fits, saves and reports.
+    """Fit, save and report.
 
     Raises:
-      UsageError: the options or the data they name are wrong, memory or disk is short.
+      UsageError: the options or the data that they name are wrong, or memory is short.
     """
-    save, checkpoint = check_outputs(args)
-    seconds = {}
-    start = time.perf_counter()
-    with arguments.usage_errors():
-        if args.folds == 1:
-            raise ValueError("--folds must be 0 or at least 2, got 1")
-        if args.batch_size < args.folds:
+    start, show = time.perf_counter(), options.show_progress(args)
+    output, checkpoint, report_json = _outputs(args)
+    if args.method == "variance_reduced":
+        args.objective = args.objective or "kernel"
+    with options.usage_errors():
+        if args.folds == 1 or args.folds > args.batch_size:
             raise ValueError(
-                f"--batch-size {args.batch_size} leaves folds empty; give at least "
-                f"the {args.folds} of --folds"
+                f"--folds must be 0 or from 2 to --batch-size, got {args.folds}"
             )
-        training = training_data(args)
-        scoring = Scoring.of(training.train.y, training.task)
-        net, inputs, zca_reg, columns = fit_setup.network_and_inputs(training, args)
-        fmap = fit_setup.feature_map(net, inputs.shape, args)
-        cost = fit_setup.cost(fmap, inputs.shape, training, scoring, args)
-    free = require_memory(cost)
-    size = fit_setup.model_bytes(fmap, inputs, zca_reg, cost)
-    short = require_disk(save.parent, size, cost.sums)
+        net = options.network(args)
+        data, target = training_data(args, finite=args.nonfinite == "raise")
+        data = data.take(args.num_train, args.num_test, seed=args.seed)
+        targets = Targets.of(data.y_train, data.task)
+        inputs = Inputs.from_options(data.x_train.shape[1:], data.pixels, args)
+        fmap = jax_ntk_sketch.feature_map(
+            net,
+            num_features=args.num_features,
+            get=args.kernel,
+            method=options.method_record(args.method, args.objective),
+        )
+        needed = _bytes_needed(fmap, inputs, targets, args)
+    what = f"--num-features {fmap.num_features}"
+    remedy = "give a smaller --num-features or fewer --folds"
+    options.require_memory(needed, args.max_memory, what, remedy)
     print(
-        f"Data: {training.name}, {training.task}, {len(training.train.x)} training and "
-        f"{0 if training.test is None else len(training.test.x)} test rows"
-        f"{''.join(f'; {note}' for note in training.notes)}.\n"
-        f"Network: {net!r}\n"
-        f"Features: {fmap.num_features}, {args.method}.\n"
-        f"Memory: {cost}; {gigabytes(free)} are free.",
+        f"{report.describe(data)}\nNetwork: {net!r}\nFeatures: {fmap.num_features}, "
+        f"{args.method}.\nMemory: the fit takes about {format_bytes(needed)}.",
         flush=True,
     )
-    if short:
-        _warn(short)
-    if save.exists():
-        print(f"{save} is replaced when the new model is complete.")
     if checkpoint.exists():
-        print(f"Going on from {checkpoint}, if it is of the same fit.", flush=True)
-    show = False if args.no_progress else None
-    with arguments.usage_errors():
-        inputs = inputs.learned(
-            training.train.x,
-            columns=columns,
-            zca_reg=zca_reg,
-            skip=args.nonfinite == "skip",
-            show=show,
-        )
-    for step in inputs.steps():
-        print(f"Inputs: {step}.", flush=True)
-    view = View(training.train.x, inputs)
-    params = fmap.init(jax.random.key(args.seed), fit_setup.sample(fmap, view))
-    regs = args.reg or fit_setup.default_regs(fmap, params, view, args)
-    seconds["before the pass"] = time.perf_counter() - start
-    fitted = _fit(fmap, params, view, scoring, regs, args, checkpoint, seconds)
-    about, arrays = inputs.notes()
-    notes = {
-        "version": jax_ntk_sketch.__version__,
-        "data": training.name,
-        "target": args.target,
-        "task": training.task,
-        "network": json.loads(stax.to_json(net)),
-        "num_features": fmap.num_features,
-        "get": args.get,
-        "method": args.method,
-        "objective": args.objective,
-        "inputs": about,
+        print(f"Resuming from {checkpoint}, if it belongs to the same fit.", flush=True)
+    with options.usage_errors():
+        inputs = inputs.learned(data.x_train, nonfinite=args.nonfinite)
+        for step in inputs.steps():
+            print(step, flush=True)
+        train = inputs.prepare(data.x_train)
+        params = fmap.init(jax.random.key(args.seed), train.example_for(fmap))
+        fitted = _fit(fmap, params, train, targets, args, checkpoint)
+        saved, arrays = inputs.saved()
+        if targets.classes is not None:
+            arrays["classes"] = targets.classes
+        metadata = {
+            "version": jax_ntk_sketch.__version__,
+            "data": data.name,
+            "columns": data.columns,
+            "target": target,
+            "task": data.task,
+            "network": json.loads(stax.to_json(net)),
+            "num_features": fmap.num_features,
+            "kernel": args.kernel,
+            "method": args.method,
+            "objective": args.objective,
+            "inputs": saved,
+        }
+        linear_model.save_model(output, fitted, metadata=metadata, arrays=arrays)
+        if args.checkpoint is None:
+            checkpoint.unlink(missing_ok=True)
+        test = None
+        if len(data.x_test):
+            test_part = inputs.prepare(data.x_test)
+            prediction = fitted.predict(test_part, progress=show)
+            error = error_of(prediction, data.y_test, targets.classes)
+            test = {"error": error, "baseline": targets.baseline(data.y_test)}
+    content = {
+        **report.summary(data, args),
+        "inputs": inputs.steps(),
+        "network": metadata["network"],
+        "num_skipped": fitted.num_skipped,
+        "reg": float(fitted.best.reg),
+        "path": _path(fitted),
+        "metric": targets.metric,
+        "test": test,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": _peak_bytes(),
     }
-    if scoring.classes is not None:
-        arrays = {**arrays, "classes": scoring.classes}
-    with arguments.usage_errors():
-        linear_model.save_model(save, fitted, metadata=notes, arrays=arrays)
+    print(f"\n{_to_text(content)}")
+    _warn(fitted)
+    if report_json is not None:
+        with options.usage_errors():
+            text = report.strict_json(content)
+            report.write_files(report_json.parent, {report_json.name: text})
+    print(f"Model: {output} ({format_bytes(output.stat().st_size)})")
+
+
+def _outputs(
+    args: argparse.Namespace,
+) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path | None]:
+    """Return the files of the model, the checkpoint and the report, before any work."""
+    path, overwrite = options.output_path, args.overwrite
+    output = path("--output", args.output, [".npz"], overwrite=overwrite)
+    if output.exists() and not is_model(output):
+        raise options.UsageError(
+            f"--output {output} exists and is not a model of this library; it is not "
+            "overwritten, give another path"
+        )
+    report_json = None
+    if args.report_json is not None:
+        name = args.report_json
+        report_json = path("--report-json", name, [".json"], overwrite=overwrite)
     if args.checkpoint is None:
-        checkpoint.unlink(missing_ok=True)
-    test = None
-    if training.test is not None and training.test.y is not None:
-        start = time.perf_counter()
-        with arguments.usage_errors():
-            guess = scores(fitted, View(training.test.x, inputs), show)
-        test = scoring.score(guess, training.test.y)
-        seconds["test"] = time.perf_counter() - start
-    outcome = FitOutcome(
-        training=training,
-        net=net,
-        method=args.method,
-        inputs=tuple(inputs.steps()),
-        fitted=fitted,
-        scoring=scoring,
-        test=test,
-        seconds=seconds,
-        planned_bytes=cost.peak,
-        peak_bytes=peak_resident(),
-        options=chosen_options(args),
-    )
-    print(f"\n{outcome.to_text()}")
-    for warning in outcome.warnings():
-        _warn(warning)
-    if args.json is not None:
-        file = pathlib.Path(args.json)
-        with arguments.usage_errors():
-            write_folder(file.parent, {file.name: outcome.to_json()})
-    print(f"\nModel: {save} ({gigabytes(save.stat().st_size)})")
+        return output, output.with_name(f"{output.name}.checkpoint"), report_json
+    suffixes = [pathlib.Path(args.checkpoint).suffix]
+    checkpoint = path("--checkpoint", args.checkpoint, suffixes, overwrite=True)
+    if checkpoint.absolute() == output.absolute():
+        raise options.UsageError("--checkpoint and --output must be different files")
+    return output, checkpoint, report_json
+
+
+def _bytes_needed(
+    fmap: NetworkFeatureMap, inputs: Inputs, targets: Targets, args: argparse.Namespace
+) -> int:
+    """Return the bytes that the fit takes at its peak.
+
+    With m features, t targets and k folds the sums take 8 (m + t + 1)² max(1, k)
+    bytes. Beside them lie a batch and its products, and later the system that is
+    solved.
+    """
+    m, t, size = fmap.num_features, targets.num_targets, args.batch_size
+    square = (m + t + 1) ** 2
+    plan = fmap.plan(inputs.shape, batch_size=min(size, 128))
+    batch = 4 * size * (math.prod(inputs.shape) + 3 * m) + plan.peak_bytes
+    merged = 16 * square if args.folds else 0
+    weights = 32 * m * t * len(args.reg or _POWERS)
+    solve = 24 * m**2 + merged + weights
+    return 8 * square * max(1, args.folds) + max(batch + 16 * square, solve)
 
 
 def _fit(
     fmap: NetworkFeatureMap,
-    params: Any,
-    view: View,
-    scoring: Scoring,
-    regs: list[float],
+    params: PyTree,
+    train: Prepared,
+    targets: Targets,
     args: argparse.Namespace,
     checkpoint: pathlib.Path,
-    seconds: dict[str, float],
 ) -> linear_model.FittedModel:
-    start = time.time()
-    few = one_thread_if_small(fmap.num_features)
-    with arguments.usage_errors(), _warnings_in_one_line(), few:
-        try:
-            fitted = linear_model.fit(
-                fmap,
-                params,
-                view,
-                scoring.targets,
-                reg=sorted(set(regs)),
-                num_classes=scoring.num_classes,
-                folds=args.folds,
-                batch_size=args.batch_size,
-                nonfinite=args.nonfinite,
-                checkpoint=checkpoint,
-                checkpoint_seconds=args.checkpoint_seconds,
-                progress=False if args.no_progress else None,
-            )
-        except np.linalg.LinAlgError as error:
-            raise ValueError(
-                f"--reg: {error}; the sums are kept in {checkpoint}, so that the same "
-                "command with another --reg needs no pass"
-            ) from error
-    end = time.time()
-    # The pass ends when it has written its last checkpoint.
-    with contextlib.suppress(OSError):
-        written = checkpoint.stat().st_mtime
-        if start <= written <= end:
-            seconds["features and sums"] = written - start
-            start = written
-    seconds["solve"] = end - start
-    return fitted
+    """Fit the model, from the checkpoint on where there is one."""
+    regs = args.reg
+    if regs is None:
+        phi = transform(fmap, params, train.spaced(_SCALE_SAMPLE), progress=False)
+        scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean()) or 1.0
+        # Two digits, so that they can be read and given again.
+        regs = [float(f"{scale * 10.0**power:.2g}") for power in _POWERS]
+    try:
+        return linear_model.fit(
+            fmap,
+            params,
+            train,
+            targets.y,
+            reg=sorted(set(regs)),
+            num_classes=targets.num_classes,
+            folds=args.folds,
+            batch_size=args.batch_size,
+            nonfinite=args.nonfinite,
+            checkpoint=checkpoint,
+            checkpoint_seconds=args.checkpoint_seconds,
+            progress=options.show_progress(args),
+        )
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"--reg: {error}; the sums are kept in {checkpoint}, so that the same "
+            "command with another --reg needs no pass"
+        ) from error
 
 
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """Shows the library's warnings as they come, without the line of code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", RuntimeWarning)
-        warnings.showwarning = lambda message, *rest, **named: _warn(str(message))
-        yield
+def _peak_bytes() -> int | None:
+    """Return the most bytes that were resident in the process, or None if unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _warn(text: str) -> None:
-    print(f"python -m jax_ntk_sketch: warning: {text}", file=sys.stderr, flush=True)
+def _path(fitted: linear_model.FittedModel) -> list[dict[str, float | None]]:
+    """Return a row for each value of reg; None where a number is not finite."""
+    rows = []
+    for i, reg in enumerate(np.atleast_1d(fitted.all_models.reg)):
+        info = fitted.all_models.select(i).info._asdict()
+        row = {"reg": reg, **info}
+        if fitted.cross_validation is not None:
+            row["cv"] = fitted.cross_validation.mean[i]
+            row["cv_standard_error"] = fitted.cross_validation.standard_error[i]
+        rows.append({k: float(v) if np.isfinite(v) else None for k, v in row.items()})
+    return rows
+
+
+def _to_text(content: dict[str, Any]) -> str:
+    """Return the report for reading."""
+    test, data = content["test"], content["data"]
+    columns = [
+        "cv" if content["options"]["folds"] else "gcv",
+        "mse",
+        "effective_dof",
+        "condition",
+    ]
+    rows = []
+    for row in content["path"]:
+        mark = "*" if row["reg"] == content["reg"] else ""
+        cells = ["-" if row[c] is None else f"{row[c]:.4g}" for c in columns]
+        rows.append([f"{row['reg']:.3g}{mark}", *cells])
+    found = "there is no test part"
+    if test is not None:
+        form = ".2%" if data["task"] == "classification" else ".5g"
+        found = (
+            f"{content['metric']} {test['error']:{form}} of {data['num_test']} rows; "
+            f"the best constant prediction has {test['baseline']:{form}}"
+        )
+    peak = content["peak_bytes"]
+    memory = "" if peak is None else f", at most {format_bytes(peak)} of memory"
+    return (
+        f"{report.markdown_table(['reg', *columns], rows)}\n\n"
+        f"{columns[0]}: squared error on new examples, estimated from the training "
+        "rows; it chose reg (*). mse: squared error on these.\n\n"
+        f"Test: {found}.\nCost: {content['seconds']:.1f} s{memory}."
+    )
+
+
+def _warn(fitted: linear_model.FittedModel) -> None:
+    """Print what a user should know before believing the model."""
+    regs, reg = np.atleast_1d(fitted.all_models.reg), float(fitted.best.reg)
+    if len(regs) > 1 and reg in (regs.min(), regs.max()):
+        side = "smallest" if reg == regs.min() else "largest"
+        options.warn(
+            f"the {side} candidate for the penalty was chosen, reg = {reg:.3g}; give "
+            "others with --reg"
+        )
+    rounding = float(fitted.best.info.rounding)
+    if rounding > _COARSE:
+        options.warn(
+            f"rounding may have changed the weights by {rounding:.1%}; a larger --reg "
+            "or a smaller --num-features helps"
+        )

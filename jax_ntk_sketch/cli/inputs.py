@@ -1,8 +1,9 @@
-"""What is done to examples before a network sees them, the same when predicting."""
+"""Preprocessing: from examples as they lie on disk to the inputs of a network."""
 
+import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,173 +11,204 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import preprocessing
-from jax_ntk_sketch._progress import progress
+from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._typing import Examples, Shape
+from jax_ntk_sketch.batches.reader import Nonfinite
+from jax_ntk_sketch.preprocessing import ZCAParams
 
-__all__ = ["Inputs", "View", "not_finite"]
+# Examples that landmarks are chosen from, or twice as many as there are features.
+_CANDIDATES = 4096
 
-# Examples at a time in passes that learn the preprocessing.
-_BLOCK = 2048
+# Numbers per image up to which color images are whitened unasked: the decomposition
+# takes half a minute at 3072 and grows with the cube.
+_MAX_WHITENED = 4096
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """From examples as they lie on disk to float32 arrays of the network's shape.
+    """The steps between examples and the network, with what they learned.
 
     Attributes:
       shape: (d,) for fully connected networks, (h, w, c) for images.
-      pixels: values are those of pixels, and 8-bit ones are divided by 255.
-      each: each example is given mean 0 and deviation 1, after the columns.
-      columns: None, or the means and deviations (2, d) that columns are shifted and
-        scaled by.
-      zca: None, or a whitening, the last step.
+      pixels: whether values are pixels; then 8-bit ones are divided by 255.
+      standardize_columns: whether columns get mean 0 and deviation 1.
+      standardize_images: whether each image gets mean 0 and deviation 1.
+      zca_reg: the regularization of ZCA whitening, or None for no whitening.
+      columns: the learned means and deviations, (2, *shape).
+      zca: the learned whitening.
     """
 
-    shape: tuple[int, ...]
-    pixels: bool
-    each: bool = False
+    shape: Shape
+    pixels: bool = False
+    standardize_columns: bool = False
+    standardize_images: bool = False
+    zca_reg: float | None = None
     columns: np.ndarray | None = None
-    zca: preprocessing.ZCAParams | None = None
+    zca: ZCAParams | None = None
 
-    def __call__(self, x: Any) -> np.ndarray:
-        """Examples (n, ...) ready for the network, (n, *shape) float32.
+    @classmethod
+    def from_options(
+        cls, example: Shape, pixels: bool, args: argparse.Namespace
+    ) -> "Inputs":
+        """Return the steps that the options name, for examples of a shape.
 
+        Raises:
+          ValueError: the examples are not images, or the options do not fit them.
+        """
+        columns, images = args.standardize_columns, args.standardize_images
+        if args.network == "fc":
+            if images or args.zca:
+                raise ValueError(
+                    "--zca and --standardize-images are for image networks"
+                )
+            columns = not pixels if columns is None else columns
+            return cls((math.prod(example),), pixels, columns)
+        if columns:
+            raise ValueError("--standardize-columns is for --network fc")
+        if len(example) not in (2, 3):
+            raise ValueError(
+                f"--network {args.network} needs images (n, height, width) or (n, "
+                f"height, width, channels); these examples have shape {example}"
+            )
+        shape = example if len(example) == 3 else (*example, 1)
+        color = shape[-1] > 1
+        zca = args.zca
+        if zca is None:
+            zca = color and math.prod(shape) <= _MAX_WHITENED
+        images = zca or color if images is None else images
+        return cls(shape, pixels, False, images, args.zca_reg if zca else None)
+
+    def __call__(self, x: Examples) -> np.ndarray:
+        """Return examples (n, ...) as inputs of the network, (n, *shape) float32.
+
+        >>> import numpy as np
+        >>> from jax_ntk_sketch.cli.inputs import Inputs
         >>> inputs = Inputs((2,), True, columns=np.array([[0.5, 0.0], [0.5, 1.0]]))
         >>> inputs(np.array([[0, 255]], np.uint8)).tolist()
         [[-1.0, 1.0]]
         """
         x = self._scaled(x)
         if self.columns is not None:
-            mean, deviation = self.columns.reshape(2, *self.shape)
-            x = (x - mean) / deviation
-        with np.errstate(over="ignore"):  # infinities are found later, and named
+            x = (x - self.columns[0]) / self.columns[1]
+        with np.errstate(over="ignore"):  # the reader finds and names infinities
             x = x.astype(np.float32, copy=False)
-        if self.each:
+        if self.standardize_images:
             x = np.asarray(_standardize(x))
         return x if self.zca is None else np.asarray(_whiten(self.zca, x))
 
-    def learned(
-        self,
-        x: Any,
-        *,
-        columns: bool,
-        zca_reg: float | None,
-        skip: bool,
-        show: bool | None,
-    ) -> "Inputs":
-        """The same with columns' means and deviations, and whitening, of examples.
+    def _scaled(self, x: Examples) -> np.ndarray:
+        """Return examples in their own precision, 8-bit pixels divided by 255."""
+        x = np.asarray(x)
+        if x.dtype == np.uint8 and self.pixels:
+            x = np.divide(x, np.float32(255), dtype=np.float32)
+        return x.reshape(len(x), *self.shape)
+
+    def learned(self, x: Examples, *, nonfinite: Nonfinite = "raise") -> "Inputs":
+        """Return the steps with what they learn from training examples.
 
         Args:
-          x: training examples (n, ...), read once for each.
-          columns: whether to shift and scale columns.
-          zca_reg: None for no whitening, else as in `preprocessing.zca_fit`.
-          skip: leave out examples that are not finite in place of an error.
-          show: whether a progress bar is shown; None for where somebody looks.
+          x: training examples (n, ...), read once for each step that learns.
+          nonfinite: "skip" to leave out examples that are not finite.
 
         Raises:
-          ValueError: examples that are not finite.
+          ValueError: examples are not finite, or cannot be whitened.
         """
-        inputs = self
-        if columns:
+        inputs, update = self, preprocessing.covariance_update
+        if self.standardize_columns:
             state = preprocessing.covariance_init(self.shape, diagonal=True)
-            label = "means and deviations"
-            for rows in _blocks(x, self._scaled, label, skip, show):
-                state = preprocessing.covariance_update(state, rows)
-            mean, variance = state.mean.ravel(), state.covariance.ravel()
-            deviation = np.sqrt(variance)
-            # A constant column's deviation is rounding noise, not exactly zero.
-            varies = deviation > 1e-12 * (1 + np.abs(mean))
-            pair = np.stack([mean, np.where(varies, deviation, 1.0)])
-            inputs = dataclasses.replace(inputs, columns=pair)
-        if zca_reg is not None:
+            scaled = Prepared(x, self.shape, self._scaled)
+            state = update(state, scaled, nonfinite=nonfinite)
+            deviation = np.sqrt(state.covariance).reshape(self.shape)
+            # A constant column has a deviation of exactly 0.
+            columns = np.stack([state.mean, np.where(deviation > 0, deviation, 1.0)])
+            inputs = dataclasses.replace(inputs, columns=columns)
+        if self.zca_reg is not None:
             state = preprocessing.covariance_init(self.shape)
-            for rows in _blocks(x, inputs, "covariance for ZCA", skip, show):
-                state = preprocessing.covariance_update(state, rows)
-            zca = preprocessing.zca_from_covariance(state, reg=zca_reg)
+            state = update(state, inputs.prepare(x), nonfinite=nonfinite)
+            zca = preprocessing.zca_from_covariance(state, reg=self.zca_reg)
             inputs = dataclasses.replace(inputs, zca=zca)
         return inputs
 
-    def _scaled(self, x: Any) -> np.ndarray:
-        """The first step, in the precision of the examples."""
-        x = np.asarray(x)
-        if x.dtype == np.uint8 and self.pixels:
-            x = x.astype(np.float32) / np.float32(255)
-        return x.reshape(len(x), *self.shape)
+    def prepare(self, x: Examples) -> "Prepared":
+        """Return examples that are prepared as slices of them are read."""
+        return Prepared(x, self.shape, self)
 
     def steps(self) -> list[str]:
-        """What is done, one phrase each."""
+        """Return a sentence for each step that is done."""
         out = []
-        if self.columns is not None:
-            out.append("columns standardised with the training rows")
-        if self.each:
-            out.append("each image standardised to mean 0, deviation 1")
+        if self.standardize_columns:
+            out.append("Columns are standardized with the training rows.")
+        if self.standardize_images:
+            out.append("Each image is standardized to mean 0 and deviation 1.")
         if self.zca is not None:
-            rank = float(self.zca.effective_rank)
-            of = math.prod(self.shape)
-            out.append(f"ZCA whitening, {rank:.0f} of {of} directions whitened")
+            out.append(
+                f"ZCA with reg = {self.zca_reg:g} whitens "
+                f"{self.zca.effective_rank:.0f} of {math.prod(self.shape)} directions."
+            )
         return out
 
-    def notes(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What a file keeps: JSON and arrays; `restored` reads it."""
-        arrays = {} if self.columns is None else {"columns": self.columns}
-        if self.zca is not None:
-            for field in dataclasses.fields(self.zca):
-                arrays[f"zca.{field.name}"] = np.asarray(getattr(self.zca, field.name))
-        about = {"shape": list(self.shape), "pixels": self.pixels, "each": self.each}
-        return about, arrays
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what a file keeps, JSON and arrays; `restored` reads it."""
+        fields = {**vars(self)}
+        columns, zca = fields.pop("columns"), fields.pop("zca")
+        arrays = {} if columns is None else {"columns": columns}
+        if zca is not None:
+            arrays |= {f"zca.{name}": np.asarray(v) for name, v in vars(zca).items()}
+        return fields, arrays
 
     @classmethod
-    def restored(cls, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Inputs":
-        """What `notes` described."""
-        zca = None
-        if "zca.mean" in arrays:
-            names = [
-                field.name for field in dataclasses.fields(preprocessing.ZCAParams)
-            ]
-            zca = preprocessing.ZCAParams(
-                *(jnp.asarray(arrays[f"zca.{name}"]) for name in names)
-            )
-        return cls(
-            tuple(about["shape"]),
-            about["pixels"],
-            about["each"],
-            arrays.get("columns"),
-            zca,
-        )
+    def restored(cls, saved: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Inputs":
+        """Return the steps that `saved` described."""
+        parts = {
+            name.removeprefix("zca."): jnp.asarray(array)
+            for name, array in arrays.items()
+            if name.startswith("zca.")
+        }
+        saved = saved | {"shape": tuple(saved["shape"])}
+        zca = ZCAParams(**parts) if parts else None
+        return cls(**saved, columns=arrays.get("columns"), zca=zca)
 
 
-class View:
-    """Examples on disk or in memory, prepared as slices of them are read."""
+class Prepared:
+    """Examples on disk or in memory, prepared as slices of them are read.
 
-    def __init__(self, x: Any, inputs: Inputs):
-        self._x, self._inputs = x, inputs
+    Args:
+      x: examples (n, ...).
+      shape: the shape of a prepared example.
+      step: what prepares some of the examples.
+    """
+
+    def __init__(
+        self, x: Examples, shape: Shape, step: Callable[[Examples], np.ndarray]
+    ) -> None:
+        self._x, self._step = x, step
+        self.shape: Shape = (len(x), *shape)
+        self.ndim, self.dtype = len(self.shape), step(x[:1]).dtype
 
     def __len__(self) -> int:
         return len(self._x)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._inputs(self._x[rows])
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._step(self._x[rows])
 
+    def spaced(self, count: int) -> np.ndarray:
+        """Return at most `count` evenly spaced examples, those that are finite.
 
-def _blocks(
-    x: Any, step: Callable, label: str, skip: bool, show: bool | None
-) -> Iterator[np.ndarray]:
-    """What `step` makes of the examples that are finite, block by block."""
-    for start in progress(range(0, len(x), _BLOCK), label, enabled=show):
-        rows = step(x[start : start + _BLOCK])
-        finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-        if not finite.all() and not skip:
-            raise ValueError(not_finite(start, finite))
-        yield rows[finite]
+        Raises:
+          ValueError: none of them is finite.
+        """
+        count = min(count, len(self))
+        rows = self[np.arange(count) * len(self) // count]
+        rows = rows[np.isfinite(rows).reshape(count, -1).all(axis=1)]
+        if not len(rows):
+            raise ValueError("none of the training examples looked at is finite")
+        return rows
 
-
-def not_finite(start: int, finite: np.ndarray) -> str:
-    """What is wrong with a block of examples of which not all are finite."""
-    bad = start + np.flatnonzero(~finite)
-    some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-    return (
-        f"examples {start} to {start + len(finite) - 1}: {len(bad)} of them are NaN or "
-        f"infinite ({some}, from 0); repair or remove them"
-    )
+    def example_for(self, fmap: FeatureMap) -> Shape | np.ndarray:
+        """Return what `init` takes: a shape, or a sample for a map that learns."""
+        if not fmap.method.needs_sample:
+            return self.shape[1:]
+        return self.spaced(max(_CANDIDATES, 2 * fmap.num_features))
 
 
 _standardize = jax.jit(preprocessing.standardize_examples)

@@ -4,174 +4,147 @@ import argparse
 import csv
 import io
 import json
+import math
 import pathlib
-import sys
-from typing import Any
 
 import numpy as np
 
 from jax_ntk_sketch import feature_map, linear_model, stax
-from jax_ntk_sketch.cli import arguments
-from jax_ntk_sketch.cli.fit_setup import chosen_method
-from jax_ntk_sketch.cli.inputs import Inputs, View
-from jax_ntk_sketch.cli.report import check_file, write_folder
-from jax_ntk_sketch.cli.scoring import judge, scores
-from jax_ntk_sketch.cli.sources import add_source_arguments, examples_to_predict
+from jax_ntk_sketch._typing import Examples, Shape
+from jax_ntk_sketch.cli import options, report
+from jax_ntk_sketch.cli.data_source import examples_to_predict
+from jax_ntk_sketch.cli.inputs import Inputs
+from jax_ntk_sketch.cli.targets import error_of
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = (
-    "Predicts with a model that fit saved; tells the error where targets are known."
-)
+SUMMARY = "Predict with a model that fit saved, and report the error if it is known."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the job."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="NPZ", required=True, help="saved by fit")
-    group = parser.add_argument_group("data")
-    add_source_arguments(group, fit=False)
-    group.add_argument(
-        "--part",
+    """Add the options of the command."""
+    parser.add_argument("--model", metavar="NPZ", required=True, help="saved by fit")
+    options.add_data_options(parser, default=None, training=False)
+    parser.add_argument(
+        "--split",
         choices=("train", "test"),
-        help="of --data, drawn as fit draws it with the same --seed where the file "
-        "marks none",
+        help="part of the data to predict, drawn as fit draws it with the same --seed "
+        "where the file marks none; if not given, the test part that the file marks, "
+        "or else all rows in their order",
     )
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out",
-        metavar="FILE",
-        help=".npy or .csv of classes, or of numbers; a file that is there is replaced "
-        "when the new one is complete",
+    parser.add_argument(
+        "--output-scores",
+        action="store_true",
+        help="write the scores of all classes in place of the classes",
     )
-    group.add_argument(
-        "--scores", action="store_true", help="scores of all classes in their place"
+    product = (
+        ".npy or .csv file of predictions; if not given, only the error is printed"
     )
-    group.add_argument(
-        "--no-progress", action="store_true", help="no progress bar on a terminal"
-    )
+    options.add_output_options(parser, product, "FILE", required=False)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predicts, writes and reports.
+    """Predict, write and report.
 
     Raises:
-      UsageError: the options, the model or the data they name are wrong.
+      UsageError: the options, the model or the data that they name are wrong.
     """
-    out = _check_output(args)
-    with arguments.usage_errors():
-        fitted, inputs, notes, classes = _load(args.model)
-        if args.scores and classes is None:
-            raise ValueError("--scores is for classes; the model predicts numbers")
-        size = int(np.prod(inputs.shape))
-        part = examples_to_predict(
+    output = None
+    if args.output is not None:
+        output = options.output_path(
+            "--output", args.output, [".npy", ".csv"], overwrite=args.overwrite
+        )
+    with options.usage_errors():
+        fitted, inputs, saved, classes = _load(args.model)
+        if args.output_scores and classes is None:
+            raise ValueError(
+                "--output-scores is for classes; this model predicts numbers"
+            )
+        x, y, notes = examples_to_predict(
             args,
-            task=notes["task"],
-            target=notes["target"],
-            size=size,
+            task=saved["task"],
+            columns=tuple(saved["columns"]),
+            target=saved["target"],
             pixels=inputs.pixels,
         )
-        _check_shape(part.x, inputs.shape)
-        if out is None and part.y is None:
-            raise ValueError("nothing to do: give --out, or data with targets")
-        guess = scores(
-            fitted,
-            View(part.x, inputs),
-            False if args.no_progress else None,
+        _check_shape(x, inputs.shape)
+        if output is None and y is None:
+            raise ValueError("nothing to do: give --output, or data with targets")
+        show = options.show_progress(args)
+        prediction = fitted.predict(inputs.prepare(x), progress=show)
+        error = None if y is None else error_of(prediction, y, classes)
+    if inputs.pixels and x.dtype.kind == "f" and np.max(x[:1000]) > 1.5:
+        options.warn(
+            "the model was fitted to pixels in [0, 1]; these numbers are larger, and "
+            "were taken as they are"
         )
-        error = None if part.y is None else judge(guess, part.y, classes)["error"]
-    if inputs.pixels and part.x.dtype.kind == "f" and np.max(part.x[:1000]) > 1.5:
-        print(
-            "python -m jax_ntk_sketch: warning: the model was fitted to pixels in "
-            "[0, 1]; these numbers are larger, and were taken as they are",
-            file=sys.stderr,
-        )
+    for note in notes:
+        print(f"Note: {note}.")
     print(
-        f"Model: {args.model}, {fitted.fmap.num_features} features of "
-        f"{notes['data']}, {notes['task']}.\nPredictions: {len(guess)}."
+        f"Model: {args.model}, {fitted.fmap.num_features} features, fitted to "
+        f"{saved['data']}, {saved['task']}.\nPredictions: {len(prediction)}."
     )
-    if error is not None:
-        what = f"Error: {error:.2%} of them are wrong; accuracy {1 - error:.4f}."
-        print(
-            what if classes is not None else f"Error: mean squared error {error:.5g}."
-        )
-    if out is not None:
-        with arguments.usage_errors():
-            contents = _contents(guess, classes, args.scores, out.suffix)
-            write_folder(out.parent, {out.name: contents})
-        print(f"Written: {out}")
-
-
-def _check_output(args: argparse.Namespace) -> pathlib.Path | None:
-    if args.out is None:
-        return None
-    out = check_file(args.out, "--out", [".npy", ".csv"])
-    for name in ("model", "data", "x", "y"):
-        given = getattr(args, name)
-        if given is not None and pathlib.Path(given).resolve() == out.resolve():
-            raise arguments.UsageError(
-                f"--out and --{name} are the same file; give another path"
-            )
-    return out
+    if error is not None and classes is not None:
+        print(f"Error: {error:.2%} of them are wrong; accuracy {1 - error:.4f}.")
+    elif error is not None:
+        print(f"Error: mean squared error {error:.5g}.")
+    if output is not None:
+        with options.usage_errors():
+            if classes is not None and not args.output_scores:
+                prediction = classes[prediction.argmax(axis=1)]
+            contents = _contents(prediction, classes, output.suffix)
+            report.write_files(output.parent, {output.name: contents})
+        print(f"Written: {output}")
 
 
 def _load(
     path: str,
-) -> tuple[linear_model.FittedModel, Inputs, dict[str, Any], np.ndarray | None]:
-    """A model with its inputs, notes and classes."""
-    try:
-        notes, arrays = linear_model.load_metadata(path)
-    except FileNotFoundError:
-        raise ValueError(f"--model: no such file: {path}") from None
-    if "inputs" not in notes:
+) -> tuple[linear_model.FittedModel, Inputs, dict, np.ndarray | None]:
+    """Return a model with its inputs, metadata and classes."""
+    if not pathlib.Path(path).exists():
+        raise ValueError(f"--model: no such file: {path}")
+    saved, arrays = linear_model.load_metadata(path)
+    if "inputs" not in saved:
         raise ValueError(
-            f"--model {path} does not say what its inputs are: it was saved in Python; "
-            "fit saves models that do"
+            f"--model {path} does not state what its inputs are, because it was saved "
+            "in Python; give a model that fit saved"
         )
-    net = stax.from_json(json.dumps(notes["network"]))
     fmap = feature_map(
-        net,
-        num_features=notes["num_features"],
-        get=notes["get"],
-        method=chosen_method(notes["method"], notes["objective"]),
+        stax.from_json(json.dumps(saved["network"])),
+        num_features=saved["num_features"],
+        get=saved["kernel"],
+        method=options.method_record(saved["method"], saved["objective"]),
     )
     fitted = linear_model.load_model(path, fmap)
-    inputs = Inputs.restored(notes["inputs"], arrays)
-    return fitted, inputs, notes, arrays.get("classes")
+    inputs = Inputs.restored(saved["inputs"], arrays)
+    return fitted, inputs, saved, arrays.get("classes")
 
 
-def _check_shape(x: Any, wanted: tuple[int, ...]) -> None:
+def _check_shape(x: Examples, wanted: Shape) -> None:
+    """Raise a ValueError if examples do not have the shape of the training examples."""
     shape = x.shape[1:]
     if len(wanted) == 1:  # fully connected networks see examples flat
-        fits = int(np.prod(shape)) == wanted[0]
+        fits = math.prod(shape) == wanted[0]
     else:
         fits = wanted in (shape, (*shape, 1))
     if not fits:
         raise ValueError(
-            f"examples have shape {shape}, the model was fitted to {wanted}"
-            + (" (a target column? name it with --target)" if len(shape) == 1 else "")
+            f"examples have shape {shape}, but the model was fitted to {wanted}"
         )
 
 
-def _contents(
-    guess: np.ndarray, classes: np.ndarray | None, with_scores: bool, suffix: str
-) -> bytes:
-    """A `.npy` or `.csv` file of predictions."""
-    header = [
-        f"prediction_{i}" for i in range(guess.shape[-1] if guess.ndim > 1 else 1)
-    ]
-    if guess.ndim == 1:
-        header = ["prediction"]
-    if classes is not None:
-        header = [str(name) for name in classes]
-        if not with_scores:
-            guess, header = classes[guess.argmax(axis=1)], ["class"]
+def _contents(values: np.ndarray, classes: np.ndarray | None, suffix: str) -> bytes:
+    """Return a .npy or .csv file of predictions."""
     if suffix == ".npy":
         buffer = io.BytesIO()
-        np.save(buffer, guess, allow_pickle=False)
+        np.save(buffer, values, allow_pickle=False)
         return buffer.getvalue()
-    text = io.StringIO()
+    if values.ndim == 1:
+        header = ["prediction" if classes is None else "class"]
+    elif classes is None:
+        header = [f"prediction_{i}" for i in range(values.shape[1])]
+    else:
+        header = [str(label) for label in classes]
+    text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(guess.reshape(len(guess), -1).tolist())
+    writer.writerows(values.reshape(len(values), -1).tolist())
     return text.getvalue().encode()

@@ -1,0 +1,263 @@
+"""Usage errors, types of arguments, and the options that several commands share."""
+
+import argparse
+import contextlib
+import math
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from jax_ntk_sketch import methods, recipes, stax
+from jax_ntk_sketch._units import format_bytes
+from jax_ntk_sketch.data._dataset import TASKS
+
+# "exact" is the oracle, whose features depend on the batch.
+APPROXIMATIONS = tuple(name for name in methods.METHODS if name != "exact")
+
+_NETWORKS = ("fc", "cntk", "myrtle5", "myrtle7", "myrtle10")
+# Hidden layers of "fc" and convolutions of "cntk" where the user gives no --depth.
+_DEPTHS = {"fc": 2, "cntk": 3}
+
+
+class UsageError(Exception):
+    """A mistake of the user; the command line prints it and exits with status 2."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that reports mistakes as `UsageError`, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UsageError`."""
+        raise UsageError(f"{message} (see --help)")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """A formatter that adds defaults to help texts where there are some."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn complaints of the library about its input into `UsageError`.
+
+    It is for steps that look at what the user gave. Elsewhere an exception is a bug
+    and keeps its traceback. Warnings of the library are printed in one line each.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = lambda message, *rest, **named: warn(str(message))
+        try:
+            yield
+        except (ValueError, TypeError, OSError, ImportError, OverflowError) as error:
+            raise UsageError(str(error)) from error
+
+
+def warn(text: str) -> None:
+    """Print a warning in one line."""
+    print(f"python -m jax_ntk_sketch: warning: {text}", file=sys.stderr, flush=True)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return an argparse type: integers from `least` on."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least {least}, got {text!r}"
+        )
+
+    return parse
+
+
+def number(text: str) -> float:
+    """Return a finite number >= 0, as an argparse type."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)) and float(text) >= 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text!r}")
+
+
+def positive(text: str) -> float:
+    """Return a finite number > 0, as an argparse type."""
+    if number(text) == 0:
+        raise argparse.ArgumentTypeError("expected a number > 0, got 0")
+    return float(text)
+
+
+def add_data_options(
+    parser: argparse.ArgumentParser, *, default: str | None, training: bool = True
+) -> None:
+    """Add the options that name data.
+
+    Args:
+      parser: the parser of a command.
+      default: the default of --data; without one the option is required.
+      training: whether the data have a training part and a test part.
+    """
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--data",
+        metavar="PATH",
+        default=default,
+        required=default is None,
+        help="a table (.csv, .parquet, ...), an .npz archive, MNIST's idx files, "
+        "CIFAR's batches or archive, or 'digits' for the images in scikit-learn; or "
+        "examples (n, ...) as an .npy file, which is read batch by batch",
+    )
+    add("--targets", metavar="NPY", help="with an .npy file: targets (n,) or (n, t)")
+    add("--target-column", metavar="COLUMN", help="name or index of a table's column")
+    add("--seed", type=at_least(0), default=0, help="seed of every random choice")
+    if not training:
+        return
+    add("--test-data", metavar="NPY", help="with an .npy file: examples to test on")
+    add("--test-targets", metavar="NPY", help="targets of --test-data")
+    add(
+        "--task",
+        choices=TASKS,
+        help="if not given, text and up to 100 distinct integers are classes, and "
+        "other targets are numbers",
+    )
+    add("--num-train", metavar="N", type=at_least(10), help="most training rows")
+    add("--num-test", metavar="N", type=at_least(1), help="most test rows")
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of preprocessing, of the network and of its kernel."""
+    group = parser.add_argument_group("preprocessing, learned from the training rows")
+    flag = argparse.BooleanOptionalAction
+    add = group.add_argument
+    add(
+        "--standardize-columns",
+        action=flag,
+        help="give each column mean 0 and deviation 1; if not given, done for fc "
+        "unless examples are pixels",
+    )
+    add(
+        "--standardize-images",
+        action=flag,
+        help="give each image mean 0 and deviation 1; if not given, done where images "
+        "are whitened or have color",
+    )
+    add(
+        "--zca",
+        action=flag,
+        help="whiten images; if not given, done where they have color and at most 4096 "
+        "numbers",
+    )
+    zca_reg = "added to the eigenvalues, in units of their mean"
+    add("--zca-reg", type=number, default=0.1, metavar="R", help=zca_reg)
+    add = parser.add_argument_group("network").add_argument
+    add(
+        "--network",
+        choices=_NETWORKS,
+        default="fc",
+        help="fully connected, or a convolutional network of jax_ntk_sketch.recipes",
+    )
+    depth = "hidden layers of fc (2 if not given), convolutions of cntk (3)"
+    add("--depth", type=at_least(0), help=depth)
+    weight = "standard deviation of the weights"
+    add("--weight-std", type=positive, default=2**0.5, metavar="STD", help=weight)
+    bias = "standard deviation of the biases; if not given, there are none"
+    add("--bias-std", type=number, metavar="STD", help=bias)
+    kernel = "kernel of the network"
+    add("--kernel", choices=("ntk", "nngp"), default="ntk", help=kernel)
+
+
+def add_output_options(
+    parser: argparse.ArgumentParser, product: str, metavar: str, *, required: bool
+) -> None:
+    """Add the options of what a command writes; `product` describes it."""
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar=metavar, required=required, help=product)
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add("--no-progress", action="store_true", help="show no progress bar")
+
+
+def show_progress(args: argparse.Namespace) -> bool | None:
+    """Return what the library takes as `progress`."""
+    return False if args.no_progress else None
+
+
+def network(args: argparse.Namespace) -> stax.Layer:
+    """Return the network that the options name.
+
+    Raises:
+      ValueError: --depth is given for a network whose depth is fixed.
+    """
+    name, stds = args.network, {"W_std": args.weight_std, "b_std": args.bias_std}
+    if name not in _DEPTHS:
+        if args.depth is not None:
+            raise ValueError(f"--depth is for fc and cntk; {name} has its own depth")
+        return recipes.myrtle(int(name.removeprefix("myrtle")), **stds)
+    depth = _DEPTHS[name] if args.depth is None else args.depth
+    if name == "cntk":
+        return recipes.cntk(depth, **stds)
+    hidden = (stax.Dense(512, **stds), stax.Relu())
+    return stax.serial(*hidden * depth, stax.Dense(1, **stds))
+
+
+def method_record(name: str, objective: str | None = None) -> methods.Method:
+    """Return the method that --method and --objective name.
+
+    Raises:
+      ValueError: the method has no objective.
+    """
+    if objective is None:
+        return methods.from_name(name)
+    if name != "variance_reduced":
+        raise ValueError(f"--objective is for --method variance_reduced, got {name}")
+    return methods.VarianceReduced(objective=objective)
+
+
+def output_path(
+    option: str, path: str, suffixes: Sequence[str], *, overwrite: bool
+) -> pathlib.Path:
+    """Return the path of a file, or of a folder (suffix ""), that can be written.
+
+    Raises:
+      UsageError: the suffix is wrong, the file exists and `overwrite` is False, or its
+        folder cannot be written.
+    """
+    file = pathlib.Path(path)
+    if file.suffix not in suffixes:
+        raise UsageError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+    if file.is_dir():
+        raise UsageError(f"{option} {path} is a folder, expected a file")
+    if file.exists() and not overwrite:
+        raise UsageError(
+            f"{option} {path} exists; give another path, or --overwrite to replace it"
+        )
+    folder = file.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: cannot write in {folder}")
+    return file
+
+
+def require_memory(needed: int, limit_gb: float | None, what: str, remedy: str) -> None:
+    """Raise a `UsageError` if a job needs more memory than there is.
+
+    Args:
+      needed: bytes.
+      limit_gb: the value of --max-memory; None for what the machine has.
+      what: the subject of the message, which takes `needed` bytes.
+      remedy: what to do.
+    """
+    limit = None if limit_gb is None else int(limit_gb * 1e9)
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if limit is not None and needed > limit:
+        raise UsageError(
+            f"{what} takes about {format_bytes(needed)} and there are "
+            f"{format_bytes(limit)}; {remedy}"
+        )

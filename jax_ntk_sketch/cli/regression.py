@@ -1,0 +1,183 @@
+"""Kernel ridge regression and ridge regression on features, chosen and judged alike."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import scipy.linalg
+
+from jax_ntk_sketch._progress import progress
+from jax_ntk_sketch.cli.options import UsageError
+from jax_ntk_sketch.cli.targets import Targets, error_of
+from jax_ntk_sketch.data import Dataset
+from jax_ntk_sketch.linear_model import fit_ridge
+
+# Candidates for the penalty, relative to the mean of the kernel's diagonal.
+RELATIVE_REGS = tuple(10.0**power for power in range(-6, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactKernel:
+    """An exact kernel, evaluated in blocks of one size.
+
+    Attributes:
+      function: `function(x, z) -> (n, k)`; None as z means x itself, for which single
+        precision knows that the cosines on the diagonal are 1.
+      block: the most rows per call.
+    """
+
+    function: Callable[[jax.Array, jax.Array | None], jax.Array]
+    block: int = 2000
+
+    def __call__(
+        self, x: np.ndarray, z: np.ndarray | None = None, *, show: bool | None = False
+    ) -> np.ndarray:
+        """Return the kernel of the rows of x with those of z, float64 on the host.
+
+        Args:
+          x: (n, ...).
+          z: (k, ...), or None for x; then blocks above the diagonal are mirrored.
+          show: whether to show a progress bar; None for where stderr is a terminal.
+        """
+        function = jax.jit(self.function)
+        rows = self._blocks(x)
+        columns = rows if z is None else self._blocks(z)
+        height, width = len(rows[0]), len(columns[0])
+        out = np.empty((len(rows) * height, len(columns) * width))
+        places = [
+            (i, j)
+            for i in range(len(rows))
+            for j in range(i + 1 if z is None else len(columns))
+        ]
+        for i, j in progress(places, "exact kernel, blocks", enabled=show):
+            same = z is None and i == j
+            block = np.asarray(function(rows[i], None if same else columns[j]))
+            down = slice(i * height, (i + 1) * height)
+            across = slice(j * width, (j + 1) * width)
+            out[down, across] = block
+            if z is None:
+                out[across, down] = block.T
+        return out[: len(x), : len(x if z is None else z)]
+
+    def _blocks(self, x: np.ndarray) -> np.ndarray:
+        """Return blocks of one size; the last is padded with repeated rows."""
+        count = -(-len(x) // self.block)
+        size = -(-len(x) // count)
+        rows = np.minimum(np.arange(count * size), len(x) - 1)
+        return x[rows].reshape(count, size, *x.shape[1:])
+
+
+class Regression:
+    """The regression task of a dataset, for kernels and for features.
+
+    The penalty is chosen on a fifth of the training rows, and the model is then fitted
+    to all of them. There is no intercept, because a kernel alone has none.
+
+    Attributes:
+      targets: the training targets.
+      regs: candidates for the penalty per example; None for values relative to the
+        mean of the diagonal of the kernel.
+    """
+
+    def __init__(self, data: Dataset, regs: Sequence[float] | None, seed: int) -> None:
+        self.targets = Targets.of(data.y_train, data.task)
+        self.regs = regs
+        self._y_test = data.y_test
+        self._codes, self._offset = self.targets.codes()
+        n = len(self._codes)
+        rows = np.random.default_rng(seed).permutation(n)
+        self._held, self._fit = np.sort(rows[: n // 5]), np.sort(rows[n // 5 :])
+
+    def error(self, predictions: np.ndarray) -> float:
+        """Return the test error of what `on_kernel` or `on_features` predicts."""
+        guess, classes = predictions + self._offset, self.targets.classes
+        if classes is None:
+            guess = guess.reshape(self._y_test.shape)
+        return error_of(guess, self._y_test, classes)
+
+    def on_kernel(
+        self, matrix: np.ndarray, cross: np.ndarray, reg: float | None = None
+    ) -> tuple[np.ndarray, float]:
+        r"""Solve :math:`(K + n\,\mathrm{reg}\,I) A = Y` on the host in float64.
+
+        Args:
+          matrix: K of the training rows, (n, n) float64.
+          cross: the kernel of the test rows with the training rows, (n_test, n).
+          reg: the penalty; None to choose it.
+
+        Returns:
+          Predictions of the test rows less their offset, (n_test, t), and the penalty.
+
+        Raises:
+          UsageError: K plus the penalty is singular.
+
+        Cost: n³/3 operations per candidate, and memory of two more matrices like K.
+        """
+        if reg is None:
+            regs = self._candidates(float(np.diag(matrix).mean()))
+            inner = matrix[np.ix_(self._fit, self._fit)]
+            outer = matrix[np.ix_(self._held, self._fit)]
+            y = self._codes[self._fit]
+            losses = [self._loss(outer @ _solve(inner, value, y)) for value in regs]
+            if np.isnan(losses).all():
+                raise UsageError("--reg: the kernel plus each penalty is singular")
+            reg = regs[int(np.nanargmin(losses))]
+        predictions = cross @ _solve(matrix, reg, self._codes)
+        if np.isnan(predictions).any():
+            raise UsageError(f"--reg: the kernel plus penalty is singular at {reg:g}")
+        return predictions, reg
+
+    def on_features(
+        self, phi: np.ndarray, phi_test: np.ndarray, reg: float | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Solve ridge regression on features, as a kernel where these outnumber rows.
+
+        Both forms give the same predictions, and the smaller system is solved.
+
+        Args:
+          phi: features of the training rows, (n, m).
+          phi_test: features of the test rows, (n_test, m).
+          reg: the penalty; None to choose it.
+
+        Returns:
+          As `on_kernel`.
+
+        Raises:
+          UsageError: the penalty is too small for the precision of the features.
+        """
+        n, m = phi.shape
+        if n < m:
+            wide = phi.astype(np.float64)
+            return self.on_kernel(wide @ wide.T, phi_test @ wide.T, reg)
+        codes = self._codes.astype(phi.dtype)
+        try:
+            if reg is None:
+                scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean())
+                regs = self._candidates(scale)
+                models = fit_ridge(
+                    phi[self._fit], codes[self._fit], reg=regs, intercept=False
+                )
+                guesses = np.asarray(models.predict(phi[self._held]), np.float64)
+                reg = regs[int(np.argmin([self._loss(guess) for guess in guesses]))]
+            model = fit_ridge(phi, codes, reg=reg, intercept=False)
+        except np.linalg.LinAlgError as error:
+            raise UsageError(f"--reg: {error}") from error
+        return np.asarray(model.predict(phi_test), np.float64), reg
+
+    def _candidates(self, scale: float) -> list[float]:
+        return list(self.regs or [(scale or 1.0) * value for value in RELATIVE_REGS])
+
+    def _loss(self, guess: np.ndarray) -> float:
+        return float(np.mean((guess - self._codes[self._held]) ** 2))
+
+
+def _solve(matrix: np.ndarray, reg: float, y: np.ndarray) -> np.ndarray:
+    """Return NaN where the matrix plus penalty is not positive definite."""
+    shifted = matrix.copy()
+    shifted[np.diag_indices(len(matrix))] += reg * len(matrix)
+    try:
+        factor = scipy.linalg.cho_factor(shifted, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        return np.full_like(y, np.nan)
+    return scipy.linalg.cho_solve(factor, y, check_finite=False)

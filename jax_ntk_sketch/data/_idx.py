@@ -1,0 +1,115 @@
+"""The idx format of the MNIST files."""
+
+import gzip
+import math
+import os
+import pathlib
+import zlib
+
+import numpy as np
+
+from jax_ntk_sketch.data._dataset import Arrays, existing_file
+
+__all__ = ["is_idx", "read_idx"]
+
+# Third byte of the header; all numbers are big-endian.
+_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_GZIP = b"\x1f\x8b"
+
+
+def is_idx(path: pathlib.Path) -> bool:
+    """Return whether `path` is a folder with MNIST's files, or begins like one."""
+    if path.is_dir():
+        return any(path.glob("t*-*ubyte*"))
+    with open(path, "rb") as file:
+        return file.read(2) in (b"\0\0", _GZIP)
+
+
+def read_idx(path: str | os.PathLike[str]) -> Arrays:
+    """Return the images and labels of MNIST's idx files, plain or gzip-compressed.
+
+    Args:
+      path: a folder with the four files (`train-images-idx3-ubyte[.gz]`, ...), or one
+        file of images whose labels lie beside it in a file that is named alike.
+
+    Raises:
+      FileNotFoundError: a file is missing; nothing is downloaded.
+      ValueError: a header is wrong, a file is truncated, or counts do not agree.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        train, test = (
+            _images_and_labels(_find(path, f"{part}-images-idx3-ubyte"))
+            for part in ("train", "t10k")
+        )
+        return Arrays(path.resolve().name, *train, *test)
+    return Arrays(path.name.split(".")[0], *_images_and_labels(existing_file(path)))
+
+
+def _images_and_labels(images: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    name = images.name.removesuffix(".gz")
+    labels = name.replace("images", "labels").replace("idx3", "idx1")
+    if labels == name:
+        raise ValueError(
+            f"{images}: give the images file ('images' in its name); its labels are "
+            "looked for beside it"
+        )
+    x, y = read_idx_file(images), read_idx_file(_find(images.parent, labels))
+    if x.ndim < 2 or y.ndim != 1:
+        raise ValueError(
+            f"{images}: expected images (n, ...) and labels (n,), got shapes {x.shape} "
+            f"and {y.shape}"
+        )
+    if len(x) != len(y):
+        raise ValueError(f"{images}: {len(x)} images but {len(y)} labels")
+    return x, y
+
+
+def _find(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return a file by its name, with `.idx` for `-idx`, and with or without .gz."""
+    for spelling in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            if (folder / f"{spelling}{suffix}").is_file():
+                return folder / f"{spelling}{suffix}"
+    raise FileNotFoundError(
+        f"{folder}: no {name} or {name}.gz; MNIST is four files, images and labels of "
+        "train and of t10k (nothing is downloaded)"
+    )
+
+
+def read_idx_file(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array of one idx file, in the byte order of the machine.
+
+    The header is two zero bytes, a byte for the type, a byte for the number of axes,
+    and the size of each axis as a big-endian 32-bit integer.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not an idx file, or is truncated or too long.
+    """
+    path = existing_file(path)
+    raw = path.read_bytes()
+    # By content, not by name: browsers unpack .gz files and keep the name.
+    if raw[:2] == _GZIP:
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged or truncated gzip: {error}") from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES or raw[3] == 0:
+        raise ValueError(
+            f"{path} is not an idx file: it begins with {raw[:4].hex(' ') or 'nothing'}"
+            ", expected 00 00, a type (08 for bytes) and the number of axes"
+        )
+    dtype, start = np.dtype(_DTYPES[raw[2]]), 4 + 4 * raw[3]
+    if len(raw) < start:
+        raise ValueError(f"{path}: truncated idx header, {len(raw)} of {start} bytes")
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", raw[3], 4))
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(raw) != expected:
+        state = "truncated" if len(raw) < expected else "too long"
+        raise ValueError(
+            f"{path}: {state} idx file, {len(raw)} bytes where its header, shape "
+            f"{shape}, states {expected}"
+        )
+    array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
