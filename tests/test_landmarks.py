@@ -1,4 +1,4 @@
-"""Choosing landmarks, inverse roots, and `landmark_features` of kernels of any kind.
+"""Choosing landmarks, inverse roots, and `landmark_features` of kernels of any kind."""
 
 import functools
 
