@@ -1,4 +1,4 @@
-"""What feature maps refuse, what they convert, and sizes of every kind."""
+"""Arguments that feature maps refuse or convert, and sizes of all kinds."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The plan against what really happens."""
+"""The plan against parameters, and against the memory and operations of XLA."""
 
 import jax
 import jax.numpy as jnp

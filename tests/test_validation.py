@@ -1,4 +1,4 @@
-"""Error measures against their definitions; reports that say what was measured."""
+"""Error measures against their definitions, and reports of what was measured."""
 
 import json
 import types
@@ -104,7 +104,7 @@ def test_the_spectral_error_of_a_multiple():
     ) == pytest.approx(0.5)
 
 
-def test_an_indefinite_kernel_is_told():
+def test_an_indefinite_kernel_raises():
     with pytest.raises(np.linalg.LinAlgError, match="must be positive definite"):
         validation.spectral_error(np.diag([1.0, -1.0]), np.eye(2), 0.1)
 
@@ -137,7 +137,7 @@ def test_fitted_slope_of_a_power(slope):
         (lambda: measures.loglog_slope([1, 2], [1]), r"\(2,\) and \(1,\)"),
     ],
 )
-def test_mistakes_in_measures_are_told(call, match):
+def test_measures_name_the_argument_at_fault(call, match):
     with pytest.raises(ValueError, match=match):
         call()
 
@@ -155,7 +155,7 @@ def test_exact_features_have_no_error():
     assert (report.num_features, report.num_examples, report.reg) == (D, N, 1e-3)
 
 
-def test_the_error_of_gaussian_projections_is_what_theory_says():
+def test_the_error_of_gaussian_projections_is_that_of_theory():
     # E |K - K_hat|_F^2 = (|K|_F^2 + tr(K)^2) / m for normal W, exactly.
     m, seeds = 64, 200
     report = validation.compare(
@@ -277,7 +277,7 @@ def broken(value):
         ),
     ],
 )
-def test_mistakes_in_compare_are_told(kwargs, error, match):
+def test_compare_names_the_argument_at_fault(kwargs, error, match):
     arguments = {"fmap": projection(4), "kernel_fn": linear_kernel, "x": X} | kwargs
     with pytest.raises(error, match=match):
         validation.compare(key=KEY, **arguments)
@@ -332,7 +332,7 @@ def test_other_json_is_refused(text):
         Comparison.from_json(text)
 
 
-def test_one_seed_has_no_standard_error_and_says_so():
+def test_one_seed_has_no_standard_error():
     one = validation.compare(projection(8), linear_kernel, X, key=KEY, num_seeds=1)
     assert one.ntk.relative.standard_error is None
     assert "no standard error over 1 seed;" in str(one) and "±" not in str(one)
@@ -372,7 +372,7 @@ def test_plots_join_a_line_for_each_label(tmp_path):
     assert (tmp_path / "many.png").stat().st_size > 5000
 
 
-def test_mistakes_in_plots_are_told(report, monkeypatch):
+def test_plots_name_the_argument_at_fault(report, monkeypatch):
     with pytest.raises(ValueError, match="measure must be one of"):
         validation.plot_comparisons([report], measure="error")
     with pytest.raises(ValueError, match="one of kind 'nngp', got none"):

@@ -1,4 +1,4 @@
-"""What a plan says of errors, and "auto": against what is measured."""
+"""Expected errors and suggested sizes against measured errors, and method "auto"."""
 
 import jax
 import numpy as np
@@ -29,13 +29,13 @@ def measured(fmap, x, depth, sample=None, seeds=3):
 
 @pytest.mark.parametrize("method", ["variance_reduced", KERNEL], ids=str)
 @pytest.mark.parametrize("depth, net", [(1, NET), (2, DEEP)])
-def test_plan_says_the_error_on_other_data(depth, net, method):
+def test_plan_states_the_error_on_other_data(depth, net, method):
     fmap = jns.feature_map(net, num_features=512, method=method)
     plan = fmap.plan(DIGITS[:400])
     error = measured(fmap, DIGITS[400:800], depth)
     assert 1 / 1.5 < plan.relative_error / error < 1.5
     assert f"{plan.relative_error:.2g}" in str(plan)
-    # Without data too there is a figure, of the same order on such inputs.
+    # Without data the plan states an error of the same order.
     assert 0.2 < fmap.plan((64,)).relative_error / error < 5
 
 
