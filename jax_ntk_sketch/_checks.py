@@ -3,9 +3,10 @@
 `owner` is the function or record to name in the message, `name` the argument.
 """
 
+import dataclasses
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +27,38 @@ __all__ = [
     "check_choice",
     "check_example",
     "check_examples",
+    "check_flag",
     "check_float_dtype",
     "check_get",
     "check_input",
+    "check_integer",
     "check_key",
     "check_number",
     "check_size",
+    "check_sizes",
     "is_shape",
+    "set_checked",
     "set_sizes",
 ]
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+
+
+def check_integer(owner: str, name: str, value: object) -> int:
+    """Return `value` as an `int`.
+
+    Raises:
+      TypeError: `value` is not an integer, or is a bool.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}") from None
 
 
 def check_size(owner: str, name: str, value: object, least: int = 1) -> int:
@@ -46,25 +68,68 @@ def check_size(owner: str, name: str, value: object, least: int = 1) -> int:
       TypeError: `value` is not an integer.
       ValueError: `value` is a bool or is below `least`.
     """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}") from None
-    if isinstance(value, bool) or number < least:
+    number = least - 1 if isinstance(value, bool) else check_integer(owner, name, value)
+    if number < least:
         raise ValueError(
             f"{owner}: {name} must be an integer >= {least}, got {value!r}"
         )
     return number
 
 
-def set_sizes(record: object, *names: str) -> None:
+def check_sizes(owner: str, name: str, value: object) -> tuple[int, ...]:
+    """Return a sequence of positive integers as a tuple.
+
+    Raises:
+      TypeError: `value` is not a sequence, or holds other things than integers.
+      ValueError: `value` is empty, or an integer is below 1.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"{owner}: {name} must be a sequence of integers such as (3, 3), got "
+            f"{value!r}"
+        )
+    sizes = tuple(check_size(owner, name, size) for size in value)
+    if not sizes:
+        raise ValueError(f"{owner}: {name} must have at least one entry, got {value!r}")
+    return sizes
+
+
+def check_flag(owner: str, name: str, value: object) -> bool:
+    """Return `value`, which must be a bool.
+
+    Raises:
+      TypeError: `value` is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be a bool, got {value!r}")
+    return value
+
+
+def set_checked(
+    record: "DataclassInstance", check: Callable[..., object], *names: str, **rule: Any
+) -> None:
+    """Check fields of a frozen record, and store what the check returns.
+
+    Args:
+      record: a dataclass. Fields whose default is None may be None.
+      check: a function of this module.
+      *names: the fields.
+      **rule: further arguments of `check`.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(record)}
+    for name in names:
+        value = getattr(record, name)
+        if value is not None or defaults[name] is not None:
+            value = check(type(record).__name__, name, value, **rule)
+            object.__setattr__(record, name, value)
+
+
+def set_sizes(record: "DataclassInstance", *names: str) -> None:
     """Check integer fields of a frozen record and store them as plain `int`.
 
     NumPy integers compare equal to Python's but lack some of their methods.
     """
-    for name in names:
-        size = check_size(type(record).__name__, name, getattr(record, name))
-        object.__setattr__(record, name, size)
+    set_checked(record, check_size, *names)
 
 
 def check_number(

@@ -205,13 +205,16 @@ def test_finite_networks_approach_the_kernel():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: stax.GlobalSelfAttention(4, 4, 4, 0), "n_heads must be a positive"),
-        (lambda: attention(1), "linear_scaling must be True or False"),
+        (
+            lambda: stax.GlobalSelfAttention(4, 4, 4, 0),
+            "n_heads must be an integer >= 1",
+        ),
+        (lambda: attention(1), "linear_scaling must be a bool"),
         (lambda: attention(W_key_std=-1), "W_key_std must be finite and >= 0"),
         (lambda: attention(attention_mechanism="TANH"), "must be one of 'SOFTMAX'"),
         (lambda: attention(pos_emb_type="ADD"), "must be one of 'NONE', 'SUM'"),
         (lambda: attention(pos_emb_decay_fn=2.0), "pos_emb_decay_fn must be a func"),
-        (lambda: attention(n_chan_pos_emb=3), 'is for pos_emb_type="CONCAT"'),
+        (lambda: attention(n_chan_pos_emb=3), "n_chan_pos_emb must be None"),
         (lambda: attention(batch_axis=1), "batch_axis must be 0"),
     ],
 )

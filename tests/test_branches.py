@@ -298,9 +298,9 @@ def test_mistakes_in_records():
         stax.parallel(3)
     with pytest.raises(ValueError, match="at least one layer"):
         stax.parallel()
-    with pytest.raises(ValueError, match="num must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="num must be an integer >= 1, got 0"):
         stax.FanOut(0)
-    with pytest.raises(ValueError, match="n must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
         stax.repeat(DENSE, 0)
     with pytest.raises(ValueError, match="not be 0, the batch axis"):
         stax.FanInConcat(0)

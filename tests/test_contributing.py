@@ -14,7 +14,7 @@ PACKAGE = PATH.parent / "jax_ntk_sketch"
 
 # Code for after the example of a layer: "repr, JSON, plans and every method follow".
 AFTER_LAYER = """
-stax.Scale, stax.Square = Scale, Square
+import __main__
 assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))
 assert "Scale(0.5)" in str(fmap.plan(x))
 images = jax.random.normal(jax.random.key(1), (6, 4, 4, 2))

@@ -97,7 +97,7 @@ def test_text():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: stax.DotGeneral(1.0, 2.0), "give lhs or rhs, not both"),
+        (lambda: stax.DotGeneral(1.0, 2.0), "lhs and rhs must not both"),
         (lambda: stax.DotGeneral(rhs="ab"), "rhs must be an array of numbers"),
         (lambda: stax.DotGeneral(lhs=((1, 2), (3,))), "lhs must be an array"),
         (lambda: stax.DotGeneral(rhs=np.nan), "rhs must be finite"),

@@ -193,9 +193,9 @@ def test_negative_variances():
 
 
 def test_records_without_functions():
-    with pytest.raises(ValueError, match="give fn, or nngp_fn, or both; got neither"):
+    with pytest.raises(ValueError, match="fn or nngp_fn must be given, got neither"):
         stax.Elementwise()
-    with pytest.raises(ValueError, match="d_nngp_fn needs nngp_fn"):
+    with pytest.raises(ValueError, match="nngp_fn must be given with d_nngp_fn"):
         stax.Elementwise(jnp.tanh, d_nngp_fn=jnp.tanh)
     with pytest.raises(TypeError, match="fn must be a function, got 'tanh'"):
         stax.Elementwise("tanh")

@@ -124,10 +124,10 @@ def test_one_pass_refuses_graphs():
     [
         ({"aggregate_axis": 0}, ValueError, "aggregate_axis must not be 0"),
         ({"aggregate_axis": ()}, ValueError, "at least one axis"),
-        ({"aggregate_axis": 1.5}, TypeError, "aggregate_axis must be one integer"),
+        ({"aggregate_axis": 1.5}, TypeError, "aggregate_axis must be an integer"),
         ({"batch_axis": 1}, ValueError, "batch_axis must be 0"),
         ({"to_dense": lambda p: p}, ValueError, "to_dense must be None"),
-        ({"implementation": "sparse"}, ValueError, "'DENSE' or 'SPARSE'"),
+        ({"implementation": "sparse"}, ValueError, "one of 'DENSE', 'SPARSE'"),
         ({"signed": 1}, TypeError, "signed must be a bool"),
     ],
 )

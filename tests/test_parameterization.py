@@ -472,16 +472,19 @@ def test_whole_network_methods_refuse():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: stax.Dense(3, parameterization="mup"), '"ntk" or "standard"'),
-        (lambda: stax.Dense(3, s=(1, 2)), 's is for parameterization="standard"'),
-        (lambda: dense(3, s=(0, 1)), "s must be a positive integer"),
+        (lambda: stax.Dense(3, parameterization="mup"), "one of 'ntk', 'standard'"),
+        (
+            lambda: stax.Dense(3, s=(1, 2)),
+            r's must be \(1, 1\) with parameterization="ntk"',
+        ),
+        (lambda: dense(3, s=(0, 1)), "s must be an integer >= 1"),
         (lambda: dense(3, b_std=0.0), "b_std must be None or positive"),
-        (lambda: stax.Dropout(0.0), "probability to keep"),
-        (lambda: stax.Dropout(1.2), "probability to keep"),
-        (lambda: stax.Dropout(0.5, "eval"), '"train" or "test"'),
-        (lambda: stax.LayerNorm(()), "must hold the channel axis"),
+        (lambda: stax.Dropout(0.0), "rate must be finite and <= 1 and > 0"),
+        (lambda: stax.Dropout(1.2), "rate must be finite and <= 1 and > 0"),
+        (lambda: stax.Dropout(0.5, "eval"), "one of 'train', 'test'"),
+        (lambda: stax.LayerNorm(()), "axis must have at least one axis"),
         (lambda: stax.LayerNorm((0, -1)), "must not be 0, the batch axis"),
-        (lambda: stax.LayerNorm(2, channel_axis=1), "integer axis is that of the"),
+        (lambda: stax.LayerNorm(2, channel_axis=1), "integer axis must be the axis"),
         (lambda: stax.LayerNorm(batch_axis=1), "batch_axis must be 0"),
     ],
 )

@@ -48,6 +48,18 @@ def test_numbers_of_numpy_are_plain_numbers():
     assert [type(v) for v in dataclasses.astuple(dense)[:3]] == [int, float, float]
 
 
+def test_a_class_of_a_user_does_not_replace_ours():
+    """Its name has its module in front, in `repr` and in JSON."""
+
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Dense(stax.Layer):
+        width: int
+
+    text = stax.to_json(stax.serial(Dense(3), stax.Dense(3)))
+    assert stax.from_json(text) == stax.serial(Dense(3), stax.Dense(3))
+    assert __name__ in repr(Dense(3)) and repr(stax.Dense(3)) == "stax.Dense(3)"
+
+
 def test_walk_opens_serial_up():
     inner = stax.serial(stax.Relu(), stax.serial(stax.Identity()))
     assert list(stax.walk(stax.serial(stax.Dense(2), inner))) == [
@@ -90,7 +102,7 @@ def conv(*args, **kwargs):
     return lambda: stax.Conv(1, *args, **kwargs)
 
 
-SEQUENCE = "must be a sequence with an integer for each spatial axis"
+SEQUENCE = "must be a sequence of integers"
 LETTERS = "dimension_numbers must be three strings of 4 letters"
 LAYOUT = "dimension_numbers must have the batch first, channels second or last"
 
@@ -100,18 +112,18 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
     [
         (conv(3), TypeError, f"Conv: filter_shape {SEQUENCE}"),
         (conv("33"), TypeError, f"Conv: filter_shape {SEQUENCE}"),
-        (conv(()), ValueError, "filter_shape must name at least one spatial axis"),
-        (conv((0, 3)), ValueError, "filter_shape must be a positive integer, got 0"),
+        (conv(()), ValueError, "filter_shape must have at least one entry"),
+        (conv((0, 3)), ValueError, "filter_shape must be an integer >= 1, got 0"),
         (conv((3.0, 3)), TypeError, "filter_shape must be an integer, got 3.0"),
-        (conv((3, 3), (0, 1)), ValueError, "strides must be a positive integer, got 0"),
+        (conv((3, 3), (0, 1)), ValueError, "strides must be an integer >= 1, got 0"),
         (conv((3, 3), 2), TypeError, f"Conv: strides {SEQUENCE}"),
         (conv((3, 3), (1,)), ValueError, "strides must have 2 entries as filter_shape"),
-        (conv((3,), dilation=(0,)), ValueError, "dilation must be a positive integer"),
+        (conv((3,), dilation=(0,)), ValueError, "dilation must be an integer >= 1"),
         (conv((3,), dilation=(1, 1)), ValueError, "dilation must have 1 entries"),
         (conv((3,), padding="same"), ValueError, "one of 'VALID', 'SAME', 'CIRCULAR'"),
         (conv((3,), W_std=-1.0), ValueError, "Conv: W_std must be finite and >= 0"),
         (conv((3,), b_std="1"), TypeError, "Conv: b_std must be a number"),
-        (lambda: stax.Conv(0, (3,)), ValueError, "out_chan must be a positive integer"),
+        (lambda: stax.Conv(0, (3,)), ValueError, "out_chan must be an integer >= 1"),
         *[
             (conv((3, 3), dimension_numbers=numbers), ValueError, match)
             for numbers, match in {
@@ -128,7 +140,7 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
         (
             lambda: stax.AvgPool((2, 2), (1, -1)),
             ValueError,
-            "AvgPool: strides must be a positive integer, got -1",
+            "AvgPool: strides must be an integer >= 1, got -1",
         ),
         (lambda: stax.SumPool(2), TypeError, f"SumPool: window_shape {SEQUENCE}"),
         (
@@ -146,14 +158,14 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
             ValueError,
             "GlobalAvgPool: channel_axis must not be 0, the batch axis",
         ),
-        (lambda: stax.GlobalSumPool(True), TypeError, "channel_axis must be one int"),
+        (lambda: stax.GlobalSumPool(True), TypeError, "channel_axis must be an int"),
         (lambda: stax.LayerNorm((1, 0)), ValueError, "must not be 0, the batch axis"),
-        (lambda: stax.LayerNorm(1.5), TypeError, "axis must be one integer"),
-        (lambda: stax.LayerNorm(eps=0), ValueError, "eps must be positive"),
-        (lambda: recipes.myrtle(6), ValueError, "depth must be 5, 7 or 10, got 6"),
-        (lambda: recipes.cntk(0), ValueError, "depth must be a positive integer"),
-        (lambda: stax.Dense(0), ValueError, "out_dim must be a positive integer"),
-        (lambda: stax.Dense(True), ValueError, "out_dim must be a positive integer"),
+        (lambda: stax.LayerNorm(1.5), TypeError, "axis must be an integer"),
+        (lambda: stax.LayerNorm(eps=0), ValueError, "eps must be finite and > 0"),
+        (lambda: recipes.myrtle(6), ValueError, "depth must be one of 5, 7, 10, got 6"),
+        (lambda: recipes.cntk(0), ValueError, "depth must be an integer >= 1"),
+        (lambda: stax.Dense(0), ValueError, "out_dim must be an integer >= 1"),
+        (lambda: stax.Dense(True), ValueError, "out_dim must be an integer >= 1"),
         (lambda: stax.Dense(2.5), TypeError, "out_dim must be an integer"),
         (lambda: stax.Dense(2, -1.0), ValueError, "W_std must be finite and >= 0"),
         (lambda: stax.Dense(2, np.nan), ValueError, "W_std must be finite and >= 0"),
@@ -167,6 +179,7 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
         ),
         (lambda: stax.to_json("net"), TypeError, "net must be a layer record"),
         (lambda: stax.from_json("{"), ValueError, "Expecting"),
+        (lambda: stax.from_json("3"), ValueError, "text must be a layer record"),
         (lambda: stax.from_json('{"layer": "Denze"}'), ValueError, "unknown layer"),
         (
             lambda: stax.from_json('{"layer": "Relu", "slope": 1}'),

@@ -25,8 +25,8 @@ def quick_compilation():
 @pytest.mark.parametrize(
     ("dtype", "arguments"),
     [
-        ("float64", {"block_size": 2, "b_std": 0.1}),
-        ("float32", {"block_size": 1, "k": 2, "W_std": 1.0}),
+        ("float64", {"blocks_per_group": 2, "b_std": 0.1}),
+        ("float32", {"blocks_per_group": 1, "width_factor": 2, "W_std": 1.0}),
     ],
 )
 def test_exact_is_neural_tangents(dtype, arguments):
@@ -34,8 +34,8 @@ def test_exact_is_neural_tangents(dtype, arguments):
 
 
 def test_shape_of_the_finite_network():
-    """6 block_size + 4 layers: weights on the longest path, and the two shortcuts."""
-    net = jns.recipes.wide_resnet(2, 3, 7)
+    """6 blocks_per_group + 4 layers: weights on the longest path, and the two shortcuts."""
+    net = jns.recipes.wide_resnet(2, 3, out_dim=7)
     shapes = []
 
     def init(key):
@@ -72,5 +72,5 @@ def test_columns_of_a_full_size(method):
 
 @pytest.mark.parametrize("arguments", [(0,), (True,), (2, 1.5), (2, 0)])
 def test_mistakes(arguments):
-    with pytest.raises(ValueError, match="must be a positive integer, got"):
+    with pytest.raises((TypeError, ValueError), match="must be an integer.*, got"):
         jns.recipes.wide_resnet(*arguments)

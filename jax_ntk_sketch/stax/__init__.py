@@ -1,11 +1,14 @@
-"""The architecture language: networks as immutable data.
+"""The language of architectures: networks as immutable data.
 
-Layers are spelled like `neural_tangents.stax`, but each is a frozen record that
-can be printed, compared, hashed and saved; nothing here holds an array. What a
-network *does* is decided by its interpretations: features
-(`jax_ntk_sketch.feature_map`), the exact kernel and the finite network
-(`jax_ntk_sketch.interop.neural_tangents.to_stax`), power series
-(`jax_ntk_sketch.kernels`).
+Layers have the names of `neural_tangents.stax`. Each is a frozen record that can be
+printed, compared, hashed and saved, and holds no arrays. `jax_ntk_sketch.feature_map`
+reads a network as features, `jax_ntk_sketch.interop.neural_tangents.to_stax` as an
+exact kernel and a finite network, and `jax_ntk_sketch.kernels` as power series.
+
+Arguments have the names and meanings of Neural Tangents. Their order is not always the
+same, so give them by keyword; `benchmarks/LAYERS.md` lists the differences. Examples
+lie along the first axis and channels along the last, if a layer does not state another
+axis.
 
 >>> from jax_ntk_sketch import stax
 >>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))

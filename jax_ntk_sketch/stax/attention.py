@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax_ntk_sketch.stax.base import Layer, positive_int, scale, set_axes, set_field
+from jax_ntk_sketch._checks import (
+    check_choice,
+    check_flag,
+    check_number,
+    set_checked,
+    set_sizes,
+)
+from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch.stax.base import Layer, check_callable, set_axes
 
 __all__ = ["GlobalSelfAttention"]
 
@@ -14,39 +22,51 @@ _EMBEDDINGS = ("NONE", "SUM", "CONCAT")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GlobalSelfAttention(Layer):
-    r"""Self-attention of infinitely many heads, as in `neural_tangents.stax`.
+    r"""Self-attention of infinitely many heads.
 
-    Outputs at a position are a mean of the values at all positions j, weighted by
-    :math:`G_{ij} = \zeta(\langle q_i, k_j \rangle)`. With `linear_scaling` the weights
-    converge to a function of the example's own kernel between its positions, so that
-    features are mixed by an array that depends on these features alone: exactly, for
-    every method. Without, and "IDENTITY", kernels are cubic in those of the input, and
-    sketched; other mechanisms then have no closed form (the record has a finite network
-    only).
+    Inputs (n, *spatial, c) have outputs (n, *spatial, n_chan_out). The output at
+    position i is a linear function of the values at all positions j, weighted by
+    :math:`G_{ij} = \zeta(\langle q_i, k_j \rangle)`.
 
-    Cost: the square of the positions.
+    With `linear_scaling` the weights converge to a function of the kernel of the
+    example between its positions. Features are mixed by these weights, which is exact
+    for every method. Without it and with "IDENTITY", kernels are cubic in the kernel of
+    the input, and features are sketched. Other mechanisms have no closed form without
+    `linear_scaling`, and their records have finite networks only.
 
     Args:
       n_chan_out, n_chan_key, n_chan_val, n_heads: widths of the finite network.
-      linear_scaling: True: keys are the queries, and products are divided by
-        `n_chan_key`; False: both are independent, and products divided by its root.
-      W_key_std, W_value_std, W_query_std, W_out_std: of the weights, >= 0.
-      b_std: of the biases of the output, >= 0; None for none.
-      attention_mechanism: "SOFTMAX", "IDENTITY", "ABS" or "RELU".
+      linear_scaling: True for keys that are the queries, and products divided by
+        `n_chan_key`. False for independent keys, and products divided by its square
+        root.
+      W_key_std, W_value_std, W_query_std, W_out_std: the standard deviations of the
+        weights, >= 0.
+      b_std: the standard deviation of the biases of the output, >= 0; None for no
+        biases.
+      attention_mechanism: the function ζ: "SOFTMAX", "IDENTITY", "ABS" or "RELU".
       pos_emb_type: random embeddings of the positions: "NONE", "SUM" or "CONCAT".
-      pos_emb_p_norm: of the distances between positions, summed over axes to this
-        power.
-      pos_emb_decay_fn: such distances to covariances of the embeddings, in `jax.numpy`;
-        None: those of different positions are independent.
-      n_chan_pos_emb: channels of embeddings in "CONCAT"; None: as many as the input
-        has. They weigh them.
-      W_pos_emb_std: scale of the embeddings, >= 0.
+      pos_emb_p_norm: the power p of the distance of two positions, which is the sum of
+        |differences|^p over the spatial axes.
+      pos_emb_decay_fn: the covariance of two embeddings as an elementwise function of
+        their distance, in `jax.numpy`. None for independent embeddings.
+      n_chan_pos_emb: the channels of the embeddings with "CONCAT", which weight their
+        kernel; None for the channels of the input.
+      W_pos_emb_std: the scale of the embeddings, >= 0.
       val_pos_emb: whether values have embeddings too.
-      batch_axis: 0.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: a width is not an integer, a deviation not a number, a flag not a bool,
+        or `pos_emb_decay_fn` not a function.
+      ValueError: an argument is out of range or unknown; `n_chan_pos_emb` is given
+        without "CONCAT".
+
+    Cost: quadratic in the number of positions.
+
+    >>> from jax_ntk_sketch import stax
+    >>> attention = stax.GlobalSelfAttention(64, 64, 64, 8, pos_emb_type="SUM")
+    >>> net = stax.serial(stax.Conv(64, (3,)), attention, stax.GlobalAvgPool())
 
     Source: Hron et al., arXiv 2006.10540.
     """
@@ -64,7 +84,7 @@ class GlobalSelfAttention(Layer):
     attention_mechanism: str = "SOFTMAX"
     pos_emb_type: str = "NONE"
     pos_emb_p_norm: float = 2.0
-    pos_emb_decay_fn: Callable | None = None
+    pos_emb_decay_fn: Callable[[Array], Array] | None = None
     n_chan_pos_emb: int | None = None
     W_pos_emb_std: float = 1.0
     val_pos_emb: bool = False
@@ -72,43 +92,22 @@ class GlobalSelfAttention(Layer):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        for name in ("n_chan_out", "n_chan_key", "n_chan_val", "n_heads"):
-            set_field(self, name, positive_int(self, name, getattr(self, name)))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is float:
-                set_field(self, field.name, scale(self, field.name, value))
-            elif field.type is bool and not isinstance(value, bool):
-                raise TypeError(
-                    f"GlobalSelfAttention: {field.name} must be True or False, got "
-                    f"{value!r}"
-                )
-        if self.b_std is not None:
-            set_field(self, "b_std", scale(self, "b_std", self.b_std))
-        _set_choice(self, "attention_mechanism", _MECHANISMS)
-        _set_choice(self, "pos_emb_type", _EMBEDDINGS)
-        if self.pos_emb_decay_fn is not None and not callable(self.pos_emb_decay_fn):
-            raise TypeError(
-                "GlobalSelfAttention: pos_emb_decay_fn must be a function, got "
-                f"{self.pos_emb_decay_fn!r}"
+        widths = ("n_chan_out", "n_chan_key", "n_chan_val", "n_heads", "n_chan_pos_emb")
+        set_sizes(self, *widths)
+        numbers = [f.name for f in dataclasses.fields(self) if f.type is float]
+        set_checked(self, check_number, *numbers, "b_std", least=0)
+        set_checked(self, check_flag, "linear_scaling", "val_pos_emb")
+        set_checked(self, _check_name, "attention_mechanism", choices=_MECHANISMS)
+        set_checked(self, _check_name, "pos_emb_type", choices=_EMBEDDINGS)
+        set_checked(self, check_callable, "pos_emb_decay_fn")
+        if self.n_chan_pos_emb is not None and self.pos_emb_type != "CONCAT":
+            raise ValueError(
+                "GlobalSelfAttention: n_chan_pos_emb must be None if pos_emb_type is "
+                f'not "CONCAT", got {self.n_chan_pos_emb} with {self.pos_emb_type!r}'
             )
-        if self.n_chan_pos_emb is not None:
-            number = positive_int(self, "n_chan_pos_emb", self.n_chan_pos_emb)
-            set_field(self, "n_chan_pos_emb", number)
-            if self.pos_emb_type != "CONCAT":
-                raise ValueError(
-                    'GlobalSelfAttention: n_chan_pos_emb is for pos_emb_type="CONCAT", '
-                    f"got {number} with {self.pos_emb_type!r}"
-                )
         set_axes(self)
 
 
-def _set_choice(record: Layer, name: str, known: tuple[str, ...]) -> None:
-    value: Any = getattr(record, name)
-    value = getattr(value, "name", value)  # of Neural Tangents' enumeration
-    if value not in known:
-        raise ValueError(
-            f"{type(record).__name__}: {name} must be one of "
-            f"{', '.join(map(repr, known))}, got {value!r}"
-        )
-    set_field(record, name, value)
+def _check_name(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return one of the choices, also for a member of an enumeration of that name."""
+    return check_choice(owner, name, getattr(value, "name", value), choices)

@@ -1,29 +1,46 @@
-"""What every record shares, how records are composed, and their text."""
+"""`Layer`, the base of all records; how records are composed; their text."""
 
 import dataclasses
 import json
-import math
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from jax_ntk_sketch._checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_sizes,
+    set_checked,
+)
 
 __all__ = ["Layer", "Serial", "from_json", "serial", "to_json", "walk"]
 
-# JSON spelling of every record, by class name; filled by Layer.__init_subclass__.
+# A field as JSON has it: nested lists and dictionaries of numbers and strings.
+_Data = Any
+
+# Every type of record by its name in JSON, filled by `Layer.__init_subclass__`.
 _RECORDS: dict[str, type["Layer"]] = {}
+
+_PADDINGS = ("VALID", "SAME", "CIRCULAR")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Base of every record of the language.
+    """The base of all records of layers.
 
-    A subclass is a frozen dataclass whose fields are the layer's arguments, named
-    as in `neural_tangents.stax`; fields that have defaults are keyword arguments
-    and are left out of `repr` where they keep them.
+    A subclass is a frozen dataclass whose fields are the arguments of the layer. Fields
+    with a default are keyword arguments, and `repr` leaves them out if they have it.
+
+    The name of a record in `repr` and in JSON is that of its class. A class outside of
+    this package has its module in front, so that it cannot replace one of ours.
+
+    >>> from jax_ntk_sketch import stax
+    >>> isinstance(stax.Dense(8), stax.Layer)
+    True
     """
 
     def __init_subclass__(cls) -> None:
-        _RECORDS[cls.__name__] = cls
+        _RECORDS[_json_name(cls)] = cls
 
     def __repr__(self) -> str:
         arguments = []
@@ -33,12 +50,33 @@ class Layer:
                 arguments.append(_text(value))
             elif value != field.default:
                 arguments.append(f"{field.name}={_text(value)}")
-        return f"stax.{type(self).__name__}({', '.join(arguments)})"
+        prefix = "stax." if _is_ours(type(self)) else ""
+        return f"{prefix}{_json_name(type(self))}({', '.join(arguments)})"
+
+
+def _is_ours(record: type[Layer]) -> bool:
+    return record.__module__.startswith(__name__.rpartition(".")[0] + ".")
+
+
+def _json_name(record: type[Layer]) -> str:
+    name = record.__qualname__
+    return name if _is_ours(record) else f"{record.__module__}.{name}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Serial(Layer):
-    """Layers applied one after the other; written `serial(*layers)`."""
+    """Layers that are applied one after the other; `serial(*layers)` makes one.
+
+    Args:
+      layers: the layers in order of application.
+
+    Raises:
+      TypeError: one of the layers is not a record.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.Serial((stax.Dense(8), stax.Relu()))
+    stax.serial(stax.Dense(8), stax.Relu())
+    """
 
     layers: tuple[Layer, ...] = ()
 
@@ -49,42 +87,33 @@ class Serial(Layer):
         return f"stax.serial({', '.join(map(repr, self.layers))})"
 
 
-def check_layers(name: str, layers: Iterable[Any]) -> tuple[Layer, ...]:
-    layers = tuple(layers)
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise TypeError(
-                f"{name}: argument {i} must be a layer record of "
-                f"jax_ntk_sketch.stax, got {type(layer).__name__}. (Layers of "
-                "neural_tangents.stax are closures that cannot be read; "
-                "describe the network with jax_ntk_sketch.stax and get "
-                "theirs from jax_ntk_sketch.interop.neural_tangents.to_stax.)"
-            )
-    return layers
-
-
 def serial(*layers: Layer) -> Serial:
-    """Composes layers in order of application, as `neural_tangents.stax.serial`.
+    """Return the network that applies layers one after the other.
 
     Args:
-      *layers: records of this module, `serial` ones included.
+      *layers: records of this module, `serial` ones included. Each one takes the shape
+        that the layer before it returns.
 
     Returns:
-      A `Serial` record.
+      A `Serial` record. Without layers it is the identity.
 
     Raises:
-      TypeError: an argument is not a layer record.
+      TypeError: an argument is not a record.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
+    stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
     """
     return Serial(layers)
 
 
 def walk(net: Layer, *, into_branches: bool = False) -> Iterator[Layer]:
-    """Yield the records of `net` in order of application, with `serial` opened.
+    """Yield the records of `net` in order of application, those of `serial` one by one.
 
     Args:
       net: the network.
-      into_branches: whether to open `parallel` as well, branch by branch; otherwise a
-        `Parallel` is one record.
+      into_branches: whether to yield the records of `parallel` as well, branch by
+        branch; otherwise a `Parallel` is one record.
 
     >>> from jax_ntk_sketch import stax
     >>> net = stax.serial(stax.Dense(9), stax.serial(stax.Relu(), stax.Dense(1)))
@@ -99,10 +128,19 @@ def walk(net: Layer, *, into_branches: bool = False) -> Iterator[Layer]:
 
 
 def to_json(net: Layer) -> str:
-    """The JSON text of a network; `from_json` reads it back to an equal record.
+    """Return the JSON text of a network, which `from_json` reads.
 
-    >>> from jax_ntk_sketch.stax import Abs, LeakyRelu, serial
-    >>> to_json(serial(LeakyRelu(0.1), Abs()))
+    Args:
+      net: a record without functions, such as those of `Elementwise`.
+
+    Returns:
+      An object with the name of the record as "layer", and its arguments.
+
+    Raises:
+      TypeError: `net` is not a record, or has a Python function.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.to_json(stax.serial(stax.LeakyRelu(0.1), stax.Identity()))
     '{"layer": "Serial", "layers": [{"layer": "LeakyRelu", "alpha": 0.1, ...}, ...]}'
     """
     if not isinstance(net, Layer):
@@ -111,39 +149,50 @@ def to_json(net: Layer) -> str:
 
 
 def from_json(text: str) -> Layer:
-    """Reads a network from the text that `to_json` wrote.
+    """Return the network that `to_json` wrote, an equal record.
+
+    Args:
+      text: JSON. Records of other packages can be read once their module is imported.
 
     Raises:
-      ValueError: the text is not JSON, or names an unknown layer or argument.
+      ValueError: the text is not JSON or not a record, or it names an unknown layer or
+        argument.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.from_json('{"layer": "LeakyRelu", "alpha": 0.1}')
+    stax.LeakyRelu(0.1)
     """
-    return _from_data(json.loads(text))
+    net = _from_data(json.loads(text))
+    if not isinstance(net, Layer):
+        raise ValueError(f"from_json: text must be a layer record, got {text!r}")
+    return net
 
 
-def _text(value: Any) -> str:
-    """`repr`, of functions by their names: addresses differ from run to run."""
+def _text(value: object) -> str:
+    """Return `repr`; of a function its name, since addresses differ in every run."""
     if not callable(value) or isinstance(value, Layer):
         return repr(value)
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     return f"{value.__module__}.{name}" if name else repr(value)
 
 
-def _to_data(value: Any) -> Any:
+def _to_data(value: object) -> _Data:
     if isinstance(value, Layer):
         fields = {
             f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)
         }
-        return {"layer": type(value).__name__, **fields}
+        return {"layer": _json_name(type(value)), **fields}
     if isinstance(value, tuple):
         return [_to_data(item) for item in value]
     if callable(value):
         raise TypeError(
-            f"to_json: a Python function cannot be written as text, got {value!r}; "
-            "keep the code that makes this network, or use a named activation"
+            f"to_json: net must not have Python functions, got {value!r}; use a named "
+            "activation, or keep the code that makes this network"
         )
     return value
 
 
-def _from_data(data: Any) -> Any:
+def _from_data(data: _Data) -> _Data:
     if isinstance(data, list):
         return tuple(_from_data(item) for item in data)
     if not isinstance(data, dict):
@@ -151,8 +200,9 @@ def _from_data(data: Any) -> Any:
     fields = {name: _from_data(value) for name, value in data.items()}
     name = fields.pop("layer", None)
     if name not in _RECORDS:
+        known = (name for name in sorted(_RECORDS) if not name.startswith("_"))
         raise ValueError(
-            f"from_json: unknown layer {name!r}; known: {', '.join(sorted(_RECORDS))}"
+            f"from_json: unknown layer {name!r}; known layers are {', '.join(known)}"
         )
     record = _RECORDS[name]
     unknown = fields.keys() - {field.name for field in dataclasses.fields(record)}
@@ -164,120 +214,95 @@ def _from_data(data: Any) -> Any:
         raise ValueError(f"from_json: bad arguments of {name}: {error}") from error
 
 
-def set_field(record: Layer, name: str, value: Any) -> None:
+# Checks of the fields that several layers have
+
+
+def set_field(record: Layer, name: str, value: object) -> None:
+    """Store a value in a frozen record, in its `__post_init__`."""
     object.__setattr__(record, name, value)
 
 
-def positive_int(record: Layer, name: str, value: Any) -> int:
-    where = f"{type(record).__name__}: {name}"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{where} must be an integer, got {value!r}") from None
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{where} must be a positive integer, got {value!r}")
-    return number
+def check_layers(owner: str, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """Return the layers as a tuple of records."""
+    layers = tuple(layers)
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"{owner}: argument {i} must be a layer record of "
+                f"jax_ntk_sketch.stax, got {type(layer).__name__}; layers of "
+                "neural_tangents.stax are closures that cannot be read, so describe "
+                "the network with jax_ntk_sketch.stax and get theirs from "
+                "jax_ntk_sketch.interop.neural_tangents.to_stax"
+            )
+    return layers
 
 
-def scale(record: Layer, name: str, value: Any) -> float:
-    where = f"{type(record).__name__}: {name}"
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{where} must be a number, got {value!r}") from None
-    if isinstance(value, str | bool):
-        raise TypeError(f"{where} must be a number, got {value!r}")
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{where} must be finite and >= 0, got {value!r}")
-    return number
+def check_callable(owner: str, name: str, value: Callable) -> Callable:
+    """Return `value`, which must be a function."""
+    if not callable(value):
+        raise TypeError(f"{owner}: {name} must be a function, got {value!r}")
+    return value
 
 
-def set_parameterization(record: Any) -> None:
-    """Checks `parameterization` and `s` of a layer with weights, and sets them."""
-    name = type(record).__name__
-    kind = record.parameterization
-    if not isinstance(kind, str) or kind.lower() not in ("ntk", "standard"):
-        raise ValueError(
-            f'{name}: parameterization must be "ntk" or "standard", got {kind!r}'
-        )
-    set_field(record, "parameterization", kind.lower())
-    s = record.s
-    if isinstance(s, str) or not isinstance(s, Iterable) or len(tuple(s)) != 2:
-        raise TypeError(f"{name}: s must be a pair of integers, got {s!r}")
-    s = tuple(positive_int(record, "s", scaling) for scaling in s)
-    set_field(record, "s", s)
-    if kind.lower() == "ntk" and s != (1, 1):
-        raise ValueError(
-            f'{name}: s is for parameterization="standard", got s={s} with "ntk"'
-        )
-    if kind.lower() == "standard" and record.b_std == 0:
-        raise ValueError(
-            f'{name}: with parameterization="standard" b_std must be None or positive, '
-            "got 0, biases that start at zero and are trained"
-        )
-
-
-def axis_number(record: Layer, name: str, value: Any) -> int:
-    """The position of the channels, counted with the batch axis; not the batch axis."""
-    where = f"{type(record).__name__}: {name}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{where} must be one integer, got {value!r}")
-    number = operator.index(value)
+def check_axis(owner: str, name: str, value: object) -> int:
+    """Return an axis that is counted with the batch axis and is not the batch axis."""
+    number = check_integer(owner, name, value)
     if number == 0:
-        raise ValueError(f"{where} must not be 0, the batch axis")
+        raise ValueError(f"{owner}: {name} must not be 0, the batch axis")
     return number
 
 
-def set_axes(record: Any) -> None:
-    """Checks `batch_axis` and `channel_axis`, and sets the latter."""
-    if isinstance(record.batch_axis, bool) or record.batch_axis != 0:
+def set_axes(record: Layer) -> None:
+    """Check `channel_axis`, and `batch_axis` if the record has it, which must be 0."""
+    batch_axis = getattr(record, "batch_axis", 0)
+    if isinstance(batch_axis, bool) or batch_axis != 0:
         raise ValueError(
-            f"{type(record).__name__}: batch_axis must be 0, examples come first "
-            f"everywhere; got {record.batch_axis!r}"
+            f"{type(record).__name__}: batch_axis must be 0, got {batch_axis!r}; "
+            "examples lie along the first axis"
         )
-    axis = axis_number(record, "channel_axis", record.channel_axis)
-    set_field(record, "channel_axis", axis)
+    set_checked(record, check_axis, "channel_axis")
 
 
-def sizes(record: Layer, name: str, value: Any) -> tuple[int, ...]:
-    """A tuple of positive integers, one for each spatial axis."""
-    where = f"{type(record).__name__}: {name}"
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(
-            f"{where} must be a sequence with an integer for each spatial axis, such "
-            f"as (3, 3), got {value!r}"
-        )
-    numbers = tuple(positive_int(record, name, size) for size in value)
-    if not numbers:
-        raise ValueError(f"{where} must name at least one spatial axis, got {value!r}")
-    return numbers
+def set_window(record: Layer, shape: str, *others: str) -> None:
+    """Check the fields of a window, which have a size for each spatial axis.
 
-
-_PADDINGS = ("VALID", "SAME", "CIRCULAR")
-
-
-def _set_axis(record: Any) -> None:
-    value = axis_number(record, "channel_axis", record.channel_axis)
-    set_field(record, "channel_axis", value)
-
-
-def _set_window(record: Any, shape: str, *others: str) -> None:
-    """Checks the window's fields, each with a size for every spatial axis."""
+    Args:
+      record: has these fields, and `padding`.
+      shape: the field with the shape of the window.
+      *others: fields with as many sizes, such as "strides", or None.
+    """
     owner = type(record).__name__
-    set_field(record, shape, sizes(record, shape, getattr(record, shape)))
+    set_checked(record, check_sizes, shape, *others)
     rank = len(getattr(record, shape))
     for name in others:
         value = getattr(record, name)
-        if value is None:
-            continue
-        set_field(record, name, sizes(record, name, value))
-        if len(getattr(record, name)) != rank:
+        if value is not None and len(value) != rank:
             raise ValueError(
                 f"{owner}: {name} must have {rank} entries as {shape} has, got "
                 f"{value!r}"
             )
-    if record.padding not in _PADDINGS:
+    set_checked(record, check_choice, "padding", choices=_PADDINGS)
+
+
+def set_weights(record: Any) -> None:
+    """Check `W_std`, `b_std`, `parameterization` and `s` of a layer with weights."""
+    owner = type(record).__name__
+    set_checked(record, check_number, "W_std", "b_std", least=0)
+    kind = record.parameterization
+    kind = kind.lower() if isinstance(kind, str) else kind
+    check_choice(owner, "parameterization", kind, ("ntk", "standard"))
+    set_field(record, "parameterization", kind)
+    set_checked(record, check_sizes, "s")
+    if len(record.s) != 2:
+        raise ValueError(f"{owner}: s must be a pair of integers, got {record.s!r}")
+    if kind == "ntk" and record.s != (1, 1):
         raise ValueError(
-            f"{owner}: padding must be one of {', '.join(map(repr, _PADDINGS))}, got "
-            f"{record.padding!r}"
+            f'{owner}: s must be (1, 1) with parameterization="ntk", got {record.s}; '
+            'use parameterization="standard"'
+        )
+    if kind == "standard" and record.b_std == 0:
+        raise ValueError(
+            f"{owner}: b_std must be None or positive with "
+            'parameterization="standard", got 0; biases that start at zero and are '
+            "trained are not supported"
         )

@@ -1,13 +1,13 @@
 """Networks with branches: several values between layers, and how they are joined."""
 
 import dataclasses
-import operator
 
+from jax_ntk_sketch._checks import check_size, set_checked, set_sizes
 from jax_ntk_sketch.stax.base import (
     Layer,
     Serial,
+    check_axis,
     check_layers,
-    positive_int,
     set_field,
 )
 
@@ -25,95 +25,153 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Layer):
-    """Layers side by side, each on its own branch; written `parallel(*layers)`."""
+    """Layers side by side, each on its own branch; `parallel(*layers)` makes one.
+
+    Args:
+      layers: a layer for each branch, at least one.
+
+    Raises:
+      TypeError: one of the layers is not a record.
+      ValueError: there are no layers.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.Parallel((stax.Dense(8), stax.Identity()))
+    stax.parallel(stax.Dense(8), stax.Identity())
+    """
 
     layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
         set_field(self, "layers", check_layers("parallel", self.layers))
         if not self.layers:
-            raise ValueError("parallel: give at least one layer, one for each branch")
+            raise ValueError(
+                "parallel: layers must have at least one layer, one for each branch"
+            )
 
     def __repr__(self) -> str:
         return f"stax.parallel({', '.join(map(repr, self.layers))})"
 
 
 def parallel(*layers: Layer) -> Parallel:
-    """Applies layers side by side, one to each branch, as `neural_tangents.stax`.
+    """Return the layer that applies one layer to each branch.
 
     Args:
-      *layers: records of this module, as many as there are branches: behind
+      *layers: records of this module, one for each branch that enters: after
         `FanOut(len(layers))` or another `parallel`.
 
     Returns:
-      A `Parallel` record.
+      A `Parallel` record. Its outputs are branches, which a `FanIn` layer joins.
 
     Raises:
-      TypeError, ValueError: an argument that is not a layer record, or none.
+      TypeError: an argument is not a record.
+      ValueError: there are no arguments.
+
+    >>> from jax_ntk_sketch import stax
+    >>> block = stax.serial(stax.Relu(), stax.Dense(8))
+    >>> branches = stax.parallel(block, stax.Identity())
+    >>> residual = stax.serial(stax.FanOut(2), branches, stax.FanInSum())
     """
     return Parallel(layers)
 
 
 def repeat(layer: Layer, n: int) -> Serial:
-    """A layer n times in a row, each with weights of its own.
+    """Return a layer n times in a row, each time with other weights.
+
+    Args:
+      layer: a record whose output has the shape of its input.
+      n: how many times, at least 1.
+
+    Returns:
+      A `Serial` record.
 
     Raises:
-      TypeError, ValueError: `layer` is no record, or n is no positive integer.
+      TypeError: `layer` is not a record, or n is not an integer.
+      ValueError: n is less than 1.
 
     >>> from jax_ntk_sketch import stax
-    >>> repeat(stax.serial(stax.Relu(), stax.Dense(9)), 2).layers[1]
+    >>> stax.repeat(stax.serial(stax.Relu(), stax.Dense(9)), 2).layers[1]
     stax.serial(stax.Relu(), stax.Dense(9))
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 1:
-        raise ValueError(f"repeat: n must be a positive integer, got {n!r}")
-    return Serial((layer,) * operator.index(n))
+    return Serial((layer,) * check_size("repeat", "n", n))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FanOut(Layer):
-    """`num` branches, each of them what enters."""
+    """The layer that makes `num` branches, each of them its input.
+
+    Args:
+      num: the number of branches, at least 1.
+
+    Raises:
+      TypeError: `num` is not an integer.
+      ValueError: `num` is less than 1.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.FanOut(2)
+    stax.FanOut(2)
+    """
 
     num: int
 
     def __post_init__(self) -> None:
-        set_field(self, "num", positive_int(self, "num", self.num))
+        set_sizes(self, "num")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FanIn(Layer):
-    """Base of the layers that make one value of several branches.
+    """The base of the layers that join branches.
 
-    Each is an infinite-width limit for *independent* branches: every branch, but one
-    perhaps, needs a linear layer of its own. As in Neural Tangents nobody checks that.
+    Each is the infinite-width limit of *independent* branches: all branches except for
+    one need a linear layer of their own. This is not checked.
     """
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FanInSum(FanIn):
-    """The sum of the branches, which must all be Gaussian (end in linear layers)."""
+    """The sum of branches of one shape (n, ..., c), which is the shape of the output.
+
+    All branches must be Gaussian, that is, end in linear layers.
+
+    >>> from jax_ntk_sketch import stax
+    >>> branches = stax.parallel(stax.Dense(8), stax.Identity())
+    >>> stax.serial(stax.Dense(8), stax.FanOut(2), branches, stax.FanInSum()).layers[-1]
+    stax.FanInSum()
+    """
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FanInProd(FanIn):
-    """The product of the branches, number by number."""
+    """The entrywise product of branches of one shape (n, ..., c).
+
+    >>> from jax_ntk_sketch import stax
+    >>> branches = stax.parallel(stax.Dense(8), stax.Dense(8))
+    >>> stax.serial(stax.FanOut(2), branches, stax.FanInProd()).layers[-1]
+    stax.FanInProd()
+    """
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FanInConcat(FanIn):
-    """The branches side by side.
+    """The branches side by side along one axis.
+
+    The output has the sum of their sizes on the axis, and their sizes on other axes.
+    Kernels are weighted by the widths of the finite network if the axis is that of the
+    channels, and a linear layer must come next. On a spatial axis all branches must be
+    Gaussian, and positions of different branches are independent.
 
     Args:
-      axis: the channels, counted with the batch axis (then their widths in the finite
-        network weigh the kernels, and a linear layer must come next), or a spatial axis
-        (then all branches must be Gaussian, and positions of different branches are
-        independent).
+      axis: the axis of the channels or a spatial axis, counted with the batch axis.
+
+    Raises:
+      TypeError: the axis is not an integer.
+      ValueError: the axis is the batch axis.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.FanInConcat(-1), stax.Dense(8))
+    stax.serial(stax.FanInConcat(), stax.Dense(8))
     """
 
     axis: int = -1
 
     def __post_init__(self) -> None:
-        if isinstance(self.axis, bool) or not hasattr(self.axis, "__index__"):
-            raise TypeError(f"FanInConcat: axis must be an integer, got {self.axis!r}")
-        set_field(self, "axis", operator.index(self.axis))
-        if self.axis == 0:
-            raise ValueError("FanInConcat: axis must not be 0, the batch axis")
+        set_checked(self, check_axis, "axis")

@@ -2,35 +2,37 @@
 
 import dataclasses
 
-from jax_ntk_sketch.stax.base import (
-    Layer,
-    positive_int,
-    scale,
-    set_field,
-    set_parameterization,
-)
+from jax_ntk_sketch._checks import set_sizes
+from jax_ntk_sketch.stax.base import Layer, set_weights
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dense(Layer):
     r"""A fully connected layer, :math:`W x / \sqrt{d} + b`.
 
-    Weights and biases are independent normal with standard deviations `W_std` and
-    `b_std` ("ntk" parameterization), as in `neural_tangents.stax.Dense`.
+    Inputs (n, ..., d) have outputs (n, ..., out_dim). Weights and biases are
+    independent normal with standard deviations `W_std` and `b_std` in the "ntk"
+    parameterization.
 
     Args:
-      out_dim: width of the finite network; infinite-width kernels do not depend
-        on it.
-      W_std: standard deviation of the weights, >= 0.
-      b_std: standard deviation of the biases, >= 0; None for no bias.
-      parameterization: "ntk" or "standard", as in Neural Tangents: in the latter the
-        NTK depends on the widths of the finite network, and the network's parameters
-        carry the scales `W_std` and `b_std`.
-      s: for "standard": the factors by which the widths of the input and of the output
-        are multiplied in the finite network.
+      out_dim: the width of the finite network; in the "ntk" parameterization the
+        kernels of infinite width do not depend on it.
+      W_std: the standard deviation of the weights, >= 0.
+      b_std: the standard deviation of the biases, >= 0; None for no biases.
+      parameterization: "ntk" or "standard". In the latter the NTK depends on the
+        widths of the finite network, whose parameters carry the scales `W_std` and
+        `b_std`.
+      s: with "standard", two factors >= 1 that multiply the widths of the input and of
+        the output in the finite network.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: `out_dim` or `s` are not integers, or a deviation is not a number.
+      ValueError: an argument is out of range; `s` is given with "ntk"; `b_std` is 0
+        with "standard".
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.Dense(512, W_std=1.4, b_std=0.1)
+    stax.Dense(512, W_std=1.4, b_std=0.1)
 
     Source: Sohl-Dickstein et al., arXiv 2001.07301, for "standard".
     """
@@ -42,8 +44,5 @@ class Dense(Layer):
     s: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        set_field(self, "out_dim", positive_int(self, "out_dim", self.out_dim))
-        set_field(self, "W_std", scale(self, "W_std", self.W_std))
-        if self.b_std is not None:
-            set_field(self, "b_std", scale(self, "b_std", self.b_std))
-        set_parameterization(self)
+        set_sizes(self, "out_dim")
+        set_weights(self)

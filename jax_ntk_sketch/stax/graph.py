@@ -1,45 +1,53 @@
 """Layers over the edges of a graph."""
 
 import dataclasses
-from typing import Any
 
-from jax_ntk_sketch.stax.base import Layer, axis_number, set_axes, set_field
+from jax_ntk_sketch._checks import check_choice, check_flag, set_checked
+from jax_ntk_sketch.stax.base import Layer, check_axis, set_axes
 
 __all__ = ["Aggregate"]
-
-_IMPLEMENTATIONS = ("DENSE", "SPARSE")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Aggregate(Layer):
     r"""The sum over the edges that end in each node, :math:`y_j = \sum_i w_{ij} x_i`.
 
-    Examples are graphs `(n, nodes, channels)`, fewer nodes filled up with zeros; the
-    edges are an input of their own, `fmap.apply(params, x, pattern=pattern)`:
+    Inputs (n, nodes, c) are graphs, those with fewer nodes padded with zeros; outputs
+    have the same shape. The edges are an input of their own, given as
+    `fmap.apply(params, x, pattern=pattern)`:
 
-    * "DENSE": `pattern` `(n, nodes, nodes)`, its entry i, j the weight of the edge
-      from i to j, 0 for none. Cost: the square of the nodes.
-    * "SPARSE": integers `(n, edges, 2)`, the nodes from which and to which each edge
-      goes; a negative number marks an edge that is padding. Equal edges count as often
-      as they are there. Also `(edges, weights)` with weights `(n, edges)`, which
-      Neural Tangents does not know. Cost: the edges.
+    * With "DENSE", `pattern` is `(n, nodes, nodes)`. Entry i, j is the weight of the
+      edge from i to j, and 0 if there is none.
+    * With "SPARSE", `pattern` holds integers `(n, edges, 2)`: the node where each edge
+      begins and the node where it ends. An edge with a negative number is padding. An
+      edge that is repeated counts again. A pair `(edges, weights)` with weights
+      `(n, edges)` is accepted too; Neural Tangents does not have it.
 
-    Undirected edges are there in both directions. Where `aggregate_axis` are K axes,
-    nodes are K indices: `(n, *sizes, *sizes)`, or `(n, edges, K, 2)`.
+    An undirected edge is given in both directions. If `aggregate_axis` has K axes, a
+    node is named by K indices, and patterns are `(n, *sizes, *sizes)` or
+    `(n, edges, K, 2)`.
 
     Args:
-      aggregate_axis: the axis or axes of the nodes, counted with the batch axis; None
-        for all but batch and channels.
-      batch_axis: 0.
+      aggregate_axis: the axis or the axes of the nodes, counted with the batch axis;
+        None for all but batch and channels.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
-      to_dense: None; Neural Tangents' function that decodes patterns would be no data.
+      to_dense: must be None. Functions that decode patterns are not supported.
       implementation: "DENSE" or "SPARSE".
-      signed: whether weights may be negative. Where they may not, as for sums and
-        averages over neighbours, features are better, and negative ones are refused
-        (under `jit` they make features NaN). Not known to Neural Tangents.
+      signed: whether weights may be negative. Features are more accurate if they may
+        not. Negative weights then raise, or give NaN features under `jit`. Neural
+        Tangents does not have this argument.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: an axis is not an integer, or `signed` not a bool.
+      ValueError: an axis is the batch axis; `batch_axis` is not 0; `to_dense` is given;
+        `implementation` is unknown.
+
+    Cost: linear in the square of the nodes ("DENSE") or in the edges ("SPARSE").
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.Aggregate(), stax.Dense(64), stax.Relu(), stax.GlobalSumPool())
+    stax.serial(stax.Aggregate(), stax.Dense(64), stax.Relu(), stax.GlobalSumPool())
 
     Source: Du et al., arXiv 1905.13192.
     """
@@ -52,27 +60,21 @@ class Aggregate(Layer):
     signed: bool = False
 
     def __post_init__(self) -> None:
-        axes: Any = self.aggregate_axis
-        if isinstance(axes, tuple | list):
-            axes = tuple(axis_number(self, "aggregate_axis", axis) for axis in axes)
-            if not axes:
-                raise ValueError(
-                    "Aggregate: aggregate_axis must name at least one axis"
-                )
-        elif axes is not None:
-            axes = axis_number(self, "aggregate_axis", axes)
-        set_field(self, "aggregate_axis", axes)
+        set_checked(self, check_axes, "aggregate_axis")
         set_axes(self)
         if self.to_dense is not None:
             raise ValueError(
-                "Aggregate: to_dense must be None, a function is no data; give apply "
-                'the dense pattern, or implementation="SPARSE" a list of edges'
+                f"Aggregate: to_dense must be None, got {self.to_dense!r}; give apply "
+                'the dense pattern, or use implementation="SPARSE" and a list of edges'
             )
-        if self.implementation not in _IMPLEMENTATIONS:
-            raise ValueError(
-                "Aggregate: implementation must be "
-                f"{' or '.join(map(repr, _IMPLEMENTATIONS))}, got "
-                f"{self.implementation!r}"
-            )
-        if not isinstance(self.signed, bool):
-            raise TypeError(f"Aggregate: signed must be a bool, got {self.signed!r}")
+        set_checked(self, check_choice, "implementation", choices=("DENSE", "SPARSE"))
+        set_checked(self, check_flag, "signed")
+
+
+def check_axes(owner: str, name: str, value: object) -> int | tuple[int, ...]:
+    """Return an axis, or a tuple of axes, other than the batch axis."""
+    if not isinstance(value, tuple | list):
+        return check_axis(owner, name, value)
+    if not value:
+        raise ValueError(f"{owner}: {name} must have at least one axis, got {value!r}")
+    return tuple(check_axis(owner, name, axis) for axis in value)

@@ -1,65 +1,65 @@
 """`LayerNorm` and `Dropout`."""
 
 import dataclasses
-from collections.abc import Iterable
 
-from jax_ntk_sketch.stax.base import (
-    Layer,
-    axis_number,
-    scale,
-    set_field,
-)
+from jax_ntk_sketch._checks import check_choice, check_number, set_checked
+from jax_ntk_sketch.stax.base import Layer, set_axes, set_field
+from jax_ntk_sketch.stax.graph import check_axes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dropout(Layer):
-    """Each number is kept with probability `rate`, and divided by it.
+    """Numbers that are kept with probability `rate` and divided by it, else 0.
 
-    In "train" mode the kernels are those between two *different* draws of what is
-    dropped, for an example and itself too (there Neural Tangents' are larger, by
-    1 / rate, as are those of "exact").
+    Inputs of any shape (n, ..., c) keep it. In "train" mode, kernels are those between
+    two *different* draws, also for an example and itself. There Neural Tangents has the
+    kernel of one draw, which is larger by 1 / rate, and so has method "exact".
 
     Args:
       rate: the probability to *keep* a number, 0 < rate <= 1.
-      mode: "train", or "test": the identity.
+      mode: "train", or "test" for the identity.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: `rate` is not a number.
+      ValueError: `rate` is out of range, or `mode` is unknown.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.Dense(64), stax.Relu(), stax.Dropout(0.9), stax.Dense(1))
+    stax.serial(stax.Dense(64), stax.Relu(), stax.Dropout(0.9), stax.Dense(1))
     """
 
     rate: float
     mode: str = "train"
 
     def __post_init__(self) -> None:
-        set_field(self, "rate", scale(self, "rate", self.rate))
-        if not 0 < self.rate <= 1:
-            raise ValueError(
-                "Dropout: rate is the probability to keep a number, 0 < rate <= 1, "
-                f"got {self.rate!r}"
-            )
-        if self.mode not in ("train", "test"):
-            raise ValueError(
-                f'Dropout: mode must be "train" or "test", got {self.mode!r}'
-            )
+        set_checked(self, check_number, "rate", above=0, most=1)
+        set_checked(self, check_choice, "mode", choices=("train", "test"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LayerNorm(Layer):
-    r"""Normalisation over the channels, without learned parameters.
+    r"""Inputs divided by :math:`\sqrt{\mathrm{variance} + \mathrm{eps}}`.
 
-    It must follow a linear layer: only there is its infinite-width limit the
-    division by :math:`\sqrt{\mathrm{variance} + \mathrm{eps}}`.
+    Inputs (n, ..., c) keep their shape. There are no learned parameters. The layer must
+    follow a linear layer, where the variance of infinitely many channels is known.
 
     Args:
-      axis: what the variance is taken over, counted with the batch axis: the channel
-        axis (-1, or 1 for channels first), or a tuple of it and spatial axes.
-      eps: added to the variance, > 0.
-      batch_axis: 0.
-      channel_axis: where the channels are, if `axis` is a tuple; an integer `axis` is
-        that of the channels.
+      axis: the axes that the variance is taken over, counted with the batch axis: the
+        axis of the channels (-1, or 1 for channels first), or a tuple of it and spatial
+        axes.
+      eps: a number > 0 that is added to the variance.
+      batch_axis: must be 0.
+      channel_axis: the axis of the channels if `axis` is a tuple; an integer `axis` is
+        the axis of the channels.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: an axis is not an integer, or `eps` is not a number.
+      ValueError: an axis is the batch axis; `axis` is empty; `axis` and `channel_axis`
+        differ; `eps` is not positive; `batch_axis` is not 0.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.Dense(64), stax.LayerNorm(), stax.Relu(), stax.Dense(1))
+    stax.serial(stax.Dense(64), stax.LayerNorm(), stax.Relu(), stax.Dense(1))
     """
 
     axis: int | tuple[int, ...] = -1
@@ -68,24 +68,14 @@ class LayerNorm(Layer):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        axis = self.axis
-        if isinstance(axis, Iterable) and not isinstance(axis, str):
-            axis = tuple(axis_number(self, "axis", one) for one in axis)
-            if not axis:
-                raise ValueError("LayerNorm: axis must hold the channel axis, got ()")
-            channels = axis_number(self, "channel_axis", self.channel_axis)
-        else:
-            axis = channels = axis_number(self, "axis", axis)
-            if self.channel_axis not in (-1, axis):
+        set_checked(self, check_axes, "axis")
+        set_axes(self)
+        if isinstance(self.axis, int):
+            if self.channel_axis not in (-1, self.axis):
                 raise ValueError(
-                    "LayerNorm: an integer axis is that of the channels, got "
-                    f"axis={axis}, channel_axis={self.channel_axis}; give a tuple of "
-                    "both"
+                    "LayerNorm: an integer axis must be the axis of the channels, got "
+                    f"axis={self.axis} and channel_axis={self.channel_axis}; give a "
+                    "tuple of both"
                 )
-        set_field(self, "axis", axis)
-        set_field(self, "channel_axis", channels)
-        if self.batch_axis != 0:
-            raise ValueError(f"LayerNorm: batch_axis must be 0, got {self.batch_axis}")
-        set_field(self, "eps", scale(self, "eps", self.eps))
-        if self.eps == 0:
-            raise ValueError("LayerNorm: eps must be positive, got 0")
+            set_field(self, "channel_axis", self.axis)
+        set_checked(self, check_number, "eps", above=0)

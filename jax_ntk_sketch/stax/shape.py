@@ -1,24 +1,19 @@
-"""Layers that move, join or select positions: `Flatten`, `Index`, `ImageResize`."""
+"""Layers that move, join or select positions, and the identity."""
 
 import dataclasses
-import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from jax_ntk_sketch.stax.base import (
-    Layer,
-    positive_int,
-    set_axes,
-    set_field,
-)
+from jax_ntk_sketch._checks import check_flag, check_integer, check_size, set_checked
+from jax_ntk_sketch.stax.base import Layer, set_axes, set_field
 
+# An entry of an index as NumPy has it, and as a record keeps it: "...",
+# "start:stop:step" or an integer. Slices cannot be hashed in Python 3.11.
+_Entry: TypeAlias = Any
+_Kept: TypeAlias = str | int
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Identity(Layer):
-    """The layer that changes nothing."""
-
-
+# Names of `jax.image.resize`, and one name for each method.
 _RESIZES = {
     "nearest": "nearest",
     "linear": "linear",
@@ -35,21 +30,53 @@ _PRECISIONS = ("default", "high", "highest")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Identity(Layer):
+    """The layer that changes nothing, for inputs of any shape.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.parallel(stax.Dense(8), stax.Identity())
+    stax.parallel(stax.Dense(8), stax.Identity())
+    """
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flatten(Layer):
+    """All spatial axes and the channels as one axis of channels.
+
+    Inputs (n, *spatial, c) have outputs (n, d), with d the product of all sizes. The
+    kernel is the mean over positions.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(10))
+    stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(10))
+    """
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class ImageResize(Layer):
-    """`jax.image.resize` of the spatial axes.
+    """The function `jax.image.resize` on the spatial axes.
+
+    Inputs (n, *spatial, c) have outputs (n, *sizes, c), with the sizes that `shape`
+    states.
 
     Args:
-      shape: of the output, an integer for each axis, batch and channels included: -1
-        for an axis that stays, as those two must.
-      method: "nearest", "linear"; "cubic", "lanczos3" and "lanczos5" have features but
-        no exact kernel in Neural Tangents.
+      shape: the shape of the output, an integer for each axis, batch and channels
+        included. Axes of size -1 are not resized, as batch and channels must not be.
+      method: "nearest", "linear", "cubic", "lanczos3" or "lanczos5". Neural Tangents
+        has no exact kernel for the last three.
       antialias: whether to smooth where an image gets smaller.
       precision: "highest", "high", "default", or a `jax.lax.Precision`.
-      batch_axis: 0.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: `shape` is not a sequence of integers, or `antialias` not a bool.
+      ValueError: `shape` resizes the batch or the channels, or has no spatial axis;
+        `method` or `precision` is unknown; `batch_axis` is not 0.
+
+    >>> from jax_ntk_sketch import stax
+    >>> stax.ImageResize((-1, 8, 8, -1), "bilinear")
+    stax.ImageResize((-1, 8, 8, -1), 'linear')
     """
 
     shape: tuple[int, ...]
@@ -63,60 +90,61 @@ class ImageResize(Layer):
         set_axes(self)
         if isinstance(self.shape, str) or not hasattr(self.shape, "__iter__"):
             raise TypeError(
-                "ImageResize: shape must be an integer for each axis, such as "
-                f"(-1, 8, 8, -1), got {self.shape!r}"
+                "ImageResize: shape must be a sequence with an integer for each axis, "
+                f"such as (-1, 8, 8, -1), got {self.shape!r}"
             )
         shape = tuple(
-            size if isinstance(size, int) and size == -1
-            # The name of the axis is the argument's.
-            else positive_int(self, "shape", size)
+            -1 if size == -1 else check_size("ImageResize", "shape", size)
             for size in self.shape
-        )  # fmt: skip
+        )
         set_field(self, "shape", shape)
         kept = {0, self.channel_axis % max(len(shape), 1)}
         if len(shape) < 3 or any(shape[axis] != -1 for axis in kept):
             raise ValueError(
                 "ImageResize: shape must have -1 for the batch and for the channels, "
-                f"and an entry for every spatial axis, got {shape}"
+                f"and an entry for each spatial axis, got {shape}"
             )
         method = getattr(self.method, "name", self.method)
         name = method.lower() if isinstance(method, str) else None
         if name not in _RESIZES:
             raise ValueError(
-                f"ImageResize: method must be one of {', '.join(_RESIZES)}, got "
-                f"{self.method!r}"
+                f"ImageResize: method must be one of {', '.join(map(repr, _RESIZES))}, "
+                f"got {self.method!r}"
             )
         set_field(self, "method", _RESIZES[name])
-        if not isinstance(self.antialias, bool):
-            raise TypeError(
-                f"ImageResize: antialias must be a bool, got {self.antialias!r}"
-            )
-        set_field(self, "precision", _precision(self))
+        set_checked(self, check_flag, "antialias")
+        set_checked(self, _check_precision, "precision")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DotGeneral(Layer):
-    """`jax.lax.dot_general` of the spatial axes with an array that is not trained.
+    """The function `jax.lax.dot_general` of the spatial axes with a fixed array.
 
-    Exact on features. The array is kept as nested tuples, so that networks can be
-    compared and saved; give large ones to `Aggregate` as its pattern instead.
+    Inputs (n, *spatial, c) have outputs (n, *positions, c), with the positions that
+    `dimension_numbers` state. The array is kept as nested tuples, so that networks can
+    be compared and saved. Give a large array to `Aggregate` as its pattern instead.
 
     Args:
-      lhs, rhs: an array or a number, the left or the right factor, the input being the
-        other; at most one of them. With neither, the layer is the identity.
+      lhs, rhs: an array or a number, as the left or the right factor; the input is the
+        other factor. At most one of them; without one the layer is the identity.
       dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`
-        as of `jax.lax.dot_general`, axes of the input counted with the batch axis.
-        Examples must stay first, and channels last (or on `channel_axis`).
+        as in `jax.lax.dot_general`. Axes of the input are counted with the batch axis.
+        The batch must stay on the first axis and the channels on `channel_axis`.
       precision: None, "default", "high", "highest", or a `jax.lax.Precision`.
-      batch_axis: 0.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: `lhs` or `rhs` is not an array of numbers.
+      ValueError: both are given; an entry is not finite; `dimension_numbers` have
+        another form; `precision` is unknown; `batch_axis` is not 0.
 
-    The second of two time series subtracted from the first, (n, 2, t, c) to (n, t, c):
+    The second of two time series is subtracted from the first one here, which takes
+    (n, 2, t, c) to (n, t, c):
 
-    >>> DotGeneral(rhs=(1.0, -1.0), dimension_numbers=(((1,), (0,)), ((), ()))).rhs
+    >>> from jax_ntk_sketch import stax
+    >>> numbers = (((1,), (0,)), ((), ()))
+    >>> stax.DotGeneral(rhs=(1.0, -1.0), dimension_numbers=numbers).rhs
     (1.0, -1.0)
     """
 
@@ -128,45 +156,27 @@ class DotGeneral(Layer):
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
-        for name in ("lhs", "rhs"):
-            set_field(self, name, _nested(name, getattr(self, name)))
+        set_checked(self, _check_array, "lhs", "rhs")
         if self.lhs is not None and self.rhs is not None:
             raise ValueError(
-                "DotGeneral: give lhs or rhs, not both; the other factor is the input"
+                "DotGeneral: lhs and rhs must not both be given; the other factor is "
+                "the input"
             )
-        try:
-            contracting, batch = self.dimension_numbers
-            pairs = [
-                tuple(tuple(map(operator.index, axes)) for axes in pair)
-                for pair in (contracting, batch)
-            ]
-        except (TypeError, ValueError):
-            pairs = []
-        axes = [axis for pair in pairs for side in pair for axis in side]
-        if [len(pair) for pair in pairs] != [2, 2] or min(axes, default=0) < 0:
-            raise ValueError(
-                "DotGeneral: dimension_numbers must be ((lhs_contracting, "
-                "rhs_contracting), (lhs_batch, rhs_batch)), axes from 0, got "
-                f"{self.dimension_numbers!r}"
-            )
-        set_field(self, "dimension_numbers", tuple(pairs))
-        if self.precision is not None:
-            set_field(self, "precision", _precision(self))
+        set_checked(self, _check_dimension_numbers, "dimension_numbers")
+        set_checked(self, _check_precision, "precision")
         set_axes(self)
 
 
-def _nested(name: str, value: Any) -> Any:
-    """An array as nested tuples of numbers."""
-    if value is None:
-        return None
+def _check_array(owner: str, name: str, value: Any) -> Any:
+    """Return an array as nested tuples of numbers."""
     try:
         array = np.asarray(value, float)
     except (TypeError, ValueError):
         raise TypeError(
-            f"DotGeneral: {name} must be an array of numbers or a number, got {value!r}"
+            f"{owner}: {name} must be an array of numbers or a number, got {value!r}"
         ) from None
     if not np.isfinite(array).all():
-        raise ValueError(f"DotGeneral: {name} must be finite, got {value!r}")
+        raise ValueError(f"{owner}: {name} must be finite, got {value!r}")
 
     def tuples(item: Any) -> Any:
         return tuple(map(tuples, item)) if isinstance(item, list) else item
@@ -174,10 +184,42 @@ def _nested(name: str, value: Any) -> Any:
     return tuples(array.tolist())
 
 
-class _Slice:
-    """`Slice[:, 1:3]` are the indices `Index` takes."""
+def _check_dimension_numbers(owner: str, name: str, value: Any) -> Any:
+    """Return the numbers of the axes as tuples of `int`."""
+    try:
+        contracting, batch = value
+        pairs = tuple(
+            tuple(
+                tuple(check_size(owner, name, axis, 0) for axis in axes) for axes in p
+            )
+            for p in (contracting, batch)
+        )
+    except (TypeError, ValueError):
+        pairs = ()
+    if [len(pair) for pair in pairs] != [2, 2]:
+        raise ValueError(
+            f"{owner}: {name} must be ((lhs_contracting, rhs_contracting), (lhs_batch, "
+            f"rhs_batch)), with axes from 0, got {value!r}"
+        )
+    return pairs
 
-    def __getitem__(self, index: Any) -> Any:
+
+def _check_precision(owner: str, name: str, value: Any) -> str:
+    """Return the name of a precision."""
+    precision = getattr(value, "name", value)
+    precision = precision.lower() if isinstance(precision, str) else None
+    if precision not in _PRECISIONS:
+        raise ValueError(
+            f"{owner}: {name} must be one of {', '.join(map(repr, _PRECISIONS))}, got "
+            f"{value!r}"
+        )
+    return precision
+
+
+class _Slice:
+    """The object whose `Slice[:, 1:3]` is the index that `Index` takes."""
+
+    def __getitem__(self, index: _Entry) -> _Entry:
         return index
 
     def __repr__(self) -> str:
@@ -189,18 +231,24 @@ Slice = _Slice()
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Index(Layer):
-    """Indexing of the spatial axes, `x[idx]`, as of NumPy.
+    """The index `x[idx]` of NumPy on the spatial axes.
+
+    Inputs (n, *spatial, c) have outputs (n, *positions, c). An integer removes its
+    axis.
 
     Args:
-      idx: what is between the brackets, written `stax.Slice[:, ::2, 1]`: slices, `...`
-        and integers, which remove an axis. `:` (or `...`) for batch and channels.
-      batch_axis: 0.
+      idx: slices, integers and `...`, written `stax.Slice[:, ::2, 1]`. The entries of
+        batch and channels must be `:`, or be left to `...`.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range, named.
+      TypeError: an entry of `idx` is neither a slice, nor an integer, nor `...`.
+      ValueError: `idx` selects examples, has two `...` or a slice with step 0;
+        `batch_axis` is not 0.
 
-    >>> Index(Slice[:, ::2, -1])
+    >>> from jax_ntk_sketch import stax
+    >>> stax.Index(stax.Slice[:, ::2, -1])
     stax.Index(stax.Slice[:, ::2, -1])
     """
 
@@ -210,82 +258,69 @@ class Index(Layer):
 
     def __post_init__(self) -> None:
         set_axes(self)
-        # Slices cannot be hashed in Python 3.11, nor written as JSON: their text can.
-        items = self.idx if isinstance(self.idx, tuple) else (self.idx,)
-        idx = tuple(_item(item) for item in items)
+        entries = self.idx if isinstance(self.idx, tuple) else (self.idx,)
+        idx = tuple(map(_kept_entry, entries))
         if idx.count("...") > 1:
-            raise ValueError("Index: idx must have one ... at most")
+            raise ValueError(f"Index: idx must have one ... at most, got {_text(idx)}")
         if idx and idx[0] not in (":", "..."):
             raise ValueError(
-                "Index: idx must begin with : or ..., the batch; index the examples "
-                f"themselves; got {_text(idx)}"
+                "Index: idx must begin with : or ..., for the batch, got "
+                f"{_text(idx)}; select examples before the network"
             )
         set_field(self, "idx", idx)
 
     def __repr__(self) -> str:
         axis = self.channel_axis
-        more = f", channel_axis={axis}" if axis != -1 else ""
-        return f"stax.Index(stax.Slice[{_text(self.idx)}]{more})"
+        arguments = f", channel_axis={axis}" if axis != -1 else ""
+        return f"stax.Index(stax.Slice[{_text(self.idx)}]{arguments})"
 
     @property
-    def slices(self) -> tuple[Any, ...]:
-        """What NumPy takes."""
-        return tuple(map(_parsed, self.idx))
+    def slices(self) -> tuple[_Entry, ...]:
+        """The index that NumPy takes."""
+        return tuple(map(_entry, self.idx))
 
 
-def _item(item: Any) -> str | int:
-    """An index as it is kept: "...", "start:stop:step" or an integer."""
-    if item is Ellipsis:
+def _kept_entry(entry: _Entry) -> _Kept:
+    """Return an entry as the record keeps it."""
+    if entry is Ellipsis:
         return "..."
-    if isinstance(item, str):
+    if isinstance(entry, str):
         try:
-            item = _parsed(item)
+            entry = _entry(entry)
         except ValueError:
-            raise ValueError(f"Index: idx has the unknown entry {item!r}") from None
-        return _item(item)
-    if isinstance(item, slice):
-        parts = [item.start, item.stop, item.step]
-        if parts[2] is not None and _integer(parts[2]) == 0:
-            raise ValueError("Index: a slice of idx has step 0")
-        texts = ["" if part is None else str(_integer(part)) for part in parts]
+            raise ValueError(
+                f"Index: idx must be made by stax.Slice[...], got the entry {entry!r}"
+            ) from None
+        return _kept_entry(entry)
+    if isinstance(entry, slice):
+        if entry.step is not None and _check_entry(entry.step) == 0:
+            raise ValueError(f"Index: idx must not have the step 0, got {entry!r}")
+        parts = (entry.start, entry.stop, entry.step)
+        texts = ["" if part is None else str(_check_entry(part)) for part in parts]
         return ":".join(texts if texts[2] else texts[:2])
-    return _integer(item)
+    return _check_entry(entry)
 
 
-def _parsed(item: str | int) -> Any:
-    if not isinstance(item, str):
-        return item
-    if item == "...":
-        return Ellipsis
-    if item.count(":") not in (1, 2):
-        raise ValueError(item)
-    return slice(*(int(part) if part else None for part in item.split(":")))
-
-
-def _precision(record: Any) -> str:
-    value: Any = getattr(record.precision, "name", record.precision)
-    value = value.lower() if isinstance(value, str) else None
-    if value not in _PRECISIONS:
-        raise ValueError(
-            f"{type(record).__name__}: precision must be one of "
-            f"{', '.join(_PRECISIONS)}, got {record.precision!r}"
-        )
-    return value
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+def _check_entry(value: object) -> int:
+    try:
+        return check_integer("Index", "idx", value)
+    except TypeError:
         raise TypeError(
-            "Index: idx must be made of slices, integers and ..., as "
-            f"stax.Slice[:, 1:3] makes it, got {value!r}"
-        )
-    return operator.index(value)
+            "Index: idx must be made of slices, integers and ..., as in "
+            f"stax.Slice[:, 1:3], got {value!r}"
+        ) from None
 
 
-def _text(idx: tuple[str | int, ...]) -> str:
+def _entry(kept: _Kept) -> _Entry:
+    """Return an entry as NumPy takes it."""
+    if not isinstance(kept, str):
+        return kept
+    if kept == "...":
+        return Ellipsis
+    if kept.count(":") not in (1, 2):
+        raise ValueError(kept)
+    return slice(*(int(part) if part else None for part in kept.split(":")))
+
+
+def _text(idx: tuple[_Kept, ...]) -> str:
     return ", ".join(map(str, idx)) + "," * (len(idx) == 1)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Flatten(Layer):
-    """All spatial axes and the channels as one axis of channels."""

@@ -1,13 +1,14 @@
-"""Layers of Neural Tangents that have no record here, and why."""
+"""Reasons for names of Neural Tangents that have no record here."""
 
 __all__ = ["REASONS"]
 
 REASONS = {
     "Kernel": (
-        "kernels between layers are features here; see jax_ntk_sketch.rules.Features"
+        "here features flow between layers, not kernels; see "
+        "jax_ntk_sketch.features.Features"
     ),
     "unmask_fn": (
-        "entries are not masked by a constant here; padded graphs have "
+        "entries are not masked by a constant; padded graphs are given as "
         "fmap.apply(params, x, pattern=..., mask=...)"
     ),
 }
