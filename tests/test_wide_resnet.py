@@ -34,7 +34,7 @@ def test_exact_is_neural_tangents(dtype, arguments):
 
 
 def test_shape_of_the_finite_network():
-    """6 blocks_per_group + 4 layers: weights on the longest path, and the two shortcuts."""
+    """6 blocks_per_group + 4 layers have weights, and the two shortcuts."""
     net = jns.recipes.wide_resnet(2, 3, out_dim=7)
     shapes = []
 
@@ -72,5 +72,5 @@ def test_columns_of_a_full_size(method):
 
 @pytest.mark.parametrize("arguments", [(0,), (True,), (2, 1.5), (2, 0)])
 def test_mistakes(arguments):
-    with pytest.raises((TypeError, ValueError), match="must be an integer.*, got"):
+    with pytest.raises((TypeError, ValueError), match=r"must be an integer.*, got"):
         jns.recipes.wide_resnet(*arguments)
