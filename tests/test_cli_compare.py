@@ -9,7 +9,6 @@ from cli_files import check_mistake, run, write_files
 
 from jax_ntk_sketch import data, recipes, stax
 from jax_ntk_sketch.cli import compare, regression
-from jax_ntk_sketch.cli.options import UsageError
 from jax_ntk_sketch.cli.targets import Targets, error_of
 
 TINY = ["--num-train", "80", "--num-test", "40", "--num-compare", "30", "--depth", "1"]
@@ -232,7 +231,7 @@ def test_penalties_are_chosen_on_held_out_rows():
     scale = np.diag(K).mean()
     assert task.on_kernel(K, cross)[1] == pytest.approx(1e-6 * scale)
     task = regression.Regression(toy("regression"), [1.0], seed=0)
-    with pytest.raises(UsageError, match="--reg: the kernel plus each penalty is sing"):
+    with pytest.raises(np.linalg.LinAlgError, match="plus each penalty is singular"):
         task.on_kernel(-K, cross)
 
 
@@ -294,6 +293,7 @@ def test_rows_and_exact_regression(tmp_path, shape, rows, argv, expected):
         ("--method one_pass --bias-std 1 --depth 2", "one_pass"),
         ("--network resnet", "invalid choice: 'resnet'"),
         ("--network cntk --standardize-columns", "is for --network fc"),
+        ("--reg 1e-30 1e-29", "--reg: "),
         ("--max-memory 1e-9", "give a smaller --num-train or --num-features"),
         ("--output text.txt", "cannot write in text.txt"),
     ],

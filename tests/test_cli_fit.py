@@ -1,5 +1,6 @@
 """`fit` on the command line: end to end, interrupted, and with mistakes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from cli_files import SMALL, check_mistake, fitted, run, weights, write_files
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch.cli import inputs, main, report
+from jax_ntk_sketch.cli.options import APPROXIMATIONS
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def test_help_names_every_method_once(capsys, command):
     for option in ("--data", "--targets", "--target-column", "--seed", "--output"):
         assert option in printed
     if command != "predict":
-        lists = re.findall(r"\{auto,[^}]*\}", printed)
-        assert lists and all(text.count("auto") == 1 for text in lists)
+        (methods,) = re.findall(r"(auto, \S+[^;]*);", printed)
+        assert sorted(re.split(r",\s+", methods)) == sorted(APPROXIMATIONS)
 
 
 def test_interrupted_is_one_line_and_130(monkeypatch, capsys):
@@ -386,14 +388,18 @@ def test_a_bug_keeps_its_traceback(files, tmp_path, monkeypatch):
 
 def test_planned_memory_grows_as_stated(files):
     args = options()
-    fmap = jns.feature_map(jns.stax.serial(jns.stax.Dense(1)), num_features=4000)
+    net = jns.stax.serial(jns.stax.Dense(1), jns.stax.Relu(), jns.stax.Dense(1))
+    fmap = jns.feature_map(net, num_features=4000, method="one_pass")
     steps = inputs.Inputs((6,))
-    targets = jns.cli.fit.Targets.of(np.arange(90) % 3, "classification")
+    targets = jns.cli.fit.Targets.of(np.arange(9000) % 3, "classification")
     needed = jns.cli.fit._bytes_needed(fmap, steps, targets, args)
     assert 32 * 4000**2 < needed < 40 * 4000**2
     args.folds = 5
     folds = jns.cli.fit._bytes_needed(fmap, steps, targets, args)
     assert folds > needed + 4 * 8 * 4000**2
+    fmap = dataclasses.replace(fmap, method=jns.methods.Nystrom())
+    with_sample = jns.cli.fit._bytes_needed(fmap, steps, targets, options())
+    assert with_sample > needed  # 12000 landmarks and their inverse root
 
 
 def test_seed_and_kernel_reach_the_features(files, tmp_path):

@@ -52,17 +52,14 @@ _PAIR_BYTES, _BLOCK_BYTES, _PIXEL_PAIRS = 24, 2**28, 2**28
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    options.add_data_options(parser, default="digits")
+    rows = "if not given 4000, and 2000 test rows, or 200 each of images like digits"
+    options.add_data_options(parser, default="digits", rows=rows)
     options.add_network_options(parser)
     count = options.at_least(1)
     add = parser.add_argument_group("features").add_argument
-    add(
-        "--method",
-        nargs="+",
-        choices=options.APPROXIMATIONS,
-        help="methods to compare; if not given, for fc all that suit the network, and "
-        f"for image networks {' and '.join(_METHODS['images'])}",
-    )
+    what = "if not given, all but auto that suit fc, and for image networks "
+    what += " and ".join(_METHODS["images"])
+    options.add_method_option(add, None, "+", what)
     add(
         "--num-features",
         nargs="+",
@@ -140,14 +137,17 @@ def run(args: argparse.Namespace) -> None:
         notes.append("Exact regression is left out; --exact computes it.")
     heading = f"{report.describe(data)}\n\nNetwork: `{net!r}`."
     print(heading, *notes, sep="\n\n", flush=True)
-    with _few_threads(len(x)):
-        task, found = _with_exact(task, kernel, exact, show)
-        keys = jax.random.split(jax.random.key(args.seed), (len(maps), args.num_seeds))
-        pairs = list(zip(maps, keys, strict=True))
-        compared = [
-            _evaluate(*named, map_keys, task)
-            for named, map_keys in progress(pairs, "feature maps", enabled=show)
-        ]
+    keys = jax.random.split(jax.random.key(args.seed), (len(maps), args.num_seeds))
+    pairs = list(zip(maps, keys, strict=True))
+    try:
+        with _few_threads(len(x)):
+            task, found = _with_exact(task, kernel, exact, show)
+            compared = [
+                _evaluate(*named, map_keys, task)
+                for named, map_keys in progress(pairs, "feature maps", enabled=show)
+            ]
+    except np.linalg.LinAlgError as error:
+        raise options.UsageError(f"--reg: {error}") from error
     content = {
         **report.summary(data, args),
         "network": json.loads(stax.to_json(net)),

@@ -22,7 +22,7 @@ from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import training_data
-from jax_ntk_sketch.cli.inputs import Inputs, Prepared
+from jax_ntk_sketch.cli.inputs import Inputs, Prepared, num_candidates
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
@@ -41,7 +41,7 @@ _COARSE = 1e-2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    options.add_data_options(parser, default=None)
+    options.add_data_options(parser, default=None, rows="if not given, all")
     nonfinite = "name examples that are NaN or infinite, or leave them out"
     parser.add_argument(
         "--nonfinite", choices=("raise", "skip"), default="raise", help=nonfinite
@@ -51,12 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("features").add_argument
     size = "number of features; the sums take 8 M² bytes, the solve 24 M²"
     add("--num-features", type=count, default=4096, metavar="M", help=size)
-    add(
-        "--method",
-        choices=options.APPROXIMATIONS,
-        default="variance_reduced",
-        help="how the kernel is approximated",
-    )
+    what = "how the kernel is approximated"
+    options.add_method_option(add, "variance_reduced", None, what)
     add(
         "--objective",
         choices=("kernel", "regression"),
@@ -216,16 +212,21 @@ def _bytes_needed(
 
     With m features, t targets and k folds the sums take 8 (m + t + 1)² max(1, k)
     bytes. Beside them lie a batch and its products, and later the system that is
-    solved.
+    solved. A map that learns from data takes its memory before.
     """
     m, t, size = fmap.num_features, targets.num_targets, args.batch_size
     square = (m + t + 1) ** 2
     plan = fmap.plan(inputs.shape, batch_size=min(size, 128))
+    learn = 0
+    if fmap.method.needs_sample:
+        sample = (min(len(targets.y), num_candidates(fmap)), *inputs.shape)
+        learn = fmap.plan(jax.ShapeDtypeStruct(sample, np.float32)).fit_bytes
     batch = 4 * size * (math.prod(inputs.shape) + 3 * m) + plan.peak_bytes
     merged = 16 * square if args.folds else 0
     weights = 32 * m * t * len(args.reg or _POWERS)
     solve = 24 * m**2 + merged + weights
-    return 8 * square * max(1, args.folds) + max(batch + 16 * square, solve)
+    sums = 8 * square * max(1, args.folds)
+    return max(learn, sums + max(batch + 16 * square, solve))
 
 
 def _fit(

@@ -208,7 +208,12 @@ class Prepared:
         """Return what `init` takes: a shape, or a sample for a map that learns."""
         if not fmap.method.needs_sample:
             return self.shape[1:]
-        return self.spaced(max(_CANDIDATES, 2 * fmap.num_features))
+        return self.spaced(num_candidates(fmap))
+
+
+def num_candidates(fmap: FeatureMap) -> int:
+    """Return how many examples a map that learns is shown, where there are so many."""
+    return max(_CANDIDATES, 2 * fmap.num_features)
 
 
 _standardize = jax.jit(preprocessing.standardize_examples)

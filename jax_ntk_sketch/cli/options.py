@@ -94,14 +94,15 @@ def positive(text: str) -> float:
 
 
 def add_data_options(
-    parser: argparse.ArgumentParser, *, default: str | None, training: bool = True
+    parser: argparse.ArgumentParser, *, default: str | None, rows: str | None
 ) -> None:
     """Add the options that name data.
 
     Args:
       parser: the parser of a command.
       default: the default of --data; without one the option is required.
-      training: whether the data have a training part and a test part.
+      rows: how many training and test rows are used by default; None if the data have
+        no such parts.
     """
     add = parser.add_argument_group("data").add_argument
     add(
@@ -116,7 +117,7 @@ def add_data_options(
     add("--targets", metavar="NPY", help="with an .npy file: targets (n,) or (n, t)")
     add("--target-column", metavar="COLUMN", help="name or index of a table's column")
     add("--seed", type=at_least(0), default=0, help="seed of every random choice")
-    if not training:
+    if rows is None:
         return
     add("--test-data", metavar="NPY", help="with an .npy file: examples to test on")
     add("--test-targets", metavar="NPY", help="targets of --test-data")
@@ -126,8 +127,25 @@ def add_data_options(
         help="if not given, text and up to 100 distinct integers are classes, and "
         "other targets are numbers",
     )
-    add("--num-train", metavar="N", type=at_least(10), help="most training rows")
-    add("--num-test", metavar="N", type=at_least(1), help="most test rows")
+    most = f"largest number of training rows; {rows}"
+    add("--num-train", metavar="N", type=at_least(10), help=most)
+    most = "largest number of test rows"
+    add("--num-test", metavar="N", type=at_least(1), help=most)
+
+
+def add_method_option(
+    add: Callable[..., object], default: str | None, nargs: str | None, help: str
+) -> None:
+    """Add --method to a group of options; `help` follows the names of the methods."""
+    help = f"{', '.join(APPROXIMATIONS)}; {help}"
+    add(
+        "--method",
+        nargs=nargs,
+        choices=APPROXIMATIONS,
+        default=default,
+        metavar="METHOD",
+        help=help,
+    )
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ SUMMARY = "Predict with a model that fit saved, and report the error if it is kn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--model", metavar="NPZ", required=True, help="saved by fit")
-    options.add_data_options(parser, default=None, training=False)
+    options.add_data_options(parser, default=None, rows=None)
     parser.add_argument(
         "--split",
         choices=("train", "test"),

@@ -8,7 +8,6 @@ import numpy as np
 import scipy.linalg
 
 from jax_ntk_sketch._progress import progress
-from jax_ntk_sketch.cli.options import UsageError
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.linear_model import fit_ridge
@@ -110,7 +109,7 @@ class Regression:
           Predictions of the test rows less their offset, (n_test, t), and the penalty.
 
         Raises:
-          UsageError: K plus the penalty is singular.
+          numpy.linalg.LinAlgError: K plus the penalty is singular.
 
         Cost: n³/3 operations per candidate, and memory of two more matrices like K.
         """
@@ -121,11 +120,11 @@ class Regression:
             y = self._codes[self._fit]
             losses = [self._loss(outer @ _solve(inner, value, y)) for value in regs]
             if np.isnan(losses).all():
-                raise UsageError("--reg: the kernel plus each penalty is singular")
+                raise np.linalg.LinAlgError("the kernel plus each penalty is singular")
             reg = regs[int(np.nanargmin(losses))]
         predictions = cross @ _solve(matrix, reg, self._codes)
         if np.isnan(predictions).any():
-            raise UsageError(f"--reg: the kernel plus penalty is singular at {reg:g}")
+            raise np.linalg.LinAlgError(f"the kernel plus {reg:g} is singular")
         return predictions, reg
 
     def on_features(
@@ -144,25 +143,23 @@ class Regression:
           As `on_kernel`.
 
         Raises:
-          UsageError: the penalty is too small for the precision of the features.
+          numpy.linalg.LinAlgError: a penalty is too small for the precision of the
+            features.
         """
         n, m = phi.shape
         if n < m:
             wide = phi.astype(np.float64)
             return self.on_kernel(wide @ wide.T, phi_test @ wide.T, reg)
         codes = self._codes.astype(phi.dtype)
-        try:
-            if reg is None:
-                scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean())
-                regs = self._candidates(scale)
-                models = fit_ridge(
-                    phi[self._fit], codes[self._fit], reg=regs, intercept=False
-                )
-                guesses = np.asarray(models.predict(phi[self._held]), np.float64)
-                reg = regs[int(np.argmin([self._loss(guess) for guess in guesses]))]
-            model = fit_ridge(phi, codes, reg=reg, intercept=False)
-        except np.linalg.LinAlgError as error:
-            raise UsageError(f"--reg: {error}") from error
+        if reg is None:
+            scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean())
+            regs = self._candidates(scale)
+            models = fit_ridge(
+                phi[self._fit], codes[self._fit], reg=regs, intercept=False
+            )
+            guesses = np.asarray(models.predict(phi[self._held]), np.float64)
+            reg = regs[int(np.argmin([self._loss(guess) for guess in guesses]))]
+        model = fit_ridge(phi, codes, reg=reg, intercept=False)
         return np.asarray(model.predict(phi_test), np.float64), reg
 
     def _candidates(self, scale: float) -> list[float]:
