@@ -1,4 +1,4 @@
-"""Datasets, NumPy archives, idx files and tables: what is read, and what is wrong."""
+"""Datasets, NumPy archives, idx files and tables, sound ones and faulty ones."""
 
 import gzip
 import struct
@@ -39,9 +39,9 @@ def test_digits_is_the_same_split_every_time():
     assert first.x_train.min() == 0 and first.x_train.max() == 1
     assert first.task == "classification" and first.pixels
     assert not np.array_equal(first.x_test, data.load_digits(seed=1).x_test)
-    grey = first.images()
-    np.testing.assert_array_equal(grey.x_test[..., 0], first.x_test)
-    assert grey.images() is grey
+    gray = first.images()
+    np.testing.assert_array_equal(gray.x_test[..., 0], first.x_test)
+    assert gray.images() is gray
 
 
 def test_digits_without_sklearn_says_what_to_install(monkeypatch):

@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_network_options(parser)
     count = options.at_least(1)
     add = parser.add_argument_group("features").add_argument
-    what = "if not given, all but auto that suit fc, and for image networks "
-    what += " and ".join(_METHODS["images"])
-    options.add_method_option(add, None, "+", what)
+    default = "if not given, all but auto that suit fc, and for image networks "
+    default += " and ".join(_METHODS["images"])
+    options.add_method_option(add, None, "+", default)
     add(
         "--num-features",
         nargs="+",
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Task(NamedTuple):
-    """What feature maps are compared on.
+    """The task and the rows that feature maps are compared on.
 
     Attributes:
       regression: the regression task.
@@ -259,12 +259,12 @@ def _exact_kernel(
 
 def _with_exact(
     task: _Task, kernel: ExactKernel | None, exact: bool, show: bool | None
-) -> tuple[_Task, dict[str, Any]]:
+) -> tuple[_Task, report.Json]:
     """Return the task with the exact kernel, and the errors of the references."""
     regression, x, x_test, rows = task[:4]
     plain = [np.c_[z.reshape(len(z), -1), np.ones(len(z))] for z in (x, x_test)]
     inputs_error = regression.error(regression.on_features(*plain)[0])
-    found: dict[str, Any] = {"inputs_error": inputs_error, "exact": None}
+    found: report.Json = {"inputs_error": inputs_error, "exact": None}
     if kernel is None:
         return task, found
     if not exact:
@@ -285,7 +285,7 @@ def _with_exact(
 
 def _evaluate(
     method: str, fmap: NetworkFeatureMap, keys: Key, task: _Task
-) -> tuple[dict[str, Any], Comparison | None]:
+) -> tuple[report.Json, Comparison | None]:
     """Return errors and times of one feature map, over a draw for each key."""
     regression, x, x_test = task[:3]
     example = Inputs(x.shape[1:]).prepare(x).example_for(fmap)

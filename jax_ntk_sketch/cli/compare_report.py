@@ -1,16 +1,15 @@
 """The report of `compare`, from its JSON: a table, Markdown and a plot."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from jax_ntk_sketch import validation
 from jax_ntk_sketch._units import format_bytes
-from jax_ntk_sketch.cli.report import markdown_table, strict_json
+from jax_ntk_sketch.cli.report import Json, markdown_table, strict_json
 from jax_ntk_sketch.validation.report import Comparison, Estimate
 
 
-def table(content: Mapping[str, Any]) -> str:
+def table(content: Json) -> str:
     """Return a Markdown table, references first."""
     header = [
         "method",
@@ -47,8 +46,8 @@ def table(content: Mapping[str, Any]) -> str:
     return markdown_table(header, lines)
 
 
-def legend(content: Mapping[str, Any]) -> str:
-    """Return what the columns of the table mean."""
+def legend(content: Json) -> str:
+    """Return the meaning of the columns of the table."""
     text = (
         f"Test error: {content['metric']} of ridge regression on the "
         f"{content['data']['num_test']} test rows, with a penalty chosen on held-out "
@@ -75,7 +74,7 @@ def legend(content: Mapping[str, Any]) -> str:
 
 
 def files(
-    content: Mapping[str, Any], heading: str, comparisons: Sequence[Comparison]
+    content: Json, heading: str, comparisons: Sequence[Comparison]
 ) -> dict[str, bytes | str]:
     """Return the files of the report, name to contents.
 
@@ -102,13 +101,11 @@ def files(
     return out | ({"report.png": plot} if plot else {})
 
 
-def _exact(content: Mapping[str, Any]) -> str:
+def _exact(content: Json) -> str:
     return f"exact {content['options']['kernel'].upper()}"
 
 
-def _plot(
-    content: Mapping[str, Any], comparisons: Sequence[Comparison]
-) -> bytes | None:
+def _plot(content: Json, comparisons: Sequence[Comparison]) -> bytes | None:
     """Return a PNG of errors against num_features; None without matplotlib."""
     try:
         from matplotlib.figure import Figure

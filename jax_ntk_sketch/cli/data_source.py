@@ -89,7 +89,7 @@ def examples_to_predict(
 
 
 def _is_npy(args: argparse.Namespace) -> bool:
-    """Return whether --data is an .npy file, and check what goes with it."""
+    """Return whether --data is an .npy file, and check the options beside it."""
     if pathlib.Path(args.data).suffix == ".npy":
         if args.target_column is not None:
             raise ValueError(

@@ -11,7 +11,6 @@ import math
 import pathlib
 import sys
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -51,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("features").add_argument
     size = "number of features; the sums take 8 M² bytes, the solve 24 M²"
     add("--num-features", type=count, default=4096, metavar="M", help=size)
-    what = "how the kernel is approximated"
-    options.add_method_option(add, "variance_reduced", None, what)
+    purpose = "approximation of the kernel"
+    options.add_method_option(add, "variance_reduced", None, purpose)
     add(
         "--objective",
         choices=("kernel", "regression"),
@@ -118,9 +117,9 @@ def run(args: argparse.Namespace) -> None:
             method=options.method_record(args.method, args.objective),
         )
         needed = _bytes_needed(fmap, inputs, targets, args)
-    what = f"--num-features {fmap.num_features}"
+    subject = f"--num-features {fmap.num_features}"
     remedy = "give a smaller --num-features or fewer --folds"
-    options.require_memory(needed, args.max_memory, what, remedy)
+    options.require_memory(needed, args.max_memory, subject, remedy)
     print(
         f"{report.describe(data)}\nNetwork: {net!r}\nFeatures: {fmap.num_features}, "
         f"{args.method}.\nMemory: the fit takes about {format_bytes(needed)}.",
@@ -289,7 +288,7 @@ def _path(fitted: linear_model.FittedModel) -> list[dict[str, float | None]]:
     return rows
 
 
-def _to_text(content: dict[str, Any]) -> str:
+def _to_text(content: report.Json) -> str:
     """Return the report for reading."""
     test, data = content["test"], content["data"]
     columns = [
@@ -321,7 +320,7 @@ def _to_text(content: dict[str, Any]) -> str:
 
 
 def _warn(fitted: linear_model.FittedModel) -> None:
-    """Print what a user should know before believing the model."""
+    """Warn of a penalty at the end of its range, and of rounding in the weights."""
     regs, reg = np.atleast_1d(fitted.all_models.reg), float(fitted.best.reg)
     if len(regs) > 1 and reg in (regs.min(), regs.max()):
         side = "smallest" if reg == regs.min() else "largest"

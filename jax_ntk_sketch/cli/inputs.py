@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ from jax_ntk_sketch import preprocessing
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.batches.reader import Nonfinite
+from jax_ntk_sketch.cli.report import Json
 from jax_ntk_sketch.preprocessing import ZCAParams
 
-# Examples that landmarks are chosen from, or twice as many as there are features.
+# Examples that landmarks are chosen from; at least two for each feature.
 _CANDIDATES = 4096
 
 # Numbers per image up to which color images are whitened unasked: the decomposition
@@ -26,7 +26,7 @@ _MAX_WHITENED = 4096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """The steps between examples and the network, with what they learned.
+    """The steps between examples and the network, and their learned arrays.
 
     Attributes:
       shape: (d,) for fully connected networks, (h, w, c) for images.
@@ -104,7 +104,7 @@ class Inputs:
         return x.reshape(len(x), *self.shape)
 
     def learned(self, x: Examples, *, nonfinite: Nonfinite = "raise") -> "Inputs":
-        """Return the steps with what they learn from training examples.
+        """Return the steps after they learned from training examples.
 
         Args:
           x: training examples (n, ...), read once for each step that learns.
@@ -147,8 +147,8 @@ class Inputs:
             )
         return out
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return what a file keeps, JSON and arrays; `restored` reads it."""
+    def saved(self) -> tuple[Json, dict[str, np.ndarray]]:
+        """Return JSON and arrays for a file, which `restored` reads."""
         fields = {**vars(self)}
         columns, zca = fields.pop("columns"), fields.pop("zca")
         arrays = {} if columns is None else {"columns": columns}
@@ -157,7 +157,7 @@ class Inputs:
         return fields, arrays
 
     @classmethod
-    def restored(cls, saved: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Inputs":
+    def restored(cls, saved: Json, arrays: dict[str, np.ndarray]) -> "Inputs":
         """Return the steps that `saved` described."""
         parts = {
             name.removeprefix("zca."): jnp.asarray(array)
@@ -175,7 +175,7 @@ class Prepared:
     Args:
       x: examples (n, ...).
       shape: the shape of a prepared example.
-      step: what prepares some of the examples.
+      step: the function that prepares some of the examples.
     """
 
     def __init__(
@@ -205,14 +205,14 @@ class Prepared:
         return rows
 
     def example_for(self, fmap: FeatureMap) -> Shape | np.ndarray:
-        """Return what `init` takes: a shape, or a sample for a map that learns."""
+        """Return the example for `init`: a shape, or a sample for a map that learns."""
         if not fmap.method.needs_sample:
             return self.shape[1:]
         return self.spaced(num_candidates(fmap))
 
 
 def num_candidates(fmap: FeatureMap) -> int:
-    """Return how many examples a map that learns is shown, where there are so many."""
+    """Return the number of examples that a map learns from, if there are enough."""
     return max(_CANDIDATES, 2 * fmap.num_features)
 
 

@@ -47,7 +47,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def usage_errors() -> Iterator[None]:
     """Turn complaints of the library about its input into `UsageError`.
 
-    It is for steps that look at what the user gave. Elsewhere an exception is a bug
+    It is for steps that check the options and the data. Elsewhere an exception is a bug
     and keeps its traceback. Warnings of the library are printed in one line each.
     """
     with warnings.catch_warnings():
@@ -193,7 +193,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_output_options(
     parser: argparse.ArgumentParser, product: str, metavar: str, *, required: bool
 ) -> None:
-    """Add the options of what a command writes; `product` describes it."""
+    """Add the options of the output of a command, which `product` describes."""
     add = parser.add_argument_group("output").add_argument
     add("--output", metavar=metavar, required=required, help=product)
     add("--overwrite", action="store_true", help="replace files that exist")
@@ -201,7 +201,7 @@ def add_output_options(
 
 
 def show_progress(args: argparse.Namespace) -> bool | None:
-    """Return what the library takes as `progress`."""
+    """Return the argument `progress` of the library's functions."""
     return False if args.no_progress else None
 
 
@@ -262,20 +262,22 @@ def output_path(
     return file
 
 
-def require_memory(needed: int, limit_gb: float | None, what: str, remedy: str) -> None:
+def require_memory(
+    needed: int, limit_gb: float | None, subject: str, remedy: str
+) -> None:
     """Raise a `UsageError` if a job needs more memory than there is.
 
     Args:
       needed: bytes.
-      limit_gb: the value of --max-memory; None for what the machine has.
-      what: the subject of the message, which takes `needed` bytes.
-      remedy: what to do.
+      limit_gb: the value of --max-memory; None for the memory of the machine.
+      subject: the subject of the message, which takes `needed` bytes.
+      remedy: the advice in the message.
     """
     limit = None if limit_gb is None else int(limit_gb * 1e9)
     with contextlib.suppress(AttributeError, OSError, ValueError):
         limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit is not None and needed > limit:
         raise UsageError(
-            f"{what} takes about {format_bytes(needed)} and there are "
+            f"{subject} takes about {format_bytes(needed)} and there are "
             f"{format_bytes(limit)}; {remedy}"
         )

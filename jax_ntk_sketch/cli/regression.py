@@ -89,7 +89,7 @@ class Regression:
         self._held, self._fit = np.sort(rows[: n // 5]), np.sort(rows[n // 5 :])
 
     def error(self, predictions: np.ndarray) -> float:
-        """Return the test error of what `on_kernel` or `on_features` predicts."""
+        """Return the test error of predictions of `on_kernel` or `on_features`."""
         guess, classes = predictions + self._offset, self.targets.classes
         if classes is None:
             guess = guess.reshape(self._y_test.shape)

@@ -5,7 +5,7 @@ import json
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 import jax_ntk_sketch
 from jax_ntk_sketch._files import atomic_write
 from jax_ntk_sketch.data import Dataset
+
+# The content of a report, as JSON has it.
+Json: TypeAlias = dict[str, Any]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -35,7 +38,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def describe(data: Dataset) -> str:
-    """Return a sentence on the data, and what was done to them."""
+    """Return a sentence on the data and on the steps that were applied to them."""
     notes = "".join(f"; {note}" for note in data.notes)
     return (
         f"Data: {data.name}, {data.task}, {len(data.x_train)} training and "
@@ -43,8 +46,8 @@ def describe(data: Dataset) -> str:
     )
 
 
-def summary(data: Dataset, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the data, options, versions and device that a report's numbers are of."""
+def summary(data: Dataset, args: argparse.Namespace) -> Json:
+    """Return the data, the options, the versions and the device of a report."""
     return {
         "data": {
             "name": data.name,
@@ -65,7 +68,7 @@ def summary(data: Dataset, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def strict_json(content: Mapping[str, Any]) -> str:
+def strict_json(content: Json) -> str:
     """Return readable JSON without NaN or infinity."""
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 

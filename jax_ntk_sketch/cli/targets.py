@@ -47,14 +47,14 @@ class Targets:
 
     @property
     def metric(self) -> str:
-        """What `error_of` returns."""
+        """The name of the error that `error_of` returns."""
         return "mean squared error" if self.classes is None else "share of wrong labels"
 
     def codes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return columns to regress on without intercept, and what was subtracted.
+        """Return columns to regress on without intercept, and their offset.
 
-        One-hot codes lose 1/classes and numbers their mean, so that a regression
-        without intercept, which is what a kernel alone gives, starts from
+        The offset is 1/classes for one-hot codes, and the mean for numbers. A kernel
+        alone gives a regression without intercept, which then starts from
         indifference.
         """
         if self.classes is None:

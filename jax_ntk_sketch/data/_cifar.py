@@ -134,7 +134,7 @@ def read_batch(
 
     Args:
       raw: the contents of the file.
-      where: what an error message calls the file.
+      where: the name of the file in error messages.
       key: the name of the labels.
       num_classes: labels are below this number.
 

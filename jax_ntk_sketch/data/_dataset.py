@@ -1,4 +1,4 @@
-"""What a file holds, and the checked training and test examples that come of it."""
+"""Arrays as a file holds them, and datasets: converted, split and checked."""
 
 import dataclasses
 import os
@@ -24,12 +24,12 @@ class Arrays:
     """The contents of a file as they are: neither split, converted nor checked.
 
     Attributes:
-      name: what reports call the data.
+      name: the name of the data in reports.
       x, y: examples (n, ...) and targets (n,) or (n, t), None where there are none.
       x_test, y_test: the test part, None where the file marks none.
       pixels: whether x holds pixel values in [0, 1] that are not 8-bit.
       columns, target: for tables, the names of the columns of x and of y.
-      notes: what was left out or chosen on the way, one phrase each.
+      notes: phrases on parts that were left out or chosen.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Dataset:
       y_train: numbers (n,) or (n, t) for regression, and labels (n,), integers or
         text, for classification.
       x_test, y_test: the same of n_test rows; n_test may be 0.
-      name: what reports call the data.
+      name: the name of the data in reports.
       task: "classification" or "regression".
       pixels: whether x holds pixel values in [0, 1], or bytes in a memory map.
       columns: for tables, the names of the columns of x.
-      notes: what was done to the data, one phrase each.
+      notes: phrases on the steps that were applied to the data.
 
     Raises:
       ValueError: the shapes do not fit each other, or `task` is unknown.
@@ -166,7 +166,7 @@ def to_dataset(
     converted nor checked here, and without a test part none is drawn from them.
 
     Args:
-      arrays: what a file holds.
+      arrays: the contents of a file.
       task: the task; None infers it from the targets, see `to_targets`.
       test_fraction: the part of the rows to test on where the file marks none.
       seed: the seed of that draw.

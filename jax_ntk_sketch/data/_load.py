@@ -1,4 +1,4 @@
-"""One loader for whatever lies at a path."""
+"""One loader for all kinds of files and folders."""
 
 import os
 import pathlib
@@ -76,7 +76,7 @@ def read(
     test_mask_column: int = 0,
     targets: bool = True,
 ) -> Arrays:
-    """Return what lies at `path` as it is: neither split, converted nor checked.
+    """Return the data at `path` as they are: neither split, converted nor checked.
 
     Args:
       path: a file or a folder, see `load`.

@@ -84,7 +84,8 @@ def get_array(
     """Return the array called `key`.
 
     Raises:
-      ValueError: there is none; the message states what was found and `expected`.
+      ValueError: there is none; the message states the names that were found, and
+        `expected`.
     """
     if key not in arrays:
         found = ", ".join([*arrays][:8]) or "nothing"

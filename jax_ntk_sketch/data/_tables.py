@@ -167,7 +167,7 @@ def _find_column(target: str | int, names: list[str], path: pathlib.Path) -> str
         ) from None
 
 
-def _numbers(column: "pandas.Series[Any]", name: str, path: pathlib.Path) -> np.ndarray:
+def _numbers(column: "pandas.Series", name: str, path: pathlib.Path) -> np.ndarray:
     """Return a column as float64.
 
     Raises:
@@ -189,7 +189,7 @@ def _numbers(column: "pandas.Series[Any]", name: str, path: pathlib.Path) -> np.
     return numbers.to_numpy(np.float64)
 
 
-def _targets(column: "pandas.Series[Any]", name: str, path: pathlib.Path) -> np.ndarray:
+def _targets(column: "pandas.Series", name: str, path: pathlib.Path) -> np.ndarray:
     """Return integers, floats or text.
 
     Raises:
