@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 
@@ -66,9 +66,10 @@ class Plan:
         `plan` was given, or over cosines spread evenly on [0, 0.9] if it was given a
         shape. None where the method has no formula;
         `jax_ntk_sketch.validation.expected_error` then measures the error.
-      bias: the largest bias of a kernel value, over the kernel of a unit vector with
-        itself. It is one number for each kernel, as `relative_error` is; None where the
-        method has no formula.
+      bias: the largest bias of one step, over the kernel of a unit vector with itself.
+        It is one number for each kernel, as `relative_error` is; None where the method
+        has no formula. It bounds the bias of the kernel if one step is biased; the
+        biases of several steps add up.
       input_elements: numbers in memory per example as input; None for the product of
         `input_shape`.
     """
@@ -172,7 +173,8 @@ class Plan:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "live/example")
         table = [head] + [
             (
-                row.name + ("" if row.bias is None else f", bias <= {row.bias:.2g}"),
+                row.name
+                + ("" if row.bias is None else f", bias <= {_rounded_up(row.bias)}"),
                 str(row.nngp_features),
                 str(row.ntk_features),
                 format_bytes(row.param_bytes),
@@ -199,16 +201,32 @@ class Plan:
                 *lines,
                 f"total: parameters {format_bytes(self.param_bytes)}, "
                 f"{self.flops:,} flops/example, peak {format_bytes(self.peak_bytes)} "
-                f"({self.num_examples} examples in float32, {self.batch_size} at a "
-                f"time){learning}",
-                *_line("expected relative error of the kernel", self.relative_error),
-                *_line("bias of the kernel, at most", self.bias),
+                f"({self.num_examples} example{'' if self.num_examples == 1 else 's'} "
+                f"in float32, {self.batch_size} at a time){learning}",
+                *_line(
+                    "expected relative error of the kernel",
+                    self.relative_error,
+                    "{:.2g}".format,
+                ),
+                *_line("largest bias of a step", self.bias, _rounded_up),
             ]
         )
 
 
-def _line(title: str, values: float | tuple[float, ...] | None) -> list[str]:
+def _line(
+    title: str,
+    values: float | tuple[float, ...] | None,
+    text: Callable[[float], str],
+) -> list[str]:
     if values is None:
         return []
     numbers: Iterable[float] = values if isinstance(values, tuple) else (values,)
-    return [f"{title}: {', '.join(f'{number:.2g}' for number in numbers)}"]
+    return [f"{title}: {', '.join(map(text, numbers))}"]
+
+
+def _rounded_up(bound: float) -> str:
+    """Return a bound >= 0 with two digits, rounded up so that it stays a bound."""
+    if bound <= 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
+    return f"{math.ceil(bound / unit - 1e-6) * unit:.2g}"

@@ -63,7 +63,8 @@ def test_the_bias_is_stated():
         np.ones((2, 20))
     )
     assert plan.bias == max(row.bias or 0.0 for row in plan.rows) > 0
-    assert f"bias of the kernel, at most: {plan.bias:.2g}" in str(plan)
+    stated = float(str(plan).split("largest bias of a step: ")[1])
+    assert plan.bias <= stated < 1.11 * plan.bias
     both = jns.feature_map(
         NETS["deep"], num_features=300, get=("nngp", "ntk"), method="one_pass"
     )
