@@ -18,6 +18,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import common  # noqa: E402
 
+from jax_ntk_sketch.cli import main  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 RESULTS = common.RESULTS.read_text()
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?"
@@ -120,6 +122,16 @@ def test_links_lead_to_files_and_headings():
         assert (ROOT / path).is_file(), target
         if anchor:
             assert anchor in anchors[path or "README.md"], target
+
+
+def test_options_of_commands_exist(capsys):
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    commands = re.findall(r"python -m jax_ntk_sketch (\w+)([^#`\n]*)", text)
+    assert {name for name, _ in commands} == {"compare", "fit", "predict"}
+    for name, options in commands:
+        assert main([name, "--help"]) == 0
+        known = re.findall(r"--[\w-]+", capsys.readouterr().out)
+        assert set(re.findall(r"--[\w-]+", options)) <= set(known)
 
 
 def test_readme_is_short():
