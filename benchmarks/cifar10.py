@@ -12,17 +12,18 @@ on images that were compressed again as JPEG compare with each other, and not wi
 published ones.
 """
 
+import io
 import pathlib
 import time
 
 import common
 import jax
-import jpeg_archive
 import maps
 import numpy as np
+from PIL import Image
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import data, preprocessing
+from jax_ntk_sketch import preprocessing
 
 # "myrtle5_gaussian" has exp(gamma (cos - 1)) in place of the kernel of the rectifier.
 NETWORKS = {
@@ -36,30 +37,32 @@ NETWORKS = {
     ),
 }
 METHODS = (
-    "ntk_random_features",
-    "ntk_sketch, degrees 2, 1, uncompressed",
-    "variance_reduced",
-)
+    "ntk_random_features", "ntk_sketch, degrees 2, 1, uncompressed", "variance_reduced",
+)  # fmt: skip
 
 # Penalties per example, relative to the mean of the kernel's diagonal.
 REGS = 10.0 ** np.arange(-9, 0)
 FC_DEPTH = 3
 
 
-def load(args: common.Options) -> data.Dataset:
-    """Return training and test images (n, 32, 32, 3) in [0, 1], and labels."""
-    folder = pathlib.Path(args.data or ".")
-    path = folder / "cifar10_jpegbytes.npz"
-    count = max(args.num_train)
-    try:
-        if jpeg_archive.is_one(path):
-            return jpeg_archive.load(path, count, args.num_test)
-        source = path if path.is_file() else folder
-        return data.load(source, num_train=count, num_test=args.num_test)
-    except (OSError, ValueError) as error:
-        raise SystemExit(
-            f"{error}\ngive the folder of the images with --data"
-        ) from None
+def load(args: common.Options) -> tuple[np.ndarray, ...]:
+    """Return training images, labels, test images (n, 32, 32, 3) and their labels."""
+    path = pathlib.Path(args.data or ".") / "cifar10_jpegbytes.npz"
+    counts = {"train": max(args.num_train), "test": args.num_test}
+    if not path.is_file():
+        train, test = counts.values()
+        read = jns.data.load(path.parent, num_train=train, num_test=test)
+        return read.x_train, read.y_train, read.x_test, read.y_test
+    parts, rng = [], np.random.default_rng(0)
+    for part, count in counts.items():
+        # Image i is the bytes offsets[i] to offsets[i + 1].
+        keys = (f"{name}_{part}" for name in ("jpeg", "offsets", "y"))
+        jpeg, offsets, y = common.arrays(args.data, path.name, *keys)
+        rows = rng.permutation(len(y))[:count]
+        files = (io.BytesIO(jpeg[offsets[i] : offsets[i + 1]]) for i in rows)
+        images = [np.asarray(Image.open(file, formats=("JPEG",))) for file in files]
+        parts += [np.stack(images).astype(np.float32) / 255, y[rows].astype(int)]
+    return tuple(parts)
 
 
 def prepare(parts: list[np.ndarray], zca: float) -> list[np.ndarray]:
@@ -125,8 +128,7 @@ def evaluate(
 
 def features(args: common.Options) -> None:
     """Measure accuracy against training size and width, with and without ZCA."""
-    images = load(args)
-    labels, test_labels = images.y_train, images.y_test
+    images, labels, test_images, test_labels = load(args)
     records = []
 
     def add(name: str, m: int, zca: float, seconds: float, parts: tuple) -> None:
@@ -141,7 +143,7 @@ def features(args: common.Options) -> None:
             print(records[-1], flush=True)
 
     for zca in args.zca:
-        x, x_test = prepare([images.x_train, images.x_test], zca)
+        x, x_test = prepare([images, test_images], zca)
         if args.fully_connected:
             flat, flat_test = (z.reshape(len(z), -1) for z in (x, x_test))
             kernels = (

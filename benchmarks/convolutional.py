@@ -44,9 +44,7 @@ NET = jns.recipes.cntk(3)
 IMAGE = (32, 32, 3)
 
 
-def feature_map(
-    name: str, num_features: int, get: str = "ntk"
-) -> jns.FeatureMap:
+def feature_map(name: str, num_features: int, get: str = "ntk") -> jns.FeatureMap:
     """Return the feature map of a method in METHODS."""
     method = maps.METHODS[name]
     return jns.feature_map(NET, num_features=num_features, get=get, method=method)

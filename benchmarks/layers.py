@@ -234,7 +234,9 @@ def row(name: str, args: common.Options, refusals: list[str]) -> list[str]:
 def coverage(args: common.Options) -> None:
     """Print the table, and with --write put it into LAYERS.md."""
     if args.write and (args.only or tuple(args.methods) != METHODS):
-        raise SystemExit("--write needs the complete table; leave out --only and --methods")
+        raise SystemExit(
+            "--write needs the complete table; leave out --only and --methods"
+        )
     names = public_names()
     if unknown := set(args.only) - set(names):
         raise SystemExit(f"not in neural_tangents.stax: {', '.join(sorted(unknown))}")
