@@ -11,7 +11,7 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.parametrize("rule", contract.RULES)
+@pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.CONVOLUTIONS, ids=str)
 def test_contract(rule, case):
     getattr(contract, rule)(case)

@@ -128,7 +128,9 @@ def test_bad_examples_and_parameters_are_named():
         with pytest.raises(ValueError, match=r"x must have shape \(n, 6\), for which"):
             fmap.apply(params, bad)
     other = jns.feature_map(NET, num_features=65)
-    with pytest.raises(ValueError, match="params must come from init of an equal feature map"):
+    with pytest.raises(
+        ValueError, match="params must come from init of an equal feature map"
+    ):
         other.apply(params, X)
     with pytest.raises(TypeError, match="x must be real"):
         fmap.apply(params, X.astype(complex))

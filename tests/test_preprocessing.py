@@ -354,7 +354,9 @@ def test_bad_examples_are_named(bad, batch_size):
     for fit in (zca_fit, standardize_columns_fit):
         with pytest.raises(ValueError, match="x must be finite, .* in example 217 "):
             fit(x, batch_size=batch_size)
-        with pytest.warns(RuntimeWarning, match="left out 1 example that is not finite"):
+        with pytest.warns(
+            RuntimeWarning, match="left out 1 example that is not finite"
+        ):
             skipped = fit(x, batch_size=batch_size, nonfinite="skip")
         clean = fit(np.delete(x, 217, axis=0))
         np.testing.assert_allclose(skipped.mean, clean.mean, rtol=1e-6)

@@ -19,7 +19,7 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.parametrize("rule", contract.RULES)
+@pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.RANDOM_FEATURES, ids=str)
 def test_contract(rule, case):
     getattr(contract, rule)(case)

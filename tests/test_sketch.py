@@ -26,7 +26,7 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.parametrize("rule", contract.RULES)
+@pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.SKETCHES, ids=str)
 def test_contract(rule, case):
     getattr(contract, rule)(case)
@@ -282,7 +282,7 @@ def test_bad_keys_and_inputs(case):
             record.init(key)
 
     def run(x):
-        return registry.apply(record, params, x)
+        return registry.apply(case.of(record), params, x)
 
     if not isinstance(record, sketch.TensorSRHT):
         for x in (np.ones((2, 5)), np.ones(7), np.float32(1)):
