@@ -22,6 +22,6 @@ def grid():
             yield pytest.param(case, check, marks=marks, id=f"{case}-{check}")
 
 
-@pytest.mark.parametrize(("case", "check"), grid())
+@pytest.mark.parametrize(("case", "check"), list(grid()))
 def test_contract(case, check):
     getattr(contract, check)(case)
