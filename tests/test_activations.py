@@ -201,6 +201,7 @@ def errors(net, x, method, num_features, seeds):
 KEY = jax.random.key(3)
 
 
+@pytest.mark.long
 @every(EACH)
 def test_random_features_are_unbiased(layer):
     """In three dimensions, where a direction of fixed length is far from normal."""
@@ -238,6 +239,7 @@ SOME = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "layer"),
     [

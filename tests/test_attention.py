@@ -130,6 +130,7 @@ def test_exact_is_neural_tangents(dtype, case):
     check_exact(stax.serial(*layers), x, dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -180,6 +181,7 @@ def test_text_gradient_and_columns():
     assert jax.eval_shape(large.apply, params, x).shape == (4, 10**6)
 
 
+@pytest.mark.long
 def test_finite_networks_approach_the_kernel():
     """Of independent heads, up to four standard errors and the bias of finite width."""
     wide = stax.GlobalSelfAttention(16, 64, 8, 32, b_std=0.2)

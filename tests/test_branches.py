@@ -205,6 +205,7 @@ def test_text():
 METHODS = ["ntk_random_features", "ntk_sketch", "variance_reduced"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "net", "x"),
     [

@@ -187,6 +187,7 @@ def test_integers_are_floats_as_they_are(method, dtype):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("method", ["ntk_random_features", "ntk_sketch"])
 def test_nan_pixels_stay_in_their_image(method, bad):

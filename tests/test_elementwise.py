@@ -85,6 +85,7 @@ def test_few_nodes_give_the_mean_of_both_orders():
         np.testing.assert_allclose(z[:3] @ z[3:].T, (k + other) / 2, rtol=1e-9)
 
 
+@pytest.mark.long
 @every
 def test_kernels_are_those_of_wide_networks(fn):
     """The mean over draws, up to 4 standard errors and the bias of finite width."""

@@ -191,6 +191,7 @@ np.save(sys.argv[2], np.asarray(fitted.best.weights))
 """
 
 
+@pytest.mark.long
 def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
     """`kill -9` at random moments, writing of the checkpoint included."""
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}

@@ -40,6 +40,7 @@ def kernels_of(kind):
     return z @ z.T
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize(
     "method, slack",

@@ -141,6 +141,7 @@ def test_exact_where_all_examples_are_landmarks(name, get):
                 assert relative(phi @ phi.T, exact) < tolerance
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("landmarks", "oversample"), [("rpcholesky", 1.0), ("uniform", 2.5)]
 )
@@ -182,6 +183,7 @@ def test_equals_the_definition():
         np.testing.assert_allclose(phi @ phi.T, k[:10, :10], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_oversampling_helps():
     """The principal directions are the best of all projections, on the sample."""
     x = rows(60)
@@ -195,6 +197,7 @@ def test_oversampling_helps():
     np.testing.assert_allclose(errors[1], best, rtol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "get"), [("pools", "nngp"), *((name, "ntk") for name in IMAGES)]
 )
@@ -208,6 +211,7 @@ def test_layer_by_layer_exact(name, get):
         assert relative(phi @ phi.T, exact) < 1e-6
 
 
+@pytest.mark.long
 def test_layer_by_layer_error_falls():
     get = "ntk"
     x = images((4, 4, 2), n=30).astype(np.float32).cumsum(1).cumsum(2)

@@ -227,6 +227,7 @@ def test_exact_is_neural_tangents(dtype, net, x):
             assert error <= tolerance * np.abs(k).max(), (kind, error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("net", "x", "methods"),
     [
@@ -271,6 +272,7 @@ SPREAD = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SPREAD)
 def test_variances_behind_pools(name):
     """Those of exact features, which show what is dropped as columns of its own."""
@@ -422,6 +424,7 @@ def test_series_of_the_cosines_behind_dropout():
             np.testing.assert_allclose(total, wanted[1 - order], rtol=3e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ntk_random_features", "variance_reduced"])
 def test_gradients_behind_dropout(method):
     """Also of an example of zeros, and where hardly anything is dropped."""

@@ -210,6 +210,7 @@ RANDOM = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method, name",
     [
@@ -267,6 +268,7 @@ def test_local_positions_are_uncorrelated():
     assert (np.abs(np.mean(k, axis=0) - wanted @ wanted.T) < 5 * error).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["up, two axes", "local, mixed", "index, behind"])
 def test_transformations_of_jax(name):
     shape, *layers = NETS[name]

@@ -196,6 +196,7 @@ def test_diagnostics_are_what_they_say():
     assert info.count == 300
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("condition", [1e4, 1e6, 1e8])
 def test_float32_stream_against_float64_direct_when_ill_conditioned(condition):
     phi = with_condition(2000, 100, condition)

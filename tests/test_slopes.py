@@ -25,6 +25,7 @@ NAMES = [
 EASIER = {"Exp": stax.Exp(1.0, 0.3)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_random_features_have_the_rate_of_monte_carlo(name, monkeypatch):
     monkeypatch.setattr(layers, "EXAMPLES", 8)

@@ -90,6 +90,7 @@ def test_error_falls_like_the_inverse_square_root(depth):
     assert -0.8 <= slope <= -0.4, (slope, errors)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("get", ["ntk", "nngp"])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_kernel_error_is_below_that_of_random_features(depth, get):
@@ -161,6 +162,7 @@ def test_the_plan_bounds_the_bias(objective):
     assert bias.max() > 0.7 * bound
 
 
+@pytest.mark.long
 def test_images_are_better_than_random_features():
     net = jns.recipes.cntk(2)
     truth = exact(net, IMAGES, "ntk")
@@ -243,6 +245,7 @@ def _map(num):
     return jns.feature_map(network(2), num_features=num, method="variance_reduced")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num", [2, 3, 5, 24, 25, 26, 40])
 def test_any_number_of_columns(num):
     phi = _map(num).apply(_map(num).init(jax.random.key(0), (24,)), X)
@@ -250,6 +253,7 @@ def test_any_number_of_columns(num):
     assert np.isfinite(phi).all()
 
 
+@pytest.mark.long
 def test_programs_do_not_grow_with_the_inputs():
     """Exact columns are no operations each: XLA crashes on chains of some hundreds."""
     net = stax.serial(stax.Dense(1, 1.4, 0.1), stax.Gelu(), stax.Dense(1))
