@@ -200,7 +200,7 @@ def test_streamed_sums_give_the_same_predictions():
         streamed(1.0)
     with pytest.raises(ValueError, match="add batches with targets y - fx_train_0"):
         streamed(1.0, jnp.ones((40, 2)), 0.0, phi)
-    with pytest.raises(ValueError, match="holds its targets"):
+    with pytest.raises(ValueError, match="has its own targets"):
         gradient_descent_mse(parts[0], y)
 
 
@@ -242,16 +242,20 @@ def test_bad_arguments_are_named():
             gradient_descent_mse(phi, bad)
     with pytest.raises(TypeError, match="real numbers"):
         gradient_descent_mse(phi, 1j * y)
-    for reg in (-1.0, np.inf, np.nan, "a"):
-        with pytest.raises(ValueError, match="diag_reg must be"):
+    for reg in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="diag_reg must be finite and >= 0"):
             gradient_descent_mse(phi, y, diag_reg=reg)
-    with pytest.raises(ValueError, match="gradient_descent_mse: the sums are not fin"):
+    with pytest.raises(TypeError, match="diag_reg must be a number"):
+        gradient_descent_mse(phi, y, diag_reg="a")
+    with pytest.raises(ValueError, match="y_train must be given"):
+        gradient_descent_mse(phi)
+    with pytest.raises(ValueError, match="gradient_descent_mse: the sums must be fin"):
         gradient_descent_mse(phi.at[1, 1].set(jnp.nan), y)
     predict_fn = gradient_descent_mse(phi, y)
     for t in (-1.0, jnp.nan):
         with pytest.raises(ValueError, match="t must be >= 0"):
             predict_fn(t)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="given together"):
         predict_fn(1.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="fx_train_0 or fx_test_0"):
         predict_fn(1.0, None)

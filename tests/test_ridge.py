@@ -81,7 +81,7 @@ def test_update_is_pure_and_runs_under_jit_and_vmap():
         one = jax.tree.map(lambda leaf, i=i: leaf[i], many)
         rows = slice(200 * i, 200 * (i + 1))
         assert difference(sums(one), sums(stream(phi[rows], y[rows], [200]))) < 1e-9
-    with pytest.raises(ValueError, match="one state"):
+    with pytest.raises(ValueError, match="must be one state"):
         lm.ridge_solve(many, 1e-3)
 
 
@@ -143,11 +143,11 @@ def test_against_scikit_learn(intercept):
     assert np.abs(ours.intercept - theirs.intercept_).max() < 1e-5
 
 
-def test_without_intercept_it_is_kernel_ridge_with_the_shared_penalty():
+def test_without_intercept_it_is_kernel_ridge():
     phi, y = data()
     new = data(seed=1)[0].astype(np.float64)
     K = phi.astype(np.float64) @ phi.T.astype(np.float64)
-    dual = np.linalg.solve(K + lm.ridge_penalty(0.01, 300) * np.eye(300), y)
+    dual = np.linalg.solve(K + 0.01 * 300 * np.eye(300), y)
     model = lm.fit_ridge(phi, y, reg=0.01, intercept=False)
     assert difference(model.predict(new), new @ phi.T.astype(np.float64) @ dual) < 1e-6
 
@@ -248,7 +248,7 @@ def test_singular_systems_raise(dtype):
         constant = np.hstack([phi, np.ones((300, 1), dtype)])
         for a, b in ((twice, y), few, (zero, y), (constant, y), (0 * phi, y)):
             state = stream(a, b, [len(a)])
-            match = rf"singular to {np.dtype(dtype)} precision.*Use reg of"
+            match = rf"singular to {np.dtype(dtype)} precision.*Use a larger reg"
             with pytest.raises(np.linalg.LinAlgError, match=match):
                 lm.ridge_solve(state, 0.0)
             w = direct(a, b, 1e-3)[0]
@@ -277,7 +277,7 @@ def test_the_reg_that_the_error_advises_is_enough():
     state = stream(np.hstack([phi, phi]), y, [300])
     with pytest.raises(np.linalg.LinAlgError) as error:
         lm.ridge_solve(state, [0.0, 1e-2])
-    advice = float(str(error.value).split("Use reg of ")[1].split()[0])
+    advice = float(str(error.value).split("at least ")[1].split()[0])
     assert lm.ridge_solve(state, advice).info.rounding < 2e-3
 
 
@@ -317,7 +317,7 @@ def test_rows_of_batches_are_counted_over_all_of_them():
 def test_solve_refuses_sums_that_are_not_finite():
     phi, y = data()
     phi[0, 0] = np.nan
-    with pytest.raises(ValueError, match="sums are not finite"):
+    with pytest.raises(ValueError, match="sums must be finite"):
         lm.ridge_solve(stream(phi, y, [300]), 1e-3)
 
 
@@ -327,9 +327,13 @@ PHI, Y = data(n=20)
 @pytest.mark.parametrize(
     "call, error, match",
     [
-        (lambda: lm.ridge_init(0, 1), ValueError, "num_features must be positive"),
+        (
+            lambda: lm.ridge_init(0, 1),
+            ValueError,
+            "num_features must be an integer >= 1",
+        ),
         (lambda: lm.ridge_init(2.5, 1), TypeError, "num_features must be an integer"),
-        (lambda: lm.ridge_init(2, True), TypeError, "num_targets must be an integer"),
+        (lambda: lm.ridge_init(2, True), ValueError, "num_targets must be an integer"),
         (lambda: lm.ridge_init(2, 1, dtype=int), TypeError, "float32 or float64"),
         (
             lambda: lm.ridge_update(lm.ridge_init(11, 2), PHI, Y),
@@ -356,7 +360,7 @@ PHI, Y = data(n=20)
         (
             lambda: lm.ridge_update(lm.ridge_init(12, 2), PHI * 1j, Y),
             TypeError,
-            "phi has dtype complex64",
+            "phi must have dtype float32 or a coarser one.*got complex64",
         ),
         (
             lambda: lm.ridge_update(lm.ridge_init(12, 2), PHI, Y * 1j),
@@ -366,13 +370,17 @@ PHI, Y = data(n=20)
         (
             lambda: lm.ridge_merge(lm.ridge_init(2, 1), lm.ridge_init(3, 1)),
             ValueError,
-            "num_features differs: 2 and 3",
+            "the same num_features, got 2 and 3",
         ),
-        (lambda: lm.ridge_solve(lm.ridge_init(2, 1), 1), ValueError, "no examples"),
+        (
+            lambda: lm.ridge_solve(lm.ridge_init(2, 1), 1),
+            ValueError,
+            "must have seen examples",
+        ),
         (
             lambda: jax.jit(lambda s: lm.ridge_solve(s, 1.0))(lm.ridge_init(2, 1)),
             TypeError,
-            "cannot be traced",
+            "state must be concrete",
         ),
         (lambda: lm.fit_ridge(PHI, Y, reg=-1), ValueError, "reg must be finite and"),
         (lambda: lm.fit_ridge(PHI, Y, reg=[1, np.nan]), ValueError, "reg must be fin"),

@@ -35,7 +35,6 @@ from jax_ntk_sketch.linear_model._fitted import (
     open_reader,
 )
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
-from jax_ntk_sketch.linear_model.ridge import ridge_penalty
 
 __all__ = ["fit_cg"]
 
@@ -128,7 +127,7 @@ def fit_cg(
     sums = passes.first(omega, intercept)
     warn_skipped("fit_cg", passes.skipped)
     n, mean = sums.examples, sums.mean
-    shift = float(ridge_penalty(reg, n))
+    shift = float(reg * n)
 
     def product(v: NDArray) -> NDArray:
         """Return (G + shift I) v with the centered Gram matrix G."""

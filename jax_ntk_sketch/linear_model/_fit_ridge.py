@@ -51,8 +51,8 @@ def fit_ridge(
         read once.
       y: targets `(n,)` or `(n, t)`; labels are integers from 0 to num_classes - 1. None
         if phi yields batches.
-      reg: one number >= 0; or r numbers for a model each, at the cost of one (see
-        `ridge_penalty`). `RidgeModel.best` chooses one of them.
+      reg: one number >= 0; or r numbers for a model each, at the cost of one.
+        `RidgeModel.best` chooses one of them.
       intercept: whether to fit an intercept, which is not penalized.
       sample_weight: `(n,)`, >= 0; see `ridge_update`.
       num_classes: the number of classes if y holds labels. Batches require it; for

@@ -1,31 +1,35 @@
-r"""Training time in feature space: what `neural_tangents.predict` does with kernels.
+r"""Predictions during training, as `neural_tangents.predict`, with features.
 
-Gradient flow on the squared error moves the outputs of a wide network by its NTK
-:math:`K = \Phi\Phi^\top`. With N the number of targets, :math:`\tau = \eta t / N`,
-:math:`\lambda` the regulariser and :math:`\Phi^\top\Phi = V s^2 V^\top`,
+Gradient flow on the mean squared error changes the outputs of a wide network by its NTK
+:math:`K = \Phi\Phi^\top`. With N the number of target values,
+:math:`\tau = \eta t / N`, :math:`\lambda` the penalty and
+:math:`\Phi^\top\Phi = V s^2 V^\top`,
 
 .. math:: f_t(x) = f_0(x) + \phi(x)^\top V
-    \frac{1 - e^{-(s^2+\lambda)\tau}}{s^2 + \lambda} V^\top \Phi^\top (y - f_0),
+    \frac{1 - e^{-(s^2+\lambda)\tau}}{s^2 + \lambda} V^\top \Phi^\top (y - f_0).
 
-which is the formula of kernels, moved through :math:`\Phi^\top (\Phi\Phi^\top)^k =
-(\Phi^\top\Phi)^k \Phi^\top`: O(n m^2 + m^3) operations in place of O(n^3). The
-functions have the names, arguments and conventions of Neural Tangents' with features
-where kernels were, so that results compare entry by entry.
+This is the formula for kernels, after :math:`\Phi^\top (\Phi\Phi^\top)^k =
+(\Phi^\top\Phi)^k \Phi^\top`. It takes O(n m^2 + m^3) operations instead of O(n^3). The
+functions have the names, arguments and conventions of Neural Tangents, with features in
+place of kernels, so that results can be compared entry by entry.
 
-Source: Lee et al., arXiv 1902.06720, equations 10 to 16; the formulas in features are
-derived in the text of each function.
+Source: Lee et al., arXiv 1902.06720, equations 10 to 16. The docstrings derive the
+formulas in features.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from numpy.typing import NDArray
 
+from jax_ntk_sketch._checks import check_number
 from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._protocol import KernelFeatures
+from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Get, Kind
 from jax_ntk_sketch.linear_model.ridge import (
     ROUNDING,
     RidgeState,
@@ -45,347 +49,400 @@ _BATCH = 4096
 
 
 class Gaussian(NamedTuple):
-    """Mean (..., n, k), and covariance (..., n, n), the same for all k targets."""
+    """A Gaussian prediction for n examples.
+
+    Attributes:
+      mean: (..., n, k) or (..., n), for times (...).
+      covariance: (..., n, n), the same for all k targets.
+    """
 
     mean: Array
     covariance: Array
 
 
 class EnsemblePrediction(NamedTuple):
-    """What `gradient_descent_mse_ensemble` predicts for both kernels."""
+    """The predictions of `gradient_descent_mse_ensemble` for both kernels.
 
-    nngp: Any
-    ntk: Any
+    Attributes:
+      nngp: the mean or the `Gaussian` of the NNGP, None if it was not asked for.
+      ntk: the same of the NTK.
+    """
+
+    nngp: Array | Gaussian | None
+    ntk: Array | Gaussian | None
+
+
+# What the functions that predict return.
+Outputs: TypeAlias = Array | tuple[Array, Array]
+Prediction: TypeAlias = Array | Gaussian | EnsemblePrediction
 
 
 def gradient_descent_mse(
-    phi_train: Any,
-    y_train: Any = None,
+    phi_train: ArrayLike | RidgeState,
+    y_train: ArrayLike | None = None,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
-) -> Callable[..., Any]:
-    r"""Outputs under gradient flow on the mean squared error, at any time.
+) -> Callable[..., Outputs]:
+    r"""Return a function that predicts outputs under gradient flow, at any time.
+
+    The flow is that of the mean squared error.
 
     Args:
-      phi_train: (n, m) features; or a `RidgeState` that has seen features and targets
-        of any number of batches (without sample weights), then `y_train` is None and
-        only test outputs can be asked for.
+      phi_train: (n, m) features. Or a `RidgeState` that has seen features and targets
+        of any number of batches, without sample weights. Then `y_train` is None, and
+        only outputs on test examples can be predicted.
       y_train: (n, k) or (n,) targets.
-      learning_rate: time is in units of it.
-      diag_reg: :math:`\lambda` over the mean of the kernel's diagonal, >= 0.
+      learning_rate: the number :math:`\eta` that multiplies the time.
+      diag_reg: :math:`\lambda` over the mean diagonal entry of the kernel, >= 0.
       diag_reg_absolute_scale: whether `diag_reg` is :math:`\lambda` itself.
 
     Returns:
       `predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, phi_test=None)`:
 
-      - t: a time or an array of them, >= 0; None or infinity for the end of training.
-      - fx_train_0: outputs on the training set at time 0, or None not to predict them.
-      - fx_test_0: likewise on the test set.
-      - phi_test: (p, m) features of it.
+      - t: a time or an array of times, >= 0; None or infinity for the end of training.
+      - fx_train_0: the outputs on the training set at time 0; None to predict no
+        outputs there.
+      - fx_test_0: the outputs on the test set at time 0; None to predict none there.
+      - phi_test: (p, m) features of the test set, given together with `fx_test_0`.
 
-      It returns `fx_train_t`, `fx_test_t` or both, of shape `t.shape + (n, k)`, dtype
-      of `phi_train`. It can be traced by `jit`, t too.
+      It returns `fx_train_t`, `fx_test_t` or the pair, each of shape t.shape + (n, k)
+      or t.shape + (n,), in the dtype of `phi_train`. It can be traced, also in t.
 
-      At infinity, without a regulariser, training outputs are the projection of the
-      targets on the features: the targets themselves where m >= n.
+      At the end of training without a penalty, training outputs are the projection of
+      the targets on the features. They are the targets themselves if m >= n and the
+      features are independent.
 
     Raises:
-      TypeError, ValueError: shapes, dtypes or numbers that do not fit; NaN or infinity
-        in the training data.
+      TypeError: features or targets are not real, or `diag_reg` is not a number.
+      ValueError: shapes do not fit, the training data are not finite, or `diag_reg` is
+        negative or not finite.
 
-    Cost: 4 n m^2 + 9 m^3 flops once, then O(p m^2) for each call. 24 m^2 bytes.
+    Cost: 4 n m^2 + 9 m^3 flops once, then O(p m^2) for each call; 24 m^2 bytes.
 
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch import linear_model
     >>> phi = jnp.eye(3)
-    >>> predict_fn = gradient_descent_mse(phi, jnp.ones((3, 1)))
+    >>> predict_fn = linear_model.gradient_descent_mse(phi, jnp.ones((3, 1)))
     >>> predict_fn(3 * jnp.log(2.0)).ravel().round(3).tolist()
     [0.5, 0.5, 0.5]
     """
+    owner = "gradient_descent_mse"
+    phi: Array | None = None
+    y: Array | None = None
     if isinstance(phi_train, RidgeState):
         if y_train is not None:
             raise ValueError(
-                "gradient_descent_mse: a RidgeState holds its targets; y_train must be "
-                "None"
+                f"{owner}: y_train must be None with a RidgeState, which has its own "
+                "targets"
             )
-        phi, y, state = None, None, phi_train
+        state = phi_train
         flat = state.num_targets is None
     else:
-        phi, y, flat = _training("gradient_descent_mse", phi_train, y_train)
+        phi, y, flat = _training_set(owner, phi_train, y_train)
         state = _sums(phi, y)
-    sums = sums_on_host(state, "gradient_descent_mse")
+    sums = sums_on_host(owner, state)
     m, n = state.num_features, sums[-1, -1]
     k = sums.shape[0] - 1 - m
-    reg = _regulariser(diag_reg, diag_reg_absolute_scale, sums[:m, :m], n)
-    flow = _Flow(sums[:m, :m], reg, state.total.dtype)
-    moment = flow.coordinates(sums[:m, m:-1])
+    gram = sums[:m, :m]
+    reg = _penalty(owner, diag_reg, diag_reg_absolute_scale, gram, n)
+    flow = _GradientFlow(gram, reg, state.total.dtype)
+    moments = flow.coordinates(sums[:m, m:-1])
 
     def predict_fn(
-        t: Any = None,
-        fx_train_0: Any = 0.0,
-        fx_test_0: Any = None,
-        phi_test: Any = None,
-    ) -> Any:
+        t: ArrayLike | None = None,
+        fx_train_0: ArrayLike | None = 0.0,
+        fx_test_0: ArrayLike | None = None,
+        phi_test: ArrayLike | None = None,
+    ) -> Outputs:
         if fx_train_0 is None and fx_test_0 is None:
             raise ValueError("predict_fn: fx_train_0 or fx_test_0 must be given")
         if (fx_test_0 is None) != (phi_test is None):
-            raise ValueError("predict_fn: fx_test_0 and phi_test go together")
-        tau = _times(t, learning_rate / (n * k), flow.dtype)
-        right, start, out = moment, None, []
-        if fx_train_0 is not None and phi is not None:
-            assert y is not None
-            start = jnp.broadcast_to(_outputs(fx_train_0, flow), y.shape)
-            right = moment - flow.project(phi, start)
-            inside = flow.read(phi, flow.inside(tau), right)
-            out.append(start + flow.outside(tau) * (y - start) + inside)
+            raise ValueError(
+                "predict_fn: fx_test_0 and phi_test must be given together"
+            )
+        # The loss is a mean over all target values.
+        tau = _scaled_times(t, learning_rate / (n * k), flow.dtype)
+        remaining, outputs = moments, []
+        if fx_train_0 is not None and phi is not None and y is not None:
+            start = jnp.broadcast_to(_initial_outputs(fx_train_0, flow), y.shape)
+            remaining = moments - flow.project(phi, start)
+            along = flow.outputs(phi, flow.train_gain(tau), remaining)
+            outputs.append(start + flow.train_gain_off(tau) * (y - start) + along)
         elif fx_train_0 is not None and not _is_zero(fx_train_0):
             raise ValueError(
-                "predict_fn: a RidgeState has no examples to subtract fx_train_0 from; "
-                "add batches with targets y - fx_train_0 and leave it at zero"
+                "predict_fn: fx_train_0 must be 0 with a RidgeState, which has no "
+                "examples to subtract it from; add batches with targets y - fx_train_0"
             )
-        if phi_test is not None:
-            test = _features("phi_test", phi_test, m, flow.dtype)
-            change = flow.read(test, flow.gain(tau), right)
-            out.append(_outputs(fx_test_0, flow) + change)
-        if not out:
+        if fx_test_0 is not None and phi_test is not None:
+            test = _test_features("phi_test", phi_test, m, flow.dtype)
+            change = flow.outputs(test, flow.gain(tau), remaining)
+            outputs.append(_initial_outputs(fx_test_0, flow) + change)
+        if not outputs:
             raise ValueError(
                 "predict_fn: outputs on the training set need its features, which a "
-                "RidgeState has not; give fx_test_0 and phi_test"
+                "RidgeState does not hold; give fx_test_0 and phi_test"
             )
-        out = [z[..., 0] if flat else z for z in out]
-        return out[0] if len(out) == 1 else tuple(out)
+        outputs = [fx[..., 0] if flat else fx for fx in outputs]
+        return outputs[0] if len(outputs) == 1 else (outputs[0], outputs[1])
 
     return predict_fn
 
 
 def gradient_descent_mse_ensemble(
-    features_train: Any,
-    y_train: Any,
+    features_train: KernelFeatures,
+    y_train: ArrayLike,
     learning_rate: float = 1.0,
     diag_reg: float = 0.0,
     diag_reg_absolute_scale: bool = False,
-) -> Callable[..., Any]:
-    r"""Mean and covariance of an ensemble of networks, at any time of training.
+) -> Callable[..., Prediction]:
+    r"""Return a function that predicts an ensemble of networks, at any time.
 
-    With "ntk" all layers are trained by gradient flow, from initial outputs that are
-    Gaussian with the NNGP kernel; with "nngp" only the last layer, which at infinity is
-    the posterior of the NNGP process, with noise :math:`\lambda`.
+    The initial outputs are Gaussian with the NNGP kernel. With "ntk", gradient flow
+    trains all layers. With "nngp" it trains the last layer only; the limit is the
+    posterior of the NNGP process with noise :math:`\lambda`.
 
-    With :math:`\Psi` the NNGP features and :math:`B = V g V^\top \Phi^\top \Psi`, g
-    the factor in the module's formula, the NTK ensemble's covariance is
-    :math:`R R^\top` with rows :math:`\psi(x) - B^\top \phi(x)`.
+    Let :math:`\Psi` be the NNGP features, and :math:`B = V g V^\top \Phi^\top \Psi`
+    with the factor g of the formula in the docstring of the module. The covariance of
+    the NTK ensemble is :math:`R R^\top` with the rows :math:`\psi(x) - B^\top \phi(x)`.
 
     Args:
-      features_train: features of the training set with attributes `nngp` (n, m') and
-        `ntk` (n, m), such as `NetworkFeatureMap.apply` returns with `get=("nngp", "ntk")`.
+      features_train: the features of the training set, with the attributes `nngp`
+        (n, m') and `ntk` (n, m). A feature map with get=("nngp", "ntk") returns them.
       y_train: (n, k) or (n,) targets.
-      learning_rate, diag_reg, diag_reg_absolute_scale: see `gradient_descent_mse`.
+      learning_rate: see `gradient_descent_mse`.
+      diag_reg: see `gradient_descent_mse`.
+      diag_reg_absolute_scale: see `gradient_descent_mse`.
 
     Returns:
       `predict_fn(t=None, features_test=None, get=None, compute_cov=False)`:
 
-      - t: a time or an array of them, >= 0; None or infinity for the end of training.
-      - features_test: like `features_train`, (p, m') and (p, m); None for the training
-        set itself.
+      - t: a time or an array of times, >= 0; None or infinity for the end of training.
+      - features_test: the features of p test examples, (p, m') and (p, m), like
+        `features_train`; None for the training set.
       - get: "nngp", "ntk", or a tuple of them; None for both.
+      - compute_cov: whether to compute covariances.
 
-      It returns `EnsemblePrediction` for a tuple, else one of its entries: a `Gaussian` if
-      `compute_cov`, else the mean (..., p, k). Covariances are (..., p, p). It can be
-      traced by `jit`, t too.
+      It returns a `Gaussian` if `compute_cov`, else the mean (..., p, k). Covariances
+      are (..., p, p). If `get` is a tuple or None, it returns an `EnsemblePrediction`
+      of these. It can be traced, also in t.
 
     Raises:
-      TypeError, ValueError: as `gradient_descent_mse`.
+      TypeError: as `gradient_descent_mse`; or `features_train` lacks an attribute.
+      ValueError: as `gradient_descent_mse`.
 
-    Cost: 4 n (m + m')^2 + 9 (m^3 + m'^3) flops once; for each call and time
-    O(p m (m + m') + p^2 m').
+    Cost: 4 n (m + m')^2 + 9 (m^3 + m'^3) flops once; O(p m (m + m') + p^2 m') for each
+    call and time.
 
-    >>> from jax_ntk_sketch import KernelFeatures
+    >>> import jax.numpy as jnp
+    >>> from jax_ntk_sketch import KernelFeatures, linear_model
     >>> train = KernelFeatures(nngp=jnp.eye(3), ntk=2 * jnp.eye(3))
-    >>> predict_fn = gradient_descent_mse_ensemble(train, jnp.ones((3, 1)))
-    >>> g = predict_fn(jnp.inf, train, "ntk", compute_cov=True)
-    >>> g.mean.ravel().tolist(), float(abs(g.covariance).max())
+    >>> y = jnp.ones((3, 1))
+    >>> predict_fn = linear_model.gradient_descent_mse_ensemble(train, y)
+    >>> mean, covariance = predict_fn(jnp.inf, train, "ntk", compute_cov=True)
+    >>> mean.ravel().tolist(), float(abs(covariance).max())
     ([1.0, 1.0, 1.0], 0.0)
     """
-    name = "gradient_descent_mse_ensemble"
-    for kind in _KINDS:
+    owner = "gradient_descent_mse_ensemble"
+    for kind in KINDS:
         if not hasattr(features_train, kind):
             raise TypeError(
-                f"{name}: features_train must have the attributes nngp and ntk, got "
-                f"{type(features_train).__name__}; NetworkFeatureMap.apply returns such with "
+                f"{owner}: features_train must have the attributes nngp and ntk, got "
+                f"{type(features_train).__name__}; use the features of a map with "
                 'get=("nngp", "ntk")'
             )
-    phi, y, flat = _training(name, features_train.ntk, y_train)
-    psi, _, _ = _training(name, features_train.nngp, y_train)
+    phi, y, flat = _training_set(owner, features_train.ntk, y_train)
+    psi, _, _ = _training_set(owner, features_train.nngp, y_train)
     psi = psi.astype(phi.dtype)
-    sums = sums_on_host(_sums(phi, jnp.concatenate([psi, y], axis=1)), name)
-    m, n, size = phi.shape[1], len(y), y.size
-    at = {"ntk": slice(0, m), "nngp": slice(m, m + psi.shape[1])}
-    data = {"ntk": phi, "nngp": psi}
+    sums = sums_on_host(owner, _sums(phi, jnp.concatenate([psi, y], axis=1)))
+    m, n, num_values = phi.shape[1], len(y), y.size
+    train: dict[Kind, Array] = {"ntk": phi, "nngp": psi}
+    columns = {"ntk": slice(0, m), "nngp": slice(m, m + psi.shape[1])}
     targets = slice(m + psi.shape[1], -1)
-    flows, moments = {}, {}
-    for kind in _KINDS:
-        gram = sums[at[kind], at[kind]]
-        reg = _regulariser(diag_reg, diag_reg_absolute_scale, gram, n)
-        flows[kind] = _Flow(gram, reg, phi.dtype)
-        moments[kind] = flows[kind].coordinates(sums[at[kind], targets])
-    cross = flows["ntk"].coordinates(sums[at["ntk"], at["nngp"]])
+    flows: dict[Kind, _GradientFlow] = {}
+    moments: dict[Kind, Array] = {}
+    for kind in KINDS:
+        gram = sums[columns[kind], columns[kind]]
+        reg = _penalty(owner, diag_reg, diag_reg_absolute_scale, gram, n)
+        flows[kind] = _GradientFlow(gram, reg, phi.dtype)
+        moments[kind] = flows[kind].coordinates(sums[columns[kind], targets])
+    cross = flows["ntk"].coordinates(sums[columns["ntk"], columns["nngp"]])
 
-    def mean(kind: str, tau: Array, test: dict[str, Array] | None) -> Array:
+    def mean(kind: Kind, tau: Array, test: dict[Kind, Array] | None) -> Array:
         flow = flows[kind]
         if test is None:
-            inside = flow.read(data[kind], flow.inside(tau), moments[kind])
-            return flow.outside(tau) * y + inside
-        return flow.read(test[kind], flow.gain(tau), moments[kind])
+            along = flow.outputs(train[kind], flow.train_gain(tau), moments[kind])
+            return flow.train_gain_off(tau) * y + along
+        return flow.outputs(test[kind], flow.gain(tau), moments[kind])
 
-    def covariance(kind: str, tau: Array, test: dict[str, Array] | None) -> Array:
-        flow, x = flows[kind], data if test is None else test
-        if kind == "nngp":
-            coordinates = matmul(x["nngp"], flow.basis)
-            scaled = coordinates * flow.spread(tau, test is None)[..., None, :]
-            inner = matmul(scaled, coordinates.T)
-            if test is None:
-                return inner + flow.spread_outside(tau) * jnp.eye(n, dtype=flow.dtype)
-            # What training never sees keeps the variance that it began with.
-            rest = x["nngp"] - matmul(coordinates, flow.basis.T)
-            return inner + matmul(rest, rest.T)
+    def nngp_covariance(tau: Array, test: dict[Kind, Array] | None) -> Array:
+        flow, x = flows["nngp"], (train if test is None else test)["nngp"]
+        coordinates = matmul(x, flow.basis)
+        prior = flow.train_prior(tau) if test is None else flow.prior(tau)
+        along = matmul(coordinates * prior[..., None, :], coordinates.T)
         if test is None:
-            inside = flow.read(x["ntk"], flow.inside(tau), cross)
-            rows = (1 - flow.outside(tau)) * x["nngp"] - inside
+            return along + flow.train_prior_off(tau) * jnp.eye(n, dtype=flow.dtype)
+        # Directions that no training example has keep their initial variance.
+        off = x - matmul(coordinates, flow.basis.T)
+        return along + matmul(off, off.T)
+
+    def ntk_covariance(tau: Array, test: dict[Kind, Array] | None) -> Array:
+        flow = flows["ntk"]
+        if test is None:
+            along = flow.outputs(phi, flow.train_gain(tau), cross)
+            rows = (1 - flow.train_gain_off(tau)) * psi - along
         else:
-            rows = x["nngp"] - flow.read(x["ntk"], flow.gain(tau), cross)
+            rows = test["nngp"] - flow.outputs(test["ntk"], flow.gain(tau), cross)
         return matmul(rows, jnp.swapaxes(rows, -1, -2))
 
     def predict_fn(
-        t: Any = None,
-        features_test: Any = None,
-        get: str | tuple[str, ...] | None = None,
+        t: ArrayLike | None = None,
+        features_test: KernelFeatures | None = None,
+        get: Get | None = None,
         compute_cov: bool = False,
-    ) -> Any:
-        kinds = _KINDS if get is None else (get,) if isinstance(get, str) else get
-        if not kinds or any(kind not in _KINDS for kind in kinds):
+    ) -> Prediction:
+        kinds: Sequence[Kind] = (
+            KINDS if get is None else (get,) if isinstance(get, str) else get
+        )
+        if not kinds or any(kind not in KINDS for kind in kinds):
             raise ValueError(
                 f'predict_fn: get must be "nngp", "ntk" or both, got {get!r}'
             )
-        tau = _times(t, learning_rate / size, phi.dtype)
+        tau = _scaled_times(t, learning_rate / num_values, phi.dtype)
         test = None
         if features_test is not None:
             test = {
-                kind: _features(
+                kind: _test_features(
                     f"features_test.{kind}",
                     getattr(features_test, kind),
-                    data[kind].shape[1],
+                    train[kind].shape[1],
                     phi.dtype,
                 )
-                for kind in _KINDS
+                for kind in KINDS
                 if kind in kinds or compute_cov
             }
-        out: dict[str, Any] = dict.fromkeys(_KINDS)
+        covariance = {"nngp": nngp_covariance, "ntk": ntk_covariance}
+        predictions: dict[Kind, Array | Gaussian] = {}
         for kind in kinds:
-            value: Any = mean(kind, tau, test)
+            value = mean(kind, tau, test)
             value = value[..., 0] if flat else value
-            if compute_cov:
-                value = Gaussian(value, covariance(kind, tau, test))
-            out[kind] = value
-        return out[get] if isinstance(get, str) else EnsemblePrediction(**out)
+            predictions[kind] = (
+                Gaussian(value, covariance[kind](tau, test)) if compute_cov else value
+            )
+        if isinstance(get, str):
+            return predictions[get]
+        return EnsemblePrediction(predictions.get("nngp"), predictions.get("ntk"))
 
     return predict_fn
 
 
-_KINDS = ("nngp", "ntk")
+class _GradientFlow:
+    """The eigenvectors of a Gram matrix, and functions of its eigenvalues and of time.
 
-
-class _Flow:
-    """A Gram matrix's eigenvectors, and functions of its eigenvalues and of time.
-
-    Times are (..., 1) there and (..., 1, 1) for what is as large as all outputs.
-    Directions that rounding cannot tell from zero are left out: no training reaches
-    them.
+    Scaled times tau are (..., 1), functions of r eigenvalues (..., r), and factors of
+    whole outputs (..., 1, 1). Write a = s^2 + reg. Eigenvalues that rounding cannot
+    tell from zero are left out: no training reaches their directions. Targets have a
+    part along the features and a part off them, which only the penalty moves.
     """
 
-    def __init__(self, gram: np.ndarray, reg: float, dtype: Any) -> None:
+    def __init__(self, gram: NDArray, reg: float, dtype: Dtype) -> None:
         values, vectors = np.linalg.eigh(gram)
-        kept = values > ROUNDING[str(dtype)] * max(values[-1], 0) * len(values)
-        self._vectors = vectors[:, kept]
+        positive = values > ROUNDING[str(dtype)] * max(values[-1], 0) * len(values)
+        self._vectors = vectors[:, positive]
         self.basis = jnp.asarray(self._vectors, dtype)
-        self.squares = jnp.asarray(values[kept], dtype)
-        self.reg, self.dtype = float(reg), dtype
+        self.squares = jnp.asarray(values[positive], dtype)
+        self.reg, self.dtype = reg, dtype
 
-    def coordinates(self, moments: np.ndarray) -> Array:
-        """V^T of (m, k), in double precision."""
+    def coordinates(self, moments: NDArray) -> Array:
+        """Return V^T `moments` of shape (r, k), computed in double precision."""
         return jnp.asarray(self._vectors.T @ moments, self.dtype)
 
     def project(self, x: Array, y: Array) -> Array:
-        """V^T X^T y."""
+        """Return V^T x^T y."""
         return matmul(self.basis.T, matmul(x.T, y))
 
-    def read(self, x: Array, gain: Array, coordinates: Array) -> Array:
-        """x V g c: (p, m), (..., r), (r, k) to (..., p, k)."""
+    def outputs(self, x: Array, gain: Array, coordinates: Array) -> Array:
+        """Return x V g c, (..., p, k), from x (p, m), g (..., r) and c (r, k)."""
         return matmul(matmul(x, self.basis), gain[..., None] * coordinates)
 
-    def _held(self, tau: Array, times: float = 1.0) -> Array:
-        """exp(-times reg tau), which without a regulariser is 1 at infinity too."""
-        return jnp.exp(-times * self.reg * tau) if self.reg else jnp.ones_like(tau)
+    def _decay(self, tau: Array, factor: float = 1.0) -> Array:
+        """Return exp(-factor reg tau); without a penalty it is 1 at infinity too."""
+        return jnp.exp(-factor * self.reg * tau) if self.reg else jnp.ones_like(tau)
 
     def gain(self, tau: Array) -> Array:
-        """(1 - exp(-(s^2 + reg) tau)) / (s^2 + reg), (..., r)."""
+        """Return (1 - exp(-a tau)) / a, for outputs on other examples."""
         a = self.squares + self.reg
         return -jnp.expm1(-a * tau) / a
 
-    def inside(self, tau: Array) -> Array:
-        """Of training outputs, (f(s^2 + reg) - f(reg)) / s^2, f = 1 - exp(-. tau)."""
-        return self._held(tau) * -jnp.expm1(-self.squares * tau) / self.squares
+    def train_gain(self, tau: Array) -> Array:
+        """Return (f(a) - f(reg)) / s^2, f(x) = 1 - exp(-x tau), on training data."""
+        return self._decay(tau) * -jnp.expm1(-self.squares * tau) / self.squares
 
-    def outside(self, tau: Array) -> Array:
-        """1 - exp(-reg tau), (..., 1, 1): what targets off the features gain."""
-        return (1 - self._held(tau))[..., None]
+    def train_gain_off(self, tau: Array) -> Array:
+        """Return f(reg) = 1 - exp(-reg tau), for targets off the features."""
+        return (1 - self._decay(tau))[..., None]
 
-    def spread(self, tau: Array, train: bool) -> Array:
-        """What is left of the NNGP prior along each direction, (..., r).
+    def prior(self, tau: Array) -> Array:
+        """Return the fraction 1 - s^2 (1 - exp(-2 a tau)) / a of the prior variance.
 
-        At other examples 1 - s^2 (1 - exp(-2 a tau)) / a with a = s^2 + reg. On the
-        training set, as Neural Tangents has it, (f(a) - f(reg)) / s^2 with f(a) = a
-        exp(-2 a tau).
+        It is left on other examples, along each direction.
         """
         a, s2 = self.squares + self.reg, self.squares
-        if not train:
-            return (self.reg + s2 * jnp.exp(-2 * a * tau)) / a
+        return (self.reg + s2 * jnp.exp(-2 * a * tau)) / a
+
+    def train_prior(self, tau: Array) -> Array:
+        """Return (f(a) - f(reg)) / s^2 with f(x) = x exp(-2 x tau).
+
+        Neural Tangents uses this fraction of the prior variance on the training set.
+        """
+        s2 = self.squares
         change = jnp.exp(-2 * s2 * tau) + self.reg * jnp.expm1(-2 * s2 * tau) / s2
-        return self._held(tau, 2.0) * change
+        return self._decay(tau, 2.0) * change
 
-    def spread_outside(self, tau: Array) -> Array:
-        """f(reg), (..., 1, 1)."""
-        return self.reg * self._held(tau, 2.0)[..., None]
-
-
-def _regulariser(reg: float, absolute: bool, gram: np.ndarray, n: float) -> float:
-    if not (isinstance(reg, int | float | np.number) and 0 <= reg < math.inf):
-        raise ValueError(f"diag_reg must be a finite number >= 0, got {reg!r}")
-    return float(reg) * (1.0 if absolute else float(np.trace(gram)) / n)
+    def train_prior_off(self, tau: Array) -> Array:
+        """Return f(reg) = reg exp(-2 reg tau), off the features."""
+        return self.reg * self._decay(tau, 2.0)[..., None]
 
 
-def _times(t: Any, scale: float, dtype: Any) -> Array:
-    """Times in units of one target's share, (..., 1)."""
-    t = jnp.asarray(jnp.inf if t is None else t, dtype)
-    if not isinstance(t, jax.core.Tracer) and not bool((t >= 0).all()):
-        raise ValueError("predict_fn: t must be >= 0")
-    return (t * scale)[..., None]
+def _penalty(
+    owner: str, diag_reg: float, absolute: bool, gram: NDArray, n: float
+) -> float:
+    """Return the penalty in units of the kernel."""
+    diag_reg = check_number(owner, "diag_reg", diag_reg, least=0)
+    return diag_reg * (1.0 if absolute else float(np.trace(gram)) / n)
 
 
-def _training(name: str, phi: Any, y: Any) -> tuple[Array, Array, bool]:
-    """Features, targets (n, k), and whether these had no second axis."""
+def _scaled_times(t: ArrayLike | None, scale: float, dtype: Dtype) -> Array:
+    """Return `scale * t` with one more axis, (..., 1)."""
+    times = jnp.asarray(math.inf if t is None else t, dtype)
+    if not isinstance(times, jax.core.Tracer) and not bool((times >= 0).all()):
+        raise ValueError(f"predict_fn: t must be >= 0, got {t}")
+    return (times * scale)[..., None]
+
+
+def _training_set(
+    owner: str, phi: ArrayLike, y: ArrayLike | None
+) -> tuple[Array, Array, bool]:
+    """Return features, targets (n, k), and whether the targets had no second axis."""
+    if y is None:
+        raise ValueError(f"{owner}: y_train must be given with features, got None")
     phi, y = jnp.asarray(phi), jnp.asarray(y)
     if phi.ndim != 2 or y.ndim not in (1, 2) or len(phi) != len(y) or not len(y):
         raise ValueError(
-            f"{name}: features must have shape (n, m) and targets (n, k) or (n,); got "
-            f"{phi.shape} and {y.shape}"
+            f"{owner}: features must have shape (n, m) and targets (n, k) or (n,), "
+            f"n >= 1, got {phi.shape} and {y.shape}"
         )
     dtype = jnp.promote_types(phi.dtype, jnp.float32)
     if not (jnp.issubdtype(dtype, jnp.floating) and jnp.isrealobj(y)):
-        raise TypeError(f"{name}: features and targets must be real numbers")
+        raise TypeError(
+            f"{owner}: features and targets must be real numbers, got {phi.dtype} and "
+            f"{y.dtype}"
+        )
     flat = y.ndim == 1
     return phi.astype(dtype), y.reshape(len(y), -1).astype(dtype), flat
 
 
-def _features(name: str, phi: Any, m: int, dtype: Any) -> Array:
+def _test_features(name: str, phi: ArrayLike, m: int, dtype: Dtype) -> Array:
     phi = jnp.asarray(phi, dtype)
     if phi.ndim != 2 or phi.shape[1] != m:
         raise ValueError(
@@ -394,17 +451,18 @@ def _features(name: str, phi: Any, m: int, dtype: Any) -> Array:
     return phi
 
 
-def _outputs(fx: Any, flow: _Flow) -> Array:
-    """Outputs as (n, k), or what broadcasts to it."""
+def _initial_outputs(fx: ArrayLike, flow: _GradientFlow) -> Array:
+    """Return outputs (n, k), or an array that broadcasts to that shape."""
     fx = jnp.asarray(fx, flow.dtype)
     return fx[:, None] if fx.ndim == 1 else fx
 
 
-def _is_zero(value: Any) -> bool:
+def _is_zero(value: ArrayLike) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
 def _sums(phi: Array, y: Array) -> RidgeState:
+    """Return the sums over all examples."""
     state = ridge_init(phi.shape[1], y.shape[1], dtype=phi.dtype)
     for i in range(0, len(phi), _BATCH):
         state = ridge_update(state, phi[i : i + _BATCH], y[i : i + _BATCH])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._protocol import Origin
+from jax_ntk_sketch._protocol import FeatureMap, Origin
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.linear_model import checkpoint
 from jax_ntk_sketch.linear_model._fitted import FittedModel
@@ -113,7 +113,7 @@ def load_metadata(
     }
 
 
-def load_model(path: str | os.PathLike, fmap: Any) -> FittedModel:
+def load_model(path: str | os.PathLike, fmap: FeatureMap) -> FittedModel:
     """Return the model that `save_model` wrote.
 
     Args:

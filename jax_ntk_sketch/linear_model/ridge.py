@@ -1,9 +1,11 @@
 r"""Ridge regression from sums over batches.
 
 Notation: n examples (the sum of their weights), m features, t targets, r values of
-`reg`. `ridge_penalty` states the objective, which `jax_ntk_sketch.validation` shares.
+`reg`. The objective is stated in `jax_ntk_sketch.linear_model`.
 
->>> import jax, jax.numpy as jnp
+>>> import jax
+>>> import jax.numpy as jnp
+>>> from jax_ntk_sketch.linear_model import ridge_init, ridge_solve, ridge_update
 >>> phi = jax.random.normal(jax.random.key(0), (100, 3))
 >>> y = phi @ jnp.array([1.0, 2.0, 3.0]) + 4.0
 >>> state = ridge_init(num_features=3, num_targets=None)
@@ -18,50 +20,32 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._checks import check_choice, check_float_dtype, check_size
 from jax_ntk_sketch._numerics import two_sum
+from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
 from jax_ntk_sketch.linear_model._double_float import add_gram
-from jax_ntk_sketch.linear_model._shifted_solver import Tridiagonal
+from jax_ntk_sketch.linear_model._shifted_solver import ShiftedSolver
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 
 __all__ = [
     "RidgeState",
     "ridge_init",
     "ridge_merge",
-    "ridge_penalty",
     "ridge_solve",
     "ridge_update",
 ]
 
-# Relative error, in spectral norm, of the sums of a state: in float32 1e-12 to 1e-10
-# was measured, 4e-10 with heavy tails. It says how many digits a solve can keep.
+# The relative error, in spectral norm, of the sums of a state. Errors of 1e-12 to 1e-10
+# were measured in float32, and 4e-10 with heavy tails. A solve cannot be more accurate.
 ROUNDING = {"float32": 2.0**-32, "float64": 2.0**-48}
 _TINY = np.finfo(np.float64).tiny
-
-
-def ridge_penalty(reg: Any, n: Any) -> Any:
-    r"""The penalty :math:`\lambda = \mathrm{reg} \cdot n`: `reg` is per example.
-
-    Everywhere in this library ridge regression minimises
-
-    .. math:: \frac1n \|\Phi w + b - y\|_F^2 + \mathrm{reg}\,\|w\|_F^2,
-
-    which is :math:`\|\Phi w + b - y\|^2 + \lambda \|w\|^2`. The intercept b is not
-    penalised. Its kernel form has :math:`K + \lambda I`, with :math:`K \approx
-    \Phi \Phi^\top` of shape (n, n).
-
-    >>> ridge_penalty(1e-3, 5000)
-    5.0
-    """
-    return reg * n
 
 
 @partial(
@@ -71,14 +55,15 @@ def ridge_penalty(reg: Any, n: Any) -> Any:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class RidgeState:
-    r"""What ridge regression needs to know of the examples seen.
+    r"""The sums over all examples seen, which determine ridge regression.
 
     `total + carry` is :math:`[\Phi, y, 1]^\top W [\Phi, y, 1]` with the sample
-    weights W: the Gram matrix, the moments, the targets' squares, the sums and the
-    count at once, to about twice the digits of its dtype.
+    weights W. It holds the Gram matrix, the moments, the squares of the targets, the
+    column sums and the count, to about twice the digits of its dtype.
 
     Attributes:
-      total, carry: (m + t + 1, m + t + 1).
+      total: (m + t + 1, m + t + 1), the sums as rounded to the dtype.
+      carry: of the same shape, the digits that `total` cannot hold.
       num_targets: t, or None for targets of shape (n,).
     """
 
@@ -89,7 +74,7 @@ class RidgeState:
     @property
     def num_features(self) -> int:
         """The number of features m."""
-        return self.total.shape[-1] - _columns(self.num_targets) - 1
+        return self.total.shape[-1] - _num_columns(self.num_targets) - 1
 
     @property
     def count(self) -> Array:
@@ -98,32 +83,27 @@ class RidgeState:
 
 
 def ridge_init(
-    num_features: int, num_targets: int | None, *, dtype: Any = None
+    num_features: int, num_targets: int | None, *, dtype: Dtype = None
 ) -> RidgeState:
-    """The state of no examples.
+    """Return the state before any example.
 
     Args:
       num_features: m >= 1.
-      num_targets: t >= 1; or None for targets of shape (n,), and predictions so.
-      dtype: float32 or float64; default JAX's default float.
+      num_targets: t >= 1, or None for targets and predictions of shape (n,).
+      dtype: float32 or float64; by default the default float of JAX.
 
     Returns:
-      `RidgeState`, 8 (m + t + 1)^2 bytes in float32.
+      `RidgeState` of 8 (m + t + 1)^2 bytes in float32.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type or range.
+      TypeError: a size is not an integer, or `dtype` is another one.
+      ValueError: a size is smaller than 1.
     """
-    for name, value in (("num_features", num_features), ("num_targets", num_targets)):
-        if name == "num_targets" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"ridge_init: {name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"ridge_init: {name} must be positive, got {value}")
-    dtype = jnp.zeros((), dtype).dtype
-    if dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(f"ridge_init: dtype must be float32 or float64, got {dtype}")
-    size = int(num_features) + _columns(num_targets) + 1
+    m = check_size("ridge_init", "num_features", num_features)
+    if num_targets is not None:
+        num_targets = check_size("ridge_init", "num_targets", num_targets)
+    dtype = check_float_dtype("ridge_init", dtype)
+    size = m + _num_columns(num_targets) + 1
     zeros = jnp.zeros((size, size), dtype)
     return RidgeState(zeros, jnp.zeros_like(zeros), num_targets)
 
@@ -135,49 +115,53 @@ def ridge_update(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> RidgeState:
-    """The state after more examples; any number of batches of any length.
+    """Return the state after more examples.
 
-    The order and the split into batches change the sums by rounding only, see
-    `jax_ntk_sketch.linear_model._double_float`. NaN or infinite entries are not looked for, so
-    that the function can be traced: `ridge_solve` refuses what they leave, and
-    `fit_ridge` finds them before.
+    Any number of batches of any length may follow each other. Their order and the split
+    into batches change the sums by rounding only. The function can be traced, so that
+    it does not look for NaN and infinity. `ridge_solve` refuses the sums that they
+    leave; `fit_ridge` finds the rows.
 
     Args:
-      state: `RidgeState`.
-      phi: (n, m) real features; the state's dtype, or a coarser one.
-      y: (n, t), or (n,) where t is 1 or None.
-      sample_weight: (n,) >= 0, default 1. An example of weight 2 counts as two, one
-        of weight 0 not at all (if finite). Rows are multiplied by the weights'
-        square roots, which rounds them to the dtype.
+      state: `RidgeState`; it is not changed.
+      phi: (n, m) real features, in the dtype of the state or a coarser one.
+      y: (n, t) real targets; (n,) if t is 1 or None.
+      sample_weight: (n,), >= 0, by default 1. An example of weight 2 counts as two
+        examples. One of weight 0 does not count, but must be finite. The rows are
+        multiplied by the square roots of the weights, rounded to the dtype.
 
     Returns:
-      `RidgeState`; the argument is unchanged.
+      `RidgeState`.
 
     Raises:
-      TypeError, ValueError: shapes or dtypes that do not fit, at trace time.
+      TypeError: phi is complex or finer than the state, or y is complex.
+      ValueError: the shapes do not fit.
 
-    Cost: 4 n (m + t + 1)^2 flops in float32, half of it in float64.
+    Cost: 4 n (m + t + 1)^2 flops in float32, half as many in float64.
     """
-    m, t = state.num_features, _columns(state.num_targets)
+    owner = "ridge_update"
+    m, t = state.num_features, _num_columns(state.num_targets)
     dtype = state.total.dtype
     phi, y = jnp.asarray(phi), jnp.asarray(y)
     if phi.ndim != 2 or phi.shape[1] != m:
-        raise ValueError(f"phi must have shape (n, {m}), got {phi.shape}")
+        raise ValueError(f"{owner}: phi must have shape (n, {m}), got {phi.shape}")
     n = len(phi)
-    if state.num_targets is None and y.shape != (n,):
-        raise ValueError(f"y must have shape ({n},), a number per row; got {y.shape}")
-    if y.shape not in [(n, t)] + [(n,)] * (t == 1):
-        raise ValueError(f"y must have shape ({n}, {t}), got {y.shape}")
+    flat_only = state.num_targets is None
+    shapes = [(n,)] if flat_only else [(n, t)] + [(n,)] * (t == 1)
+    if y.shape not in shapes:
+        raise ValueError(f"{owner}: y must have shape {shapes[0]}, got {y.shape}")
     if jnp.promote_types(phi.dtype, dtype) != dtype:
         raise TypeError(
-            f"phi has dtype {phi.dtype}, which a state of dtype {dtype} cannot hold; "
-            f"use ridge_init(..., dtype={phi.dtype}) or cast phi"
+            f"{owner}: phi must have dtype {dtype} or a coarser one, because the state "
+            f"has, got {phi.dtype}; use ridge_init(..., dtype={phi.dtype}) or cast phi"
         )
     if not jnp.isrealobj(y):
-        raise TypeError(f"y must be real, got dtype {y.dtype}")
+        raise TypeError(f"{owner}: y must be real, got dtype {y.dtype}")
     weight = None if sample_weight is None else jnp.asarray(sample_weight)
     if weight is not None and weight.shape != (n,):
-        raise ValueError(f"sample_weight must have shape ({n},), got {weight.shape}")
+        raise ValueError(
+            f"{owner}: sample_weight must have shape ({n},), got {weight.shape}"
+        )
     if n == 0:
         return state
     total, carry = _add_rows(state.total, state.carry, phi, y.reshape(n, t), weight)
@@ -196,18 +180,23 @@ def _add_rows(
 
 
 def ridge_merge(a: RidgeState, b: RidgeState) -> RidgeState:
-    """The state of the examples of both; commutative, and associative to rounding.
+    """Return the state of the examples of both states.
+
+    The operation is commutative, and associative up to rounding.
 
     Raises:
-      ValueError: states of different sizes or dtypes.
+      ValueError: the states differ in their sizes or dtypes.
     """
-    for name, this, that in (
+    for name, value, other in (
         ("num_features", a.num_features, b.num_features),
         ("num_targets", a.num_targets, b.num_targets),
         ("dtype", a.total.dtype, b.total.dtype),
     ):
-        if this != that:
-            raise ValueError(f"ridge_merge: {name} differs: {this} and {that}")
+        if value != other:
+            raise ValueError(
+                f"ridge_merge: a and b must have the same {name}, got {value} and "
+                f"{other}"
+            )
     total, error = two_sum(a.total, b.total)
     total, carry = two_sum(total, error + (a.carry + b.carry))
     return dataclasses.replace(a, total=total, carry=carry)
@@ -218,94 +207,90 @@ def ridge_solve(
     reg: float | Sequence[float],
     *,
     intercept: bool = True,
-    singular: str = "raise",
+    singular: Literal["raise", "drop"] = "raise",
 ) -> RidgeModel:
-    r"""Minimises :math:`\frac1n\|\Phi w + b - y\|^2 + \mathrm{reg}\,\|w\|^2`.
+    r"""Return the model that minimizes the objective of ridge regression.
 
-    Solved in float64 on the host whatever the state's dtype: centred by the sums if
-    there is an intercept, reduced once to tridiagonal form for all values of `reg`.
+    .. math:: \min_{w, b}\; \frac1n \|\Phi w + b - y\|^2 + \mathrm{reg}\,\|w\|^2
+
+    The system is solved in float64 on the host, whatever the dtype of the state. It is
+    centered first if there is an intercept, and reduced once to tridiagonal form, which
+    serves all values of `reg`.
 
     Args:
-      state: `RidgeState` of at least one example; concrete, not traced.
-      reg: one number >= 0, or a sequence of r of them (see `ridge_penalty`).
-      intercept: whether to fit an unpenalised intercept b; else it is 0. Regression
-        with the kernel itself, `K + reg n I`, has none.
-      singular: what happens to values of `reg` so small that the system is singular
-        to the sums' precision and the weights would be noise: "raise", or "drop" for
-        a path without them, and a warning.
+      state: `RidgeState` of at least one example, concrete and not traced.
+      reg: one number >= 0, or a sequence of r numbers. The unit is stated in
+        `jax_ntk_sketch.linear_model`.
+      intercept: whether to fit an intercept b, which is not penalized; otherwise b is
+        0. Regression with a kernel matrix, K + reg n I, has none.
+      singular: the treatment of values of `reg` with which the system is singular to
+        the precision of the sums, so that the weights would be noise. "raise" raises;
+        "drop" leaves these values out, with a warning.
 
     Returns:
-      `RidgeModel` in the state's dtype; a leading axis r where `reg` is a sequence.
+      `RidgeModel` in the dtype of the state, with a leading axis r if `reg` is a
+      sequence.
 
     Raises:
-      TypeError, ValueError: `reg` negative or not finite, a traced or empty state,
-        sums that are not finite.
+      TypeError: the state is traced, or `reg` is not a number.
+      ValueError: `reg` is negative or not finite, or the state is empty or not finite.
       numpy.linalg.LinAlgError: the system is singular, with any value of `reg` if
         `singular` is "raise", with all of them if it is "drop".
 
-    Cost: 4/3 m^3 + O(m^2 t r) flops, about 24 m^2 bytes on the host besides the
-    state.
+    Cost: 4/3 m^3 + O(m^2 t r) flops, and about 24 m^2 bytes on the host in addition to
+    the state.
 
-    Guarantee: `info.rounding` estimates the weights' relative error from rounding in
-    the sums, mostly from above. In float32 at condition number 1e6, 2e-5 or less was
-    measured against double precision. Beside it there is the rounding of the weights
-    to the state's dtype.
+    Guarantee: `info.rounding` estimates the relative error that rounding in the sums
+    causes in the weights, usually from above. The weights are then rounded to the dtype
+    of the state.
     """
-    penalties = check_reg("ridge_solve", reg)
-    if singular not in ("raise", "drop"):
-        raise ValueError(
-            f'ridge_solve: singular must be "raise" or "drop", got {singular!r}'
-        )
-    sums = sums_on_host(state, "ridge_solve")
+    owner = "ridge_solve"
+    penalties = check_reg(owner, reg)
+    check_choice(owner, "singular", singular, ("raise", "drop"))
+    sums = sums_on_host(owner, state)
     m, n = state.num_features, sums[-1, -1]
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
     mean, target_mean = means[:m], means[m:]
-    system = Tridiagonal(sums[:m, :m] - np.outer(n * mean, mean))
-    spectrum = system.eigenvalues
-    lambdas = np.atleast_1d(ridge_penalty(penalties, n))
-    # The sums were rounded before they were centred: the error is relative to the
-    # largest eigenvalue from before.
+    solver = ShiftedSolver(sums[:m, :m] - np.outer(n * mean, mean))
+    spectrum = solver.eigenvalues
+    shifts = np.atleast_1d(penalties * n)
+    # The sums were rounded before they were centered: the error is relative to the
+    # largest eigenvalue before.
     noise = ROUNDING[str(state.total.dtype)] * (spectrum[-1] + n * mean @ mean)
-    solvable = spectrum[0] + lambdas > 10 * noise  # else not one digit would be right
+    solvable = spectrum[0] + shifts > 10 * noise  # else no digit would be right
     if not solvable.all():
-        least = lambdas.min()
-        message = (
-            f"ridge_solve: with reg = {least / n:.3g} the system is singular to "
-            f"{state.total.dtype} precision: eigenvalues from "
-            f"{spectrum[0] + least:.2g} to {spectrum[-1] + least:.2g} (m = {m} "
-            f"features, {n:.0f} examples). Use reg of {1e3 * noise / n:.1g} or more, "
-            "fewer features or more examples"
-        )
+        message = _singular_message(state, spectrum, shifts.min(), noise, n)
         if singular == "raise" or not solvable.any():
             raise np.linalg.LinAlgError(message)
         warnings.warn(
-            f"{message}; {np.sum(~solvable)} of {len(lambdas)} values of reg were "
+            f"{message}; {np.sum(~solvable)} of {len(shifts)} values of reg were "
             "dropped",
             RuntimeWarning,
             stacklevel=2,
         )
-        penalties, lambdas = np.atleast_1d(penalties)[solvable], lambdas[solvable]
-    least, largest = spectrum[0] + lambdas, spectrum[-1] + lambdas
+        penalties, shifts = np.atleast_1d(penalties)[solvable], shifts[solvable]
     rhs = sums[:m, m:-1] - np.outer(n * mean, target_mean)
-    solution = system.solve(rhs, lambdas)
+    solution = solver.solve(rhs, shifts)
     weights = jnp.asarray(solution, state.total.dtype)
     biases = jnp.asarray(target_mean - mean @ solution, state.total.dtype)
+    # The diagnostics are those of the weights as returned.
     w = np.asarray(weights, np.float64)
     product = sums[:m, :m] @ w - n * mean[:, None] * (mean @ w)[:, None, :]
-    residual = product + lambdas[:, None, None] * w - rhs
+    residual = product + shifts[:, None, None] * w - rhs
+    smallest, largest = spectrum[0] + shifts, spectrum[-1] + shifts
     positive = np.maximum(spectrum, 0.0)
-    dof = (positive / (positive + lambdas[:, None])).sum(axis=1)
-    targets = np.trace(sums[m:-1, m:-1]) - n * target_mean @ target_mean
-    squares = targets + (w * (product - 2 * rhs)).sum(axis=(1, 2))
+    dof = (positive / (positive + shifts[:, None])).sum(axis=1)
+    target_squares = np.trace(sums[m:-1, m:-1]) - n * target_mean @ target_mean
+    squares = target_squares + (w * (product - 2 * rhs)).sum(axis=(1, 2))
     mse = np.maximum(squares, 0) / (n * rhs.shape[1])
     free = np.maximum(1 - (dof + intercept) / n, 0)
     info = RidgeInfo(
         count=n,
-        condition=largest / least,
+        condition=largest / smallest,
         effective_dof=dof,
         residual=np.linalg.norm(residual, axis=(1, 2))
         / max(np.linalg.norm(rhs), _TINY),
-        rounding=noise / least,
+        rounding=noise / smallest,
         mse=mse,
         gcv=np.divide(mse, free**2, out=np.full_like(mse, np.inf), where=free > 1e-9),
     )
@@ -320,36 +305,70 @@ def ridge_solve(
     return model.select(0) if penalties.ndim == 0 else model
 
 
-def check_reg(name: str, reg: Any) -> NDArray[np.float64]:
-    """`reg` as an array, () or (r,), checked for the function `name`."""
-    penalties = np.asarray(reg, np.float64)
+def _singular_message(
+    state: RidgeState, spectrum: NDArray, shift: float, noise: float, n: float
+) -> str:
+    return (
+        f"ridge_solve: reg must be at least {1e3 * noise / n:.1g} for these sums, got "
+        f"{shift / n:.3g}: the system is singular to {state.total.dtype} precision, "
+        f"with eigenvalues from {spectrum[0] + shift:.2g} to "
+        f"{spectrum[-1] + shift:.2g} (m = {state.num_features} features, {n:.0f} "
+        "examples). Use a larger reg, fewer features or more examples"
+    )
+
+
+def check_reg(owner: str, reg: float | Sequence[float]) -> NDArray[np.float64]:
+    """Return `reg` as an array () or (r,) of finite numbers >= 0.
+
+    Raises:
+      TypeError: `reg` does not hold numbers.
+      ValueError: a number is negative or not finite, or there is none.
+    """
+    try:
+        penalties = np.asarray(reg, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{owner}: reg must be a number or a sequence of numbers, got {reg!r}"
+        ) from None
     if penalties.ndim > 1 or penalties.size == 0:
-        raise ValueError(f"{name}: reg must be a number or a sequence, got {reg!r}")
+        raise ValueError(
+            f"{owner}: reg must be a number or a sequence of numbers, got {reg!r}"
+        )
     if not (np.isfinite(penalties).all() and (penalties >= 0).all()):
-        raise ValueError(f"{name}: reg must be finite and >= 0, got {reg!r}")
+        raise ValueError(f"{owner}: reg must be finite and >= 0, got {reg!r}")
     return penalties
 
 
-def sums_on_host(state: RidgeState, name: str) -> NDArray[np.float64]:
-    """The sums in float64, checked for the function `name`."""
+def sums_on_host(owner: str, state: RidgeState) -> NDArray[np.float64]:
+    """Return the sums of a state in float64.
+
+    Raises:
+      TypeError: the state is traced.
+      ValueError: the state is a batch of states, empty or not finite.
+    """
     if isinstance(state.total, jax.core.Tracer):
-        raise TypeError(f"{name} runs on the host and cannot be traced by jit or vmap")
+        raise TypeError(
+            f"{owner}: state must be concrete; do not call it under jit or vmap"
+        )
     if state.total.ndim != 2:
         raise ValueError(
-            f"{name} takes one state; index the leading axes of a batch of them "
-            f"first (sums of shape {state.total.shape})"
+            f"{owner}: state must be one state, got a batch of states with sums of "
+            f"shape {state.total.shape}; index its leading axes first"
         )
     sums = np.array(state.total, np.float64)
     sums += np.asarray(state.carry)
     if not np.isfinite(sums).all():
         raise ValueError(
-            f"{name}: the sums are not finite: some features or targets were NaN "
-            "or infinite, or too large for the dtype. fit_ridge names the rows"
+            f"{owner}: the sums must be finite, got NaN or infinity: some features or "
+            "targets are not finite, or too large for the dtype; fit_ridge names them"
         )
     if sums[-1, -1] <= 0:
-        raise ValueError(f"{name}: the state has seen no examples; ridge_update it")
+        raise ValueError(
+            f"{owner}: state must have seen examples, got none; add them with "
+            "ridge_update"
+        )
     return sums
 
 
-def _columns(num_targets: int | None) -> int:
+def _num_columns(num_targets: int | None) -> int:
     return 1 if num_targets is None else num_targets
