@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._typing import KINDS, Array, Dtype, Key, Kind, PyTree
+from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Key, Kind, PyTree
 from jax_ntk_sketch.features.state import (
     ExactColumns,
     Features,
@@ -148,8 +148,9 @@ class Projection:
         """Draw the map."""
         return self.linear_map.init(key)
 
-    def apply(self, params: PyTree, x: Array) -> Array:
+    def apply(self, params: PyTree, x: ArrayLike) -> Array:
         """Return the images of all vectors of x, (..., *positions, output_dim)."""
+        x = jnp.asarray(x)
         if self.takes_vectors:
             assert self.patches.window is not None
             x = self.patches.window.patches(x, self.patches.bias)
@@ -229,9 +230,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
     the patches is sketched.
     """
     sketch_dim = context.sketch_columns
-    sketches = {
-        kind: Patches.of(spec, kind).sketch(sketch_dim) for kind in spec.kinds
-    }
+    sketches = {kind: Patches.of(spec, kind).sketch(sketch_dim) for kind in spec.kinds}
     channels = {kind: sum(spec.exact_columns.of_kind(kind), ()) for kind in KINDS}
     has_exact = any(channels.values())
     # A constant coordinate of the patches becomes the first constant.

@@ -126,9 +126,7 @@ def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
         params: BranchParams, branch_features: BranchFeatures, **inputs: PyTree
     ) -> BranchFeatures:
         out = []
-        for steps, own_params, f in zip(
-            branches, params, branch_features, strict=True
-        ):
+        for steps, own_params, f in zip(branches, params, branch_features, strict=True):
             for step, step_params in zip(steps, own_params, strict=True):
                 f = step.run(step_params, f, **inputs)
             out.append(f)
@@ -374,8 +372,8 @@ def fan_in_prod_steps(
         out = steps[-1].single_spec
 
     def init(key: Key) -> list[PyTree]:
-        keys = jax.random.split(key, len(steps)) if steps else []
-        return [step.init(own) for step, own in zip(steps, keys, strict=True)]
+        keys = jax.random.split(key, max(1, len(steps)))
+        return [step.init(own) for step, own in zip(steps, keys, strict=False)]
 
     def apply(params: list[PyTree], branch_features: BranchFeatures) -> Features:
         f = branch_features[0]

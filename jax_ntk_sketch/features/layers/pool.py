@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, PyTree
-from jax_ntk_sketch.features.layers._spatial import check_spatial, check_window
 from jax_ntk_sketch.features.graph_inputs import check_mask
+from jax_ntk_sketch.features.layers._spatial import check_spatial, check_window
 from jax_ntk_sketch.features.state import Features, Spec, mix_positions
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 from jax_ntk_sketch.sketch import Window

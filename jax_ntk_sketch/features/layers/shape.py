@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Array, PyTree, Shape
+from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.patches import sketch_patches
 from jax_ntk_sketch.features.state import (
     Features,
@@ -31,8 +31,8 @@ def identity_steps(layer: stax.Identity, spec: Spec, context: Context) -> list[S
 def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Step]:
     """The mean over positions of both kernels: a direct sum over all of them.
 
-    It is formed if it fits, or if there was no activation yet. Otherwise it is sketched,
-    with the image as one patch.
+    It is formed if it fits, or if there was no activation yet. Otherwise it is
+    sketched, with the image as one patch.
     """
     if not spec.shape:
         return []
@@ -63,7 +63,9 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
         if sketch is not None:
             f = sketch.apply(params, f)
         n = len(variance)
-        return Features(f.nngp.reshape(n, nngp_dim), f.ntk.reshape(n, ntk_dim), variance)
+        return Features(
+            f.nngp.reshape(n, nngp_dim), f.ntk.reshape(n, ntk_dim), variance
+        )
 
     work = spec.live_elements()
     if sketch is None:
@@ -200,9 +202,7 @@ def _output_axes(
       ndim, array_ndim: the number of axes of the input and of the array.
     """
     array_is_left = layer.rhs is None
-    contracted, batched = (
-        pair[int(array_is_left)] for pair in layer.dimension_numbers
-    )
+    contracted, batched = (pair[int(array_is_left)] for pair in layer.dimension_numbers)
     free: list[int | None] = [
         axis for axis in range(ndim) if axis not in (*contracted, *batched)
     ]
