@@ -32,10 +32,14 @@ class Method:
         is in; such features are comparable within one call of `apply` only.
       oversample_width: how many columns a step may have before the final compression,
         as a multiple of `num_features`; 1 means that nothing is compressed.
+      max_layer_width: the largest number of columns of an activation that is tried, as
+        a multiple of the columns that the network may have at its output.
     """
 
     needs_sample: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
+    # Without a Dense at the end, the NTK is a part of the columns of an activation.
+    max_layer_width: ClassVar[int] = 2
 
     @property
     def oversample_width(self) -> float:
@@ -68,6 +72,9 @@ class NTKSketch(Method):
     Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
     """
 
+    # Linear parts of few dimensions leave most columns of an activation unused.
+    max_layer_width: ClassVar[int] = 16
+
     degree: int = 4
     derivative_degree: int = 3
     coefficients: str = "taylor"
@@ -83,6 +90,10 @@ class NTKSketch(Method):
             raise ValueError(
                 f"NTKSketch: oversample must be >= 1, got {self.oversample!r}"
             )
+
+    @property
+    def oversample_width(self) -> float:
+        return self.oversample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -300,7 +300,7 @@ def test_sample_passes_in_batches(monkeypatch):
     x = np.random.default_rng(3).standard_normal((40, 4, 4, 2)).astype(np.float32)
     fmap = jns.feature_map(CONV, num_features=12, method="nystrom")
     batched = fmap.init(KEY, x)
-    module = importlib.import_module("jax_ntk_sketch.features.build")
+    module = importlib.import_module("jax_ntk_sketch.features.fitting")
     monkeypatch.setattr(module, "_FIT_BATCH", 100)
     whole = fmap.init(KEY, x)
     # Roots amplify rounding, and by how much depends on the processor: of them the

@@ -24,7 +24,7 @@ from jax_ntk_sketch.features._transform import (
     for_each_batch,
     map_reader,
 )
-from jax_ntk_sketch.features.build import in_batches
+from jax_ntk_sketch.features.fitting import in_batches
 
 __all__ = ["CompressedFeatureMap", "compress"]
 

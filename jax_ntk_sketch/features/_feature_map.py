@@ -31,13 +31,9 @@ from jax_ntk_sketch._typing import (
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
-from jax_ntk_sketch.features.build import (
-    build_steps,
-    fit_peak_bytes,
-    fit_steps,
-    in_batches,
-)
-from jax_ntk_sketch.features.layers.graph import check_inputs
+from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.fitting import fit_peak_bytes, fit_steps, in_batches
+from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.step import Step, extra_inputs
 
@@ -236,7 +232,7 @@ class NetworkFeatureMap:
             for step in _steps(self, kind, x.shape[1:], len(x))
         ]
         given = {"pattern": pattern, "mask": mask}
-        return check_inputs(owner, self.net, extra_inputs(steps), x, given)
+        return check_extra_inputs(owner, self.net, extra_inputs(steps), x, given)
 
     def _apply(
         self, params: PyTree, x: Array, inputs: dict[str, PyTree]

@@ -1,15 +1,13 @@
-"""From a network and a method to the stages of a feature map."""
+"""From a network and a method to the steps of a feature map."""
 
-import itertools
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch._typing import Kind, PyTree, Shape
 from jax_ntk_sketch.features.state import (
     Branches,
     ExactColumns,
@@ -18,67 +16,13 @@ from jax_ntk_sketch.features.state import (
     take_columns,
 )
 from jax_ntk_sketch.features.step import Context, Step, network_rule
-from jax_ntk_sketch.methods import Exact, Method, NTKSketch
+from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import SRHT
 
-# Examples of a sample that a step works on at a time.
-_FIT_BATCH = 32
+__all__ = ["TooFewFeaturesError", "build_steps"]
 
-
-def fit_steps(
-    built: list[Step],
-    keys: jax.Array | list[jax.Array],
-    sample: Features,
-    inputs: dict[str, Any],
-) -> list[Any]:
-    """Parameters of all stages, each learned from what those before it return."""
-    last = max(i for i, stage in enumerate(built) if stage.fit)
-    f, params = sample, []
-    for i, (stage, key) in enumerate(zip(built, keys, strict=True)):
-        p = stage.learn(key, f, **inputs)
-        params.append(p)
-        if i < last:
-
-            def run(some, stage=stage, p=p):
-                return stage.run(p, some[0], **some[1])
-
-            f = in_batches(run, (f, inputs), _FIT_BATCH)
-    return params
-
-
-def fit_peak_bytes(built: list[Step], count: int) -> int:
-    """Peak bytes of `fit` with a sample of `count`, in float32."""
-    last = max((i for i, stage in enumerate(built) if stage.fit), default=0)
-    most = 0
-    for before, stage in itertools.pairwise(built[: last + 1]):
-        batch = min(count, _FIT_BATCH)
-        passing = count * stage.spec.live_elements() + batch * stage.live_elements
-        most = max(
-            most, count * before.spec.live_elements() + stage.fit_elements + passing
-        )
-    return 4 * most
-
-
-def in_batches(run: Callable[[Any], Any], x: Any, size: int) -> Any:
-    """`run` on consecutive rows of an array or of several, `size` at a time, joined."""
-    total = len(jax.tree.leaves(x)[0])
-    count = total // size
-    if count == 0:
-        return run(x)
-
-    def blocks(z: jax.Array) -> jax.Array:
-        return z[: count * size].reshape(count, size, *z.shape[1:])
-
-    whole = jax.lax.map(run, jax.tree.map(blocks, x))
-    out = jax.tree.map(lambda z: z.reshape(count * size, *z.shape[2:]), whole)
-    if count * size == total:
-        return out
-    rest = run(jax.tree.map(lambda z: z[count * size :], x))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
-
-
-# Layers behind which there are no spatial axes.
-_REMOVES = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
+# Layers that remove the spatial axes.
+_FLATTENING = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
 
 
 class TooFewFeaturesError(ValueError):
@@ -101,92 +45,119 @@ def build_steps(
     method: Method,
     kind: Kind,
     num_features: int,
-    shape: tuple[int, ...],
+    shape: Shape,
     batch: int,
 ) -> list[Step]:
-    """All stages of the map from inputs (n, *shape) to `num_features` of `kind`.
+    """Return the steps of the map from inputs to features of one kernel.
 
-    Nonlinear layers are given the largest width with which the linear layers behind
-    them do not exceed `num_features`; what is left over is zero columns.
+    Activations may return as many columns as fit: the largest number for which the
+    columns at the output do not exceed `num_features`, times `method.oversample_width`.
+    Then zero columns are appended, or the columns are compressed.
+
+    Args:
+      net: the network.
+      method: the approximation method.
+      kind: the kernel.
+      num_features: the number of columns at the output.
+      shape: the shape of one example.
+      batch: the number of examples, for methods whose features depend on it.
 
     Raises:
-      ValueError: `num_features` is less than the method needs; the least is named.
+      TooFewFeaturesError: the method needs more columns.
+      ValueError: the network cannot be read, or the method does not support it.
     """
+    if method.batch_dependent:  # has as many columns as the batch needs
+        return _steps(net, Context(method, kind == "ntk", 0, batch), shape)
 
-    def build(width: int) -> list[Step]:
-        axis = _channel_axis(net, len(shape) + 1)
-        context = Context(method, kind == "ntk", width, batch, axis)
-        first = _input(shape, axis)
-        built = [first, *network_rule(method, net, first.single_spec, context)]
-        if isinstance(built[-1].spec, Branches):
-            raise ValueError(
-                f"the network ends in {len(built[-1].spec.specs)} branches: end it "
-                "with FanInSum, FanInProd or FanInConcat"
-            )
-        if built[-1].spec.positions or built[-1].spec.window:
-            raise ValueError(
-                "the network's output still has spatial axes, of sizes "
-                f"{built[-1].spec.positions}: end it with Flatten, GlobalAvgPool or "
-                "GlobalSumPool (and Dense)"
-            )
-        return built
+    def with_columns(max_columns: int) -> list[Step]:
+        return _steps(net, Context(method, kind == "ntk", max_columns), shape)
 
-    if isinstance(method, Exact):
-        return build(0)
-    oversample, most = 1.0, 2
-    if isinstance(method, NTKSketch):
-        # Linear parts of few dimensions leave most of a layer's width unused.
-        oversample, most = method.oversample, 16
-    budget = math.ceil(num_features * oversample)
-    least = _columns(build(1), kind)
-    if least > budget and any(
-        isinstance(x, stax.Activation) for x in stax.walk(net, into_branches=True)
-    ):
-        raise TooFewFeaturesError(method, num_features, math.ceil(least / oversample))
-    # Widest that fits, narrowest that need not: without a Dense at the end the NTK is
-    # only a part of a nonlinear layer's columns.
-    # Nearly always that is the budget itself, which is looked at first.
-    low, high, middle = 1, most * budget + 1, budget
-    while high - low > 1:
-        fits = _columns(build(middle), kind) <= budget
-        low, high = (middle, high) if fits else (low, middle)
-        middle = budget + 1 if low == budget else (low + high) // 2
-    built = build(low)
-    return [*built, _output(kind, built[-1].single_spec, num_features)]
+    def fits(max_columns: int) -> bool:
+        return with_columns(max_columns)[-1].single_spec.dim(kind) <= budget
+
+    budget = math.ceil(num_features * method.oversample_width)
+    needed = with_columns(1)[-1].single_spec.dim(kind)
+    if needed > budget and _has_activations(net):
+        minimum = math.ceil(needed / method.oversample_width)
+        raise TooFewFeaturesError(method, num_features, minimum)
+    steps = with_columns(_largest(fits, budget, method.max_layer_width * budget))
+    return [*steps, _output(kind, steps[-1].single_spec, num_features)]
 
 
-def _columns(built: list[Step], kind: Kind) -> int:
-    return built[-1].single_spec.dim(kind)
+def _largest(fits: Callable[[int], bool], guess: int, most: int) -> int:
+    """Return the largest number in [1, most] that fits, or 1, by bisection.
+
+    The guess is nearly always right, so that it and the next number are tried first.
+    """
+    fitting, exceeding, number = 1, most + 1, guess
+    while exceeding - fitting > 1:
+        if fits(number):
+            fitting = number
+        else:
+            exceeding = number
+        number = guess + 1 if fitting == guess else (fitting + exceeding) // 2
+    return fitting
 
 
-def _input(shape: tuple[int, ...], axis: int) -> Step:
-    """Neural Tangents' input kernel: the inner product over the channels.
+def _has_activations(net: stax.Layer) -> bool:
+    layers = stax.walk(net, into_branches=True)
+    return any(isinstance(layer, stax.Activation) for layer in layers)
 
-    Inside, channels are the last axis.
+
+def _steps(net: stax.Layer, context: Context, shape: Shape) -> list[Step]:
+    """Return the steps up to the output of the network."""
+    axis = _channel_axis(net, len(shape) + 1)
+    context = dataclasses.replace(context, channel_axis=axis)
+    first = _input(shape, axis)
+    rest = network_rule(context.method, net, first.single_spec, context)
+    spec = rest[-1].spec if rest else first.spec
+    if isinstance(spec, Branches):
+        raise ValueError(
+            f"feature_map: net must have one output, got {len(spec.specs)} branches; "
+            "end it with FanInSum, FanInProd or FanInConcat"
+        )
+    if spec.positions or spec.patches:
+        raise ValueError(
+            "feature_map: net must have outputs without spatial axes, got axes of sizes "
+            f"{spec.positions}; end it with Flatten, GlobalAvgPool or GlobalSumPool (and "
+            "Dense)"
+        )
+    return [first, *rest]
+
+
+def _input(shape: Shape, axis: int) -> Step:
+    """Return the step whose kernel is the mean product over the channels.
+
+    Args:
+      shape: the shape of one example.
+      axis: the axis of the channels, counted with the batch axis; it becomes the last.
     """
     dim = shape[axis - 1]
-    spatial = shape[: axis - 1] + shape[axis:]
 
-    def apply(params, f: Features) -> Features:
+    def apply(params: PyTree, f: Features) -> Features:
         x = jnp.moveaxis(f.nngp, axis, -1)
         scaled = x * jnp.asarray(dim**-0.5, x.dtype)
         return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
-    carried = ExactColumns(linears=tuple(range(dim)))
-    spec = Spec(dim, 0, shape=spatial, exact_columns=carried, finite_channels=dim)
-    floats = 2 * spec.live_elements()
+    spec = Spec(
+        nngp_dim=dim,
+        ntk_dim=0,
+        shape=shape[: axis - 1] + shape[axis:],
+        exact_columns=ExactColumns(linears=tuple(range(dim))),
+        finite_channels=dim,
+    )
     return Step(
         name="input",
         spec=spec,
         apply=apply,
         flops=3 * dim * spec.pixels,
-        live_elements=floats,
+        live_elements=2 * spec.live_elements(),
     )
 
 
 def _channel_axis(net: stax.Layer, ndim: int) -> int:
-    """The axis of the channels in the input, on which all layers must agree."""
-    stated: dict[int, stax.Layer] = {}
+    """Return the axis of the channels in the input, on which all layers must agree."""
+    layer_by_axis: dict[int, stax.Layer] = {}
     for layer in _with_positions(net)[0]:
         if hasattr(layer, "channel_axis"):
             axis = layer.channel_axis
@@ -196,46 +167,46 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
             continue
         if not -ndim < axis < ndim:
             raise ValueError(
-                f"{layer!r} has its channels on axis {axis}, but the input has {ndim} "
-                "axes, the batch included"
+                f"{layer!r}: channel_axis must be one of the {ndim} axes of the input, "
+                f"the batch included, got {axis}"
             )
-        stated.setdefault(axis % ndim, layer)
-    if len(stated) > 1:
-        first, second = list(stated.values())[:2]
+        layer_by_axis.setdefault(axis % ndim, layer)
+    if len(layer_by_axis) > 1:
+        first, second = list(layer_by_axis.values())[:2]
+        hint = ""
+        if isinstance(first, stax.Dense) or isinstance(second, stax.Dense):
+            hint = (
+                "; a Dense layer acts on the last axis, so use Conv of filter size 1 "
+                "with channels first"
+            )
         raise ValueError(
-            f"{first!r} and {second!r} disagree on the axis of the channels; give all "
-            "layers before Flatten or global pooling the same one"
-            + (
-                " (a Dense layer acts on the last axis: with channels first use Conv "
-                "of filter size 1)"
-                if any(isinstance(layer, stax.Dense) for layer in (first, second))
-                else ""
-            )
+            "feature_map: layers before Flatten or global pooling must agree on the "
+            f"axis of the channels, but {first!r} and {second!r} do not{hint}"
         )
-    return next(iter(stated), ndim - 1)
+    return next(iter(layer_by_axis), ndim - 1)
 
 
 def _with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
-    """The layers that see the input's spatial axes, and whether one removes them."""
-    seen: list[stax.Layer] = []
+    """Return the layers before the spatial axes end, and whether they end in `net`."""
+    layers: list[stax.Layer] = []
     for layer in stax.walk(net):
-        parts = [([layer], isinstance(layer, _REMOVES))]
+        parts = [([layer], isinstance(layer, _FLATTENING))]
         if isinstance(layer, stax.Parallel):
             parts = [_with_positions(branch) for branch in layer.layers]
-        for layers, _ in parts:
-            seen += layers
+        for part, _ in parts:
+            layers += part
         if any(ends for _, ends in parts):
-            return seen, True
-    return seen, False
+            return layers, True
+    return layers, False
 
 
 def _output(kind: Kind, spec: Spec, num_features: int) -> Step:
-    """Exactly `num_features` columns: zeros appended, or a final compression."""
+    """Return the step to `num_features` columns: zeros appended, or a compression."""
     columns = spec.dim(kind)
     out = Spec(num_features, 0) if kind == "nngp" else Spec(0, num_features)
     if columns <= num_features:
 
-        def pad(params, f: Features) -> Features:
+        def pad(params: PyTree, f: Features) -> Features:
             z = getattr(f, kind)
             z = jnp.pad(z, [(0, 0), (0, num_features - columns)])
             return f._replace(**{kind: z})
@@ -243,14 +214,14 @@ def _output(kind: Kind, spec: Spec, num_features: int) -> Step:
         return Step(
             name="output", spec=out, apply=pad, live_elements=columns + num_features
         )
-    kept = _kept(kind, spec, num_features)
-    left = tuple(sorted(set(range(columns)) - set(kept)))
-    sketch = SRHT(len(left), num_features - len(kept))
+    kept = _kept_columns(kind, spec, num_features)
+    rest = tuple(sorted(set(range(columns)) - set(kept)))
+    sketch = SRHT(len(rest), num_features - len(kept))
 
-    def compress(params, f: Features) -> Features:
+    def compress(params: PyTree, f: Features) -> Features:
         z = getattr(f, kind)
-        rest = sketch.apply(params, take_columns(z, left))
-        z = jnp.concatenate([take_columns(z, kept), rest], axis=-1)
+        sketched = sketch.apply(params, take_columns(z, rest))
+        z = jnp.concatenate([take_columns(z, kept), sketched], axis=-1)
         return f._replace(**{kind: z})
 
     return Step(
@@ -263,16 +234,13 @@ def _output(kind: Kind, spec: Spec, num_features: int) -> Step:
     )
 
 
-def _kept(kind: Kind, spec: Spec, num_features: int) -> tuple[int, ...]:
-    """Exact columns that are not compressed: half of `num_features` at most.
+def _kept_columns(kind: Kind, spec: Spec, num_features: int) -> tuple[int, ...]:
+    """Return the exact columns that are not compressed, at most half of the output.
 
-    All of them, or if they are too many the constants alone.
+    These are all exact columns, or the constants alone if all of them are too many.
     """
-    c = spec.exact_columns
-    constants, linears = c.constants, c.linears
-    if kind == "ntk":
-        constants, linears = c.ntk_constants, c.ntk_linears
-    for some in (constants + linears, constants):
-        if 2 * len(some) <= num_features:
-            return tuple(sorted(some))
+    constants, linears = spec.exact_columns.of_kind(kind)
+    for columns in (constants + linears, constants):
+        if 2 * len(columns) <= num_features:
+            return tuple(sorted(columns))
     return ()

@@ -1,12 +1,15 @@
-"""Patches: kept as a window over an image for as long as nobody needs them."""
+"""Patches of an image as features: kept as a window until a step needs their columns.
+
+After a convolution, features are patches of the image before (`Spec.patches`). Methods
+and layers read the patches with `Patches`, or let `materialize_patches` form them.
+"""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Key, Kind, PyTree
 from jax_ntk_sketch.features.state import (
     ExactColumns,
     Features,
@@ -14,9 +17,10 @@ from jax_ntk_sketch.features.state import (
     constant_column,
     take_columns,
 )
-from jax_ntk_sketch.features.step import Context, Step
-from jax_ntk_sketch.methods import Exact
-from jax_ntk_sketch.random_features import (
+from jax_ntk_sketch.features.step import Context, Step, linear_step
+from jax_ntk_sketch.random_features.directions import (
+    MAX_DENSE_DIM,
+    Directions,
     HadamardPatchDirections,
     OrthogonalDirections,
 )
@@ -30,250 +34,267 @@ __all__ = [
     "fits_concatenated",
     "materialize_patches",
     "sketch_patches",
-    "sketch_width",
 ]
-
-
-def fits_concatenated(spec: Spec, columns: int) -> bool:
-    """Whether patches of the NNGP features have at most `columns` channels."""
-    assert spec.window is not None
-    return spec.window.patch_dim(spec.nngp_dim, spec.bias) <= columns
-
-
-def sketch_width(context: Context) -> int:
-    """Columns of the sketch of each kernel's features."""
-    return max(
-        1, context.max_columns // 2 if context.wants_ntk else context.max_columns
-    )
-
-
-def materialize_patches(spec: Spec, context: Context) -> Step:
-    """Patches as features: concatenated where that fits the width, or sketched.
-
-    It also fits where there was no nonlinear layer yet: the columns are then functions
-    of few inputs.
-    """
-    fits = fits_concatenated(spec, context.max_columns)
-    if fits or spec.before_activations or isinstance(context.method, Exact):
-        return concatenate_patches(spec)
-    return sketch_patches(spec, context)
-
-
-def sketch_patches(spec: Spec, context: Context) -> Step:
-    """Patches as features, a `PatchSRHT` of those of each kernel.
-
-    Of channels that are carried exactly, the means over the window are columns of their
-    own, and the sketch is that of the rest.
-    """
-    assert spec.window is not None
-    width = sketch_width(context)
-    c = spec.exact_columns
-    constants, linears = len(c.constants), len(c.linears)
-    exact = {
-        "nngp": (*c.constants, *c.linears),
-        "ntk": (*c.ntk_constants, *c.ntk_linears),
-    }
-    ones = int(spec.bias != 0 and any(exact.values()))
-    out = _without_window(
-        spec,
-        width + len(exact["nngp"]) + ones,
-        width + len(exact["ntk"]) + ones if spec.ntk_dim else 0,
-    )
-    if any(exact.values()):
-        # A constant coordinate of the patches joins the constants, in front.
-        first, second = constants + ones, len(c.ntk_constants) + ones
-        carried = ExactColumns(
-            tuple(range(first)),
-            tuple(range(first, first + linears)),
-            tuple(range(second)) if spec.ntk_dim else (),
-            tuple(range(second, second + len(c.ntk_linears))),
-        )
-        out = dataclasses.replace(out, exact_columns=carried)
-    kinds = spec.kinds
-    biases = {"nngp": spec.bias, "ntk": spec.ntk_bias}
-    parts = {
-        kind: Patches(spec.window, spec.dim(kind), biases[kind]).sketch(width)
-        for kind in kinds
-    }
-
-    def init(key: jax.Array) -> Any:
-        keys = jax.random.split(key)
-        pairs = zip(parts.items(), keys, strict=False)
-        return {kind: p.part.init(k) for (kind, p), k in pairs}
-
-    def one(params: Any, kind: Kind, x: jax.Array) -> jax.Array:
-        part, columns = parts[kind], exact[kind]
-        z = part.apply(params[kind], x)
-        if not columns and not ones:
-            return z
-        means = part.source.means(x, columns)
-        along, bias = part.along(params[kind], columns, x.dtype)
-        z = z - jnp.matmul(means, along) - (bias if ones else 0)
-        front = [constant_column(z, biases[kind])] if ones else []
-        return jnp.concatenate([*front, means, z], axis=-1)
-
-    def apply(params, f: Features) -> Features:
-        done = {kind: one(params, kind, getattr(f, kind)) for kind in kinds}
-        return Features(
-            done["nngp"], done.get("ntk", done["nngp"][..., :0]), f.nngp_diag
-        )
-
-    flops = sum(p.part.flops for p in parts.values()) * spec.pixels
-    floats = 2 * spec.live_elements() + 2 * out.live_elements()
-    return Step(
-        name="patches (SRHT)",
-        spec=out,
-        apply=apply,
-        init=init,
-        flops=flops,
-        live_elements=floats,
-    )
-
-
-def concatenate_patches(spec: Spec) -> Step:
-    """Patches as features, all their channels side by side."""
-    window, bias, ntk_bias = spec.window, spec.bias, spec.ntk_bias
-    assert window is not None
-    ntk = window.patch_dim(spec.ntk_dim, ntk_bias) if spec.ntk_dim else 0
-    nngp = window.patch_dim(spec.nngp_dim, bias)
-    carried = spec.exact_columns.repeated(spec, window.size)
-    if bias:
-        carried = carried._replace(constants=(*carried.constants, nngp - 1))
-        if spec.ntk_dim:
-            carried = carried._replace(ntk_constants=(*carried.ntk_constants, ntk - 1))
-    out = dataclasses.replace(_without_window(spec, nngp, ntk), exact_columns=carried)
-
-    def apply(params, f: Features) -> Features:
-        nngp = window.patches(f.nngp, bias)
-        ntk = window.patches(f.ntk, ntk_bias) if spec.ntk_dim else nngp[..., :0]
-        return Features(nngp, ntk, f.nngp_diag)
-
-    floats = spec.live_elements() + out.live_elements()
-    return Step(
-        name="patches",
-        spec=out,
-        apply=apply,
-        flops=out.live_elements(),
-        live_elements=floats,
-    )
-
-
-def _without_window(spec: Spec, nngp: int, ntk: int) -> Spec:
-    return dataclasses.replace(
-        spec,
-        nngp_dim=nngp,
-        ntk_dim=ntk,
-        shape=spec.positions,
-        window=None,
-        bias=0.0,
-        ntk_bias=0.0,
-        exact_columns=ExactColumns(),
-    )
-
-
-# Up to so many channels patches are concatenated: their directions are then rotations.
-_SMALL_PATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """Features of one kernel as patches of an image, or as they are.
+    """Vectors that are patches of an image with one more constant coordinate, or plain.
 
     Attributes:
-      window: None for features that are no patches.
-      channels: of the image.
-      bias: a constant coordinate of the patch; 0 for none.
+      window: the window of the patches; None for the vectors of an array as they are.
+      channels: the channels of the image.
+      bias: the constant coordinate of each patch; 0 if there is none.
     """
 
     window: Window | None
     channels: int
-    bias: float
+    bias: float = 0.0
+
+    @classmethod
+    def of(cls, spec: Spec, kind: Kind) -> "Patches":
+        """Return the features of one kernel as patches."""
+        if spec.patches is None:
+            return cls(None, spec.dim(kind))
+        biases = {"nngp": spec.patches.nngp_bias, "ntk": spec.patches.ntk_bias}
+        return cls(spec.patches.window, spec.dim(kind), biases[kind])
 
     @property
     def dim(self) -> int:
-        """Coordinates."""
+        """The coordinates of each vector."""
         if self.window is None:
             return self.channels
         return self.window.patch_dim(self.channels, self.bias)
 
     @property
     def size(self) -> int:
+        """The pixels of each patch."""
         return self.window.size if self.window else 1
 
-    def means(self, x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
-        """Coordinates along the window's mean, of unit length, of some channels."""
-        some = take_columns(x, columns)
-        if self.window is None:
-            return some
-        return self.window.sum(some) * self.size**-0.5
+    def channel_means(self, x: Array, columns: tuple[int, ...]) -> Array:
+        """Return the coordinates of vectors along unit means of channels.
 
-    def norm2(self, x: jax.Array) -> jax.Array:
+        Args:
+          x: (..., *spatial, channels), the image.
+          columns: k of the channels. The unit mean of a channel has entries
+            1 / sqrt(size) at all pixels of the patch.
+
+        Returns:
+          (..., *positions, k).
+        """
+        taken = take_columns(x, columns)
+        if self.window is None:
+            return taken
+        return self.window.sum(taken) * self.size**-0.5
+
+    def squared_norms(self, x: Array) -> Array:
+        """Return the squared norms of the vectors, (..., *positions)."""
         squares = jnp.sum(x**2, axis=-1, keepdims=True)
         if self.window is not None:
             squares = self.window.sum(squares)
         return squares[..., 0] + self.bias**2
 
-    def one(self) -> "Patches":
-        """The same patch as an image of its own."""
+    def single_patch(self) -> "Patches":
+        """Return the patches of an image that is one patch."""
         if self.window is None:
             return self
         return dataclasses.replace(self, window=Window(self.window.shape))
 
-    def directions(self, num: int) -> "Projection":
-        """Projections on random directions."""
+    def directions(self, output_dim: int) -> "Projection":
+        """Return projections on random directions, nearly uniform on a sphere."""
         window, dim = self.window, self.dim
-        small = dim <= max(_SMALL_PATCH, num)
-        if window is not None and not small:
-            folded = HadamardPatchDirections(window, self.channels, num, self.bias)
-            return Projection(self, folded, dim, False)
-        part = uniform_directions(dim, num)
-        return Projection(self, part, part.sphere_dim, window is not None)
+        if window is not None and dim > max(MAX_DENSE_DIM, output_dim):
+            hadamard = HadamardPatchDirections(
+                window, self.channels, output_dim, self.bias
+            )
+            return Projection(self, hadamard)
+        uniform = uniform_directions(dim, output_dim)
+        return Projection(self, uniform, takes_vectors=window is not None)
 
-    def sketch(self, num: int) -> "Projection":
-        """A linear sketch of unbiased inner products."""
+    def sketch(self, output_dim: int) -> "Projection":
+        """Return a linear sketch with unbiased inner products."""
         if self.window is None:
-            return Projection(self, SRHT(self.channels, num), 0, False)
-        part = PatchSRHT(self.window, self.channels, num, self.bias)
-        return Projection(self, part, 0, False)
+            return Projection(self, SRHT(self.channels, output_dim))
+        sketch = PatchSRHT(self.window, self.channels, output_dim, self.bias)
+        return Projection(self, sketch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """A random linear map of patches, and its values on given patches.
+    """A random linear map of patches: projections on directions, or a sketch.
 
     Attributes:
-      source: the patches.
-      part: a record with `init` and `apply`.
-      dim: D, of the sphere of directions.
-      concatenate: `part` takes patches, not images.
+      patches: the vectors.
+      linear_map: the record that draws and applies the map.
+      takes_vectors: whether `linear_map` takes patches, or the image.
     """
 
-    source: Patches
-    part: Any
-    dim: int
-    concatenate: bool
+    patches: Patches
+    linear_map: Directions | HadamardPatchDirections | SRHT | PatchSRHT
+    takes_vectors: bool = False
 
-    def apply(self, params: Any, x: jax.Array) -> jax.Array:
-        if self.concatenate:
-            assert self.source.window is not None
-            x = self.source.window.patches(x, self.source.bias)
-        if x.shape[-1] == 1 and isinstance(self.part, OrthogonalDirections):
+    @property
+    def sphere_dim(self) -> int:
+        """The dimension of the sphere that the directions are on."""
+        assert isinstance(self.linear_map, Directions | HadamardPatchDirections)
+        return self.linear_map.sphere_dim
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations per vector."""
+        return self.linear_map.flops
+
+    def init(self, key: Key) -> PyTree:
+        """Draw the map."""
+        return self.linear_map.init(key)
+
+    def apply(self, params: PyTree, x: ArrayLike) -> Array:
+        """Return the images of all vectors of x, (..., *positions, output_dim)."""
+        x = jnp.asarray(x)
+        if self.takes_vectors:
+            assert self.patches.window is not None
+            x = self.patches.window.patches(x, self.patches.bias)
+        if x.shape[-1] == 1 and isinstance(self.linear_map, OrthogonalDirections):
+            # One dimension is embedded in two, see `uniform_directions`.
             x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
-        return self.part.apply(params, x)
+        return self.linear_map.apply(params, x)
 
-    def along(self, params: Any, columns: tuple[int, ...], dtype: Any) -> Any:
-        """Projections of unit means of some channels `(k, num)`, and of the bias."""
-        one = self.source.one()
-        alone = dataclasses.replace(self, source=one)
-        if one.window is not None and not self.concatenate:
-            part = dataclasses.replace(self.part, window=one.window)
-            alone = dataclasses.replace(alone, part=part)
-        shape = one.window.shape if one.window else ()
+    def apply_to_channel_means(
+        self, params: PyTree, columns: tuple[int, ...], dtype: Dtype
+    ) -> tuple[Array, Array]:
+        """Return the images of unit means of k channels, and of the constant coordinate.
+
+        Returns:
+          Arrays (k, output_dim) and (output_dim,).
+        """
+        patches = self.patches.single_patch()
+        single = dataclasses.replace(self, patches=patches)
+        if not isinstance(self.linear_map, Directions | SRHT):
+            assert patches.window is not None
+            linear_map = dataclasses.replace(self.linear_map, window=patches.window)
+            single = dataclasses.replace(single, linear_map=linear_map)
+        shape = patches.window.shape if patches.window else ()
         # One comparison: a chain of updates is as deep as there are columns, and XLA
         # runs out of stack at some hundreds. No channel is -1: an image of zeros.
-        which = jnp.asarray((*columns, -1)).reshape(-1, *(1,) * len(shape), 1)
-        unit = (which == jnp.arange(one.channels)) * jnp.asarray(one.size**-0.5, dtype)
-        unit = jnp.broadcast_to(unit, (len(columns) + 1, *shape, one.channels))
-        out = alone.apply(params, unit).reshape(len(columns) + 1, -1)
-        bias = out[-1]  # of an image of zeros
-        return out[:-1] - bias, bias
+        chosen = jnp.asarray((*columns, -1)).reshape(-1, *(1,) * len(shape), 1)
+        entry = jnp.asarray(patches.size**-0.5, dtype)
+        means = (chosen == jnp.arange(patches.channels)) * entry
+        means = jnp.broadcast_to(means, (len(columns) + 1, *shape, patches.channels))
+        images = single.apply(params, means).reshape(len(columns) + 1, -1)
+        bias = images[-1]  # the image of zeros with the constant coordinate
+        return images[:-1] - bias, bias
+
+
+def fits_concatenated(spec: Spec, columns: int) -> bool:
+    """Return whether patches of the NNGP features have at most `columns` coordinates."""
+    return Patches.of(spec, "nngp").dim <= columns
+
+
+def materialize_patches(spec: Spec, context: Context) -> Step:
+    """Return the step that makes patches features: concatenated, or else sketched.
+
+    They are concatenated if they fit, or if there was no activation yet: the columns
+    then depend on few inputs.
+    """
+    fits = fits_concatenated(spec, context.max_columns)
+    if fits or spec.before_activations or context.keeps_all_columns:
+        return concatenate_patches(spec)
+    return sketch_patches(spec, context)
+
+
+def concatenate_patches(spec: Spec) -> Step:
+    """Return the step that puts the channels of all pixels of a patch side by side."""
+    assert spec.patches is not None
+    window, patches = spec.patches.window, spec.patches
+    dims = {kind: Patches.of(spec, kind).dim for kind in spec.kinds}
+    nngp_dim, ntk_dim = dims.get("nngp", 0), dims.get("ntk", 0)
+    exact = spec.exact_columns.repeated(spec, window.size)
+    if patches.nngp_bias:
+        exact = exact._replace(constants=(*exact.constants, nngp_dim - 1))
+        if ntk_dim:
+            exact = exact._replace(ntk_constants=(*exact.ntk_constants, ntk_dim - 1))
+    out = _without_patches(spec, nngp_dim, ntk_dim, exact)
+
+    def apply(params: PyTree, f: Features) -> Features:
+        nngp = window.patches(f.nngp, patches.nngp_bias)
+        ntk = window.patches(f.ntk, patches.ntk_bias) if ntk_dim else nngp[..., :0]
+        return Features(nngp, ntk, f.nngp_diag)
+
+    return linear_step("patches", spec, out, apply, flops=out.live_elements())
+
+
+def sketch_patches(spec: Spec, context: Context) -> Step:
+    """Return the step that sketches patches, with a `PatchSRHT` for each kernel.
+
+    The window means of exact channels become columns of their own, and what is left of
+    the patches is sketched.
+    """
+    sketch_dim = context.sketch_columns
+    sketches = {kind: Patches.of(spec, kind).sketch(sketch_dim) for kind in spec.kinds}
+    channels = {kind: sum(spec.exact_columns.of_kind(kind), ()) for kind in KINDS}
+    has_exact = any(channels.values())
+    # A constant coordinate of the patches becomes the first constant.
+    with_bias = int(has_exact and Patches.of(spec, "nngp").bias != 0)
+    out = _without_patches(
+        spec,
+        sketch_dim + len(channels["nngp"]) + with_bias,
+        sketch_dim + len(channels["ntk"]) + with_bias if spec.ntk_dim else 0,
+        _leading(spec, with_bias) if has_exact else ExactColumns(),
+    )
+
+    def init(key: Key) -> dict[Kind, PyTree]:
+        keys = jax.random.split(key)
+        pairs = zip(sketches.items(), keys, strict=False)
+        return {kind: sketch.init(own_key) for (kind, sketch), own_key in pairs}
+
+    def sketched(kind: Kind, params: PyTree, x: Array) -> Array:
+        sketch = sketches[kind]
+        z = sketch.apply(params, x)
+        if not channels[kind] and not with_bias:
+            return z
+        means = sketch.patches.channel_means(x, channels[kind])
+        along, bias = sketch.apply_to_channel_means(params, channels[kind], x.dtype)
+        z = z - jnp.matmul(means, along) - (bias if with_bias else 0)
+        constant = [constant_column(z, sketch.patches.bias)] * with_bias
+        return jnp.concatenate([*constant, means, z], axis=-1)
+
+    def apply(params: PyTree, f: Features) -> Features:
+        nngp = sketched("nngp", params["nngp"], f.nngp)
+        ntk = nngp[..., :0]
+        if spec.ntk_dim:
+            ntk = sketched("ntk", params["ntk"], f.ntk)
+        return Features(nngp, ntk, f.nngp_diag)
+
+    return linear_step(
+        "patches (SRHT)",
+        spec,
+        out,
+        apply,
+        init=init,
+        flops=sum(sketch.flops for sketch in sketches.values()) * spec.pixels,
+        work_elements=spec.live_elements() + out.live_elements(),
+    )
+
+
+def _leading(spec: Spec, with_bias: int) -> ExactColumns:
+    """Return exact columns that are the first ones: constants, then linear columns."""
+
+    def leading(kind: Kind) -> list[tuple[int, ...]]:
+        constants, linears = map(len, spec.exact_columns.of_kind(kind))
+        start = constants + with_bias
+        return [tuple(range(start)), tuple(range(start, start + linears))]
+
+    return ExactColumns(*leading("nngp"), *(leading("ntk") if spec.ntk_dim else ()))
+
+
+def _without_patches(
+    spec: Spec, nngp_dim: int, ntk_dim: int, exact_columns: ExactColumns
+) -> Spec:
+    return dataclasses.replace(
+        spec,
+        nngp_dim=nngp_dim,
+        ntk_dim=ntk_dim,
+        shape=spec.positions,
+        patches=None,
+        exact_columns=exact_columns,
+    )

@@ -1,15 +1,12 @@
 """Products of two kernels: tensor products of their features, sketched if large."""
 
 import dataclasses
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.methods.exact import factor
 from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context
-from jax_ntk_sketch.methods import Exact
 from jax_ntk_sketch.sketch import TensorSRHT
 
 __all__ = ["Product"]
@@ -17,53 +14,59 @@ __all__ = ["Product"]
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Features (..., columns) of the product of the kernels of x and y.
+    """The map from features x and y to features of the product of their kernels.
 
     Attributes:
-      left, right: columns of x (..., left) and y (..., right).
-      most: columns at most, but for "exact".
-      rows: of x in all, for "exact", which factors their kernel; else 0.
+      left, right: the columns of x (..., left) and y (..., right).
+      max_columns: the largest number of columns, beyond which products are sketched.
+      batch_columns: the columns of a batch whose kernel is factored, which is as many
+        as x has rows; 0 for tensor products.
     """
 
     left: int
     right: int
-    most: int
-    rows: int = 0
+    max_columns: int
+    batch_columns: int = 0
 
     @classmethod
-    def at(cls, left: int, right: int, most: int, spec: Spec, context: Context) -> Any:
-        """At each position of each example."""
-        exact = isinstance(context.method, Exact)
-        return cls(left, right, most, context.batch_size * spec.pixels if exact else 0)
+    def at_positions(
+        cls, left: int, right: int, max_columns: int, spec: Spec, context: Context
+    ) -> "Product":
+        """Return the product at each position of each example."""
+        return cls(left, right, max_columns, context.columns_of_batch(spec))
 
     @property
     def columns(self) -> int:
-        every = self.left * self.right
-        return 0 if every == 0 else self.rows or min(every, self.most)
+        """The columns of the features of the product."""
+        pairs = self.left * self.right
+        if pairs == 0:
+            return 0
+        return self.batch_columns or min(pairs, self.max_columns)
 
     @property
     def _sketch(self) -> TensorSRHT | None:
-        if self.rows or self.left * self.right <= self.most:
+        if self.batch_columns or self.left * self.right <= self.max_columns:
             return None
-        return TensorSRHT((self.left, self.right), self.most)
+        return TensorSRHT((self.left, self.right), self.max_columns)
 
     @property
     def flops(self) -> int:
-        """For each row."""
+        """Floating-point operations for each row."""
         return self._sketch.flops if self._sketch else self.left * self.right
 
-    def init(self, key: jax.Array) -> Any:
+    def init(self, key: Key) -> PyTree:
+        """Draw the sketch, if there is one."""
         return self._sketch.init(key) if self._sketch else ()
 
-    def apply(self, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def apply(self, params: PyTree, x: Array, y: Array) -> Array:
+        """Return features (..., columns) of the product."""
         if self.columns == 0:
             return x[..., :0]
-        if self.rows:
-            grams = [
-                jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST)
-                for z in (x.reshape(self.rows, -1), y.reshape(self.rows, -1))
-            ]
-            return factor(grams[0] * grams[1]).reshape(*x.shape[:-1], self.rows)
+        if self.batch_columns:
+            n = self.batch_columns
+            rows = x.reshape(n, -1), y.reshape(n, -1)
+            first, second = (matmul(z, z.T) for z in rows)
+            return factor(first * second).reshape(*x.shape[:-1], n)
         if self._sketch:
             return self._sketch.apply(params, x, y)
         outer = x[..., :, None] * y[..., None, :]

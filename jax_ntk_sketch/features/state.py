@@ -1,46 +1,52 @@
-"""What flows between the steps of a feature map: features, and what is known of them."""
+"""What flows between the steps of a feature map.
+
+`Features` are the arrays, and `Spec` is what is known of them before any array exists.
+Between `FanOut` and a fan-in layer there are lists of features, and `Branches`.
+"""
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._typing import KINDS, Kind
+from jax_ntk_sketch._typing import KINDS, Array, Kind, Shape
 from jax_ntk_sketch.sketch import Window
 
 
 class Features(NamedTuple):
-    """The running features of a batch of n examples, at each of their positions.
+    """The features of n examples at each of their positions.
 
     Attributes:
-      nngp: (n, *shape, a), inner products approximate the running NNGP kernel.
-      ntk: (n, *shape, b), likewise the NTK; b = 0 while it is zero or not wanted.
-      norm2: (n, *positions), the diagonal of the NNGP kernel: exact where it can be
-        known, else the squared norms of the features themselves (`Spec.own_norms`).
-        Behind Dropout it is larger, by the variance of what is dropped (`excess`).
+      nngp: (n, *shape, a), whose inner products approximate the NNGP kernel.
+      ntk: (n, *shape, b), whose inner products approximate the NTK; b is 0 while the
+        NTK is zero or is not wanted.
+      nngp_diag: (n, *positions), the diagonal of the NNGP kernel. It is exact if a
+        formula is known, and otherwise the squared norm of the features
+        (`Spec.norms_from_features`). After Dropout it exceeds the norm by the variance
+        of what is dropped (`dropout_variance`).
 
-    While `Spec.window` is set, `nngp` and `ntk` are images whose *patches* are the
-    features (and `norm2` is that of the patches): a direct sum that is not formed.
+    While `Spec.patches` is set, `nngp` and `ntk` are images whose *patches* are the
+    features, and `nngp_diag` belongs to the patches: a direct sum that is not formed.
     """
 
-    nngp: jax.Array
-    ntk: jax.Array
-    nngp_diag: jax.Array
+    nngp: Array
+    ntk: Array
+    nngp_diag: Array
 
 
 class ExactColumns(NamedTuple):
-    """Columns that are exact, by their numbers.
+    """The numbers of the columns that are exact.
 
-    "variance_reduced" carries them from layer to layer, and "ntk_sketch" leaves them
-    out of its final compression.
+    "variance_reduced" passes them from layer to layer, and "ntk_sketch" leaves them out
+    of its final compression.
 
     Attributes:
-      constants, linears: of the NNGP features: what is the same for all examples but
-        for their norms, and what is linear in the input.
-      ntk_constants, ntk_linears: of the NTK features.
+      constants, linears: columns of the NNGP features. The former are equal for all
+        examples, up to their norms, and the latter are linear in the input.
+      ntk_constants, ntk_linears: columns of the NTK features.
     """
 
     constants: tuple[int, ...] = ()
@@ -48,22 +54,44 @@ class ExactColumns(NamedTuple):
     ntk_constants: tuple[int, ...] = ()
     ntk_linears: tuple[int, ...] = ()
 
-    def joined(self, spec: "Spec") -> "ExactColumns":
-        """After a linear layer has appended the NNGP features to the NTK's."""
+    def of_kind(self, kind: Kind) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the constant and the linear columns of one kernel."""
+        if kind == "nngp":
+            return self.constants, self.linears
+        return self.ntk_constants, self.ntk_linears
 
-        def behind(columns: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(spec.ntk_dim + i for i in columns)
+    def with_nngp_appended(self, ntk_dim: int) -> "ExactColumns":
+        """Return the columns after the NNGP features are appended to the NTK features.
 
+        Args:
+          ntk_dim: the columns of the NTK features before.
+        """
         return self._replace(
-            ntk_constants=self.ntk_constants + behind(self.constants),
-            ntk_linears=self.ntk_linears + behind(self.linears),
+            ntk_constants=self.ntk_constants + _shift(self.constants, ntk_dim),
+            ntk_linears=self.ntk_linears + _shift(self.linears, ntk_dim),
+        )
+
+    def joined(
+        self, other: "ExactColumns", nngp_dim: int, ntk_dim: int
+    ) -> "ExactColumns":
+        """Return the columns of features with others on their right.
+
+        Args:
+          other: the columns on the right.
+          nngp_dim, ntk_dim: the columns of the features on the left.
+        """
+        return ExactColumns(
+            self.constants + _shift(other.constants, nngp_dim),
+            self.linears + _shift(other.linears, nngp_dim),
+            self.ntk_constants + _shift(other.ntk_constants, ntk_dim),
+            self.ntk_linears + _shift(other.ntk_linears, ntk_dim),
         )
 
     def repeated(self, spec: "Spec", times: int) -> "ExactColumns":
-        """After as many copies of all columns have been laid side by side."""
+        """Return the columns of copies of the features side by side."""
 
-        def copies(columns: tuple[int, ...], width: int) -> tuple[int, ...]:
-            return tuple(width * k + i for k in range(times) for i in columns)
+        def copies(columns: tuple[int, ...], dim: int) -> tuple[int, ...]:
+            return tuple(dim * k + i for k in range(times) for i in columns)
 
         return ExactColumns(
             copies(self.constants, spec.nngp_dim),
@@ -72,35 +100,59 @@ class ExactColumns(NamedTuple):
             copies(self.ntk_linears, spec.ntk_dim),
         )
 
+    def without_constants(self) -> "ExactColumns":
+        """Return the columns once a constant may differ between examples."""
+        return ExactColumns(
+            linears=self.constants + self.linears,
+            ntk_linears=self.ntk_constants + self.ntk_linears,
+        )
+
+
+def _shift(columns: tuple[int, ...], offset: int) -> tuple[int, ...]:
+    return tuple(offset + column for column in columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchWindow:
+    """The window over an image whose patches are the features.
+
+    Attributes:
+      window: the window.
+      nngp_bias, ntk_bias: the value of one more coordinate of each patch of the NNGP
+        and the NTK features; 0 if there is none.
+    """
+
+    window: Window
+    nngp_bias: float = 0.0
+    ntk_bias: float = 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What is known of `Features` before any array exists.
 
     Attributes:
-      nngp, ntk: their columns.
-      gaussian: whether the outputs are Gaussian, as nonlinear layers need.
+      nngp_dim, ntk_dim: the columns of the arrays of each kernel.
+      gaussian: whether the outputs are Gaussian, as activations require.
       min_cosine: the smallest cosine that two examples can have.
       shape: the spatial axes of the arrays; () for flat examples.
-      window: the features are patches of the arrays; None: the arrays themselves.
-      bias: the patches have one more channel, of this value; 0: they have not.
-      ntk_bias: likewise those of the NTK features.
-      dropped: norms are those behind a Dropout, larger than the features' own.
-      own_norms: `norm2` are the norms of these features (and their `excess`), not
-        exact ones.
-      raw: no nonlinear layer has been, so that the columns are the input's.
-      carried: the columns that are exact, as far as the method uses them.
-      width: channels of the finite network.
+      patches: the window, if patches of the arrays are the features.
+      after_dropout: whether `nngp_diag` exceeds the squared norm of the features,
+        because a Dropout is among the layers before.
+      norms_from_features: whether `nngp_diag` is computed from the features, because no
+        formula is known.
+      before_activations: whether there was no activation yet, so that the number of
+        columns follows from the input.
+      exact_columns: the columns that are exact, as far as the method uses them.
+      finite_channels: the channels of the finite network.
     """
 
     nngp_dim: int
     ntk_dim: int
     gaussian: bool = False
     min_cosine: float = -1.0
-    shape: tuple[int, ...] = ()
-    window: Window | None = None
-    bias: float = 0.0
-    ntk_bias: float = 0.0
+    shape: Shape = ()
+    patches: PatchWindow | None = None
     after_dropout: bool = False
     norms_from_features: bool = False
     before_activations: bool = True
@@ -108,7 +160,7 @@ class Spec:
     finite_channels: int = 1
 
     def dim(self, kind: Kind) -> int:
-        """Return the columns of the features of one kernel."""
+        """Return the columns of the arrays of one kernel."""
         return self.nngp_dim if kind == "nngp" else self.ntk_dim
 
     @property
@@ -117,23 +169,25 @@ class Spec:
         return tuple(kind for kind in KINDS if self.dim(kind))
 
     @property
-    def positions(self) -> tuple[int, ...]:
+    def positions(self) -> Shape:
         """The spatial axes of the features."""
-        return self.window.output_shape(self.shape) if self.window else self.shape
+        if self.patches is None:
+            return self.shape
+        return self.patches.window.output_shape(self.shape)
 
     @property
     def pixels(self) -> int:
-        """Number of positions."""
+        """The number of positions."""
         return math.prod(self.positions)
 
     def live_elements(self) -> int:
-        """Numbers in the arrays of one example."""
+        """Return how many numbers the arrays of one example have."""
         return math.prod(self.shape) * (self.nngp_dim + self.ntk_dim + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """What is known of the features of several branches; they are a list then."""
+    """What is known of the features of several branches, which are a list."""
 
     specs: tuple[Spec, ...]
 
@@ -146,54 +200,85 @@ class Branches:
         return sum(spec.ntk_dim for spec in self.specs)
 
     def live_elements(self) -> int:
-        """Numbers in the arrays of one example."""
+        """Return how many numbers the arrays of one example have."""
         return sum(spec.live_elements() for spec in self.specs)
 
 
+# Sums over positions
+
+
 def after_weighted_sum(spec: Spec, signed: bool) -> Spec:
-    """Behind weighted sums over positions, with weights that may be negative or not."""
-    carried = spec.exact_columns
+    """Return the spec after weighted sums over positions.
+
+    Args:
+      spec: the features before.
+      signed: whether weights may be negative. A constant column may then have either
+        sign, as a linear column always may.
+    """
+    exact_columns = spec.exact_columns
     if signed:
-        # A constant column may have either sign then; a linear one always may.
-        carried = ExactColumns(
-            linears=carried.constants + carried.linears,
-            ntk_linears=carried.ntk_constants + carried.ntk_linears,
-        )
-    low = -1.0 if signed else min(spec.min_cosine, 0.0)
+        exact_columns = exact_columns.without_constants()
     return dataclasses.replace(
-        spec, min_cosine=low, norms_from_features=True, exact_columns=carried
+        spec,
+        min_cosine=-1.0 if signed else min(spec.min_cosine, 0.0),
+        norms_from_features=True,
+        exact_columns=exact_columns,
     )
 
 
-def dropout_variance(f: Features) -> jax.Array:
-    """What variances have beyond the features' own squared norms, behind Dropout.
+def mix_positions(
+    spec: Spec,
+    f: Features,
+    mix: Callable[[Array], Array],
+    mix_squared: Callable[[Array], Array],
+) -> Features:
+    """Return weighted sums of features over positions.
 
-    Each position has it independently of the others, so that sums over positions with
-    weights w have it with weights w^2.
+    Args:
+      spec: the features before.
+      f: the features before.
+      mix: takes arrays (n, *shape, c) to their weighted sums.
+      mix_squared: does the same with the squares of the weights.
     """
+    extra: Array | float = 0.0
+    if spec.after_dropout:
+        # What is dropped at different positions is independent: variances add.
+        extra = mix_squared(dropout_variance(f)[..., None])[..., 0]
+    return with_feature_norms(mix(f.nngp), mix(f.ntk), extra)
+
+
+def dropout_variance(f: Features) -> Array:
+    """Return by how much variances exceed the squared norms of features."""
     return f.nngp_diag - jnp.sum(f.nngp**2, axis=-1)
 
 
 def with_feature_norms(
-    nngp: jax.Array, ntk: jax.Array, excess: jax.Array | float = 0.0
+    nngp: Array, ntk: Array, extra_variance: Array | float = 0.0
 ) -> Features:
-    """Features whose norms have no closed form: they are computed.
+    """Return features whose variances have no formula, and are computed from them.
 
-    The excess is negative where noise of the features is more than what is dropped.
+    Args:
+      nngp, ntk: the features of each kernel.
+      extra_variance: the dropout variance. It counts as 0 where it is negative, because
+        the noise of the features exceeds it.
     """
-    return Features(nngp, ntk, jnp.sum(nngp**2, axis=-1) + jnp.maximum(excess, 0))
+    variance = jnp.sum(nngp**2, axis=-1) + jnp.maximum(extra_variance, 0)
+    return Features(nngp, ntk, variance)
 
 
-def constant_column(features: jax.Array, value: float) -> jax.Array:
-    """One column of `value` for the rows of `features` (..., a)."""
+# Columns
+
+
+def constant_column(features: Array, value: float) -> Array:
+    """Return one column of `value` for the rows of `features` (..., a)."""
     return jnp.full((*features.shape[:-1], 1), value, features.dtype)
 
 
-def take_columns(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
-    """Some of the columns of x (..., c), by slices of those that follow each other.
+def take_columns(x: Array, columns: tuple[int, ...]) -> Array:
+    """Return columns of x (..., c), by slices of consecutive ones.
 
-    One gather, of what a `Dense` has appended its bias to, is compiled wrongly by the
-    XLA of JAX 0.7 and 0.8 (tests/test_feature_map.py).
+    XLA of JAX 0.7 and 0.8 compiles a single gather wrongly, if `Dense` has just
+    appended its bias to its operand (tests/test_feature_map.py).
     """
     breaks = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1]
     edges = [0, *breaks, len(columns)] if columns else []

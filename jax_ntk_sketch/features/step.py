@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Key, Kind, PyTree
-from jax_ntk_sketch.features.state import Branches, Spec
+from jax_ntk_sketch.features.state import Branches, Features, Spec
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
 
@@ -39,6 +39,26 @@ class Context:
     max_columns: int
     batch_size: int = 1
     channel_axis: int = -1
+
+    @property
+    def keeps_all_columns(self) -> bool:
+        """Whether linear layers keep all columns, or sketch them if they are too many.
+
+        Sketches are random, which a method whose features depend on the batch is not.
+        """
+        return self.method.batch_dependent
+
+    @property
+    def sketch_columns(self) -> int:
+        """The columns that a sketch of the features of one kernel has."""
+        return max(1, self.max_columns // 2 if self.wants_ntk else self.max_columns)
+
+    def columns_of_batch(self, spec: Spec) -> int:
+        """Return the columns of features with one column for each position of the batch.
+
+        It is 0 for methods whose features do not depend on the batch.
+        """
+        return self.batch_size * spec.pixels if self.method.batch_dependent else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +123,28 @@ class Step:
 
     def _select(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {name: inputs[name] for name in self.extra_inputs if name in inputs}
+
+
+def linear_step(
+    name: str,
+    before: Spec,
+    after: Spec,
+    apply: Callable[..., Features],
+    *,
+    work_elements: int = 0,
+    **fields: Any,
+) -> Step:
+    """Return a step whose input and output are in memory at once.
+
+    Args:
+      name: the name in the plan.
+      before, after: what is known of its input and its output.
+      apply: the function of the step.
+      work_elements: how many more numbers are in memory.
+      **fields: further fields of `Step`.
+    """
+    elements = before.live_elements() + after.live_elements() + work_elements
+    return Step(name=name, spec=after, apply=apply, live_elements=elements, **fields)
 
 
 def extra_inputs(steps: Iterable[Step]) -> tuple[str, ...]:

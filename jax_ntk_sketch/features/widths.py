@@ -4,10 +4,15 @@ import numpy as np
 
 
 def allocate_columns(weights: np.ndarray, total: int) -> tuple[int, ...]:
-    """Shares `total` columns in proportion to `weights`, at least one where positive.
+    """Return shares of `total` columns in proportion to weights.
+
+    Args:
+      weights: (p,), >= 0.
+      total: the number of columns.
 
     Returns:
-      As many integers as weights, of sum `total`, or more where the least needs it.
+      p integers, at least 1 where the weight is positive. Their sum is `total`, or more
+      if there are more positive weights than columns.
     """
     weights = np.asarray(weights, float)
     positive = weights > 0
@@ -18,6 +23,7 @@ def allocate_columns(weights: np.ndarray, total: int) -> tuple[int, ...]:
         wanted = np.maximum(ideal - sizes, 0)
         extra = wanted / wanted.sum() * spare if wanted.sum() else wanted
         sizes = sizes + np.floor(extra).astype(int)
+        # Largest remainders get what rounding has left.
         order = np.argsort(-(extra - np.floor(extra)), kind="stable")
         for i in order[: total - sizes.sum()]:
             sizes[i] += 1
@@ -25,9 +31,9 @@ def allocate_columns(weights: np.ndarray, total: int) -> tuple[int, ...]:
 
 
 def polysketch_width(columns: int) -> int:
-    """Columns inside a PolySketch whose powers have about `columns` together.
+    """Return the columns inside a PolySketch whose powers have about `columns` together.
 
-    A quarter, as a power of two: measured on MNIST at degree 8, wider inner nodes take
-    two to four times as long and lower the error by 2 % at most.
+    It is a quarter of them, as a power of two, and at least 32. At degree 8 on MNIST,
+    wider inner nodes take two to four times as long and lower the error by 2 %.
     """
     return 1 << max(5, (columns // 4).bit_length() - 1)

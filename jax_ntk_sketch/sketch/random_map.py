@@ -10,6 +10,14 @@ from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 __all__ = ["RandomMap", "init_each"]
 
 
+class Drawn(Protocol):
+    """A record that draws parameters."""
+
+    def init(self, key: Key) -> Any:
+        """Draw the parameters, a pytree."""
+        ...
+
+
 class RandomMap(Protocol):
     """A frozen record of sizes that draws parameters and applies them to vectors."""
 
@@ -27,7 +35,7 @@ class RandomMap(Protocol):
         ...
 
 
-def init_each(parts: Mapping[str, RandomMap], key: Key) -> dict[str, PyTree]:
+def init_each(parts: Mapping[str, Drawn], key: Key) -> dict[str, PyTree]:
     """Draw the parameters of each of several maps, with a key for each."""
     keys = jax.random.split(key, len(parts))
     pairs = zip(parts.items(), keys, strict=True)

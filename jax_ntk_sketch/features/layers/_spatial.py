@@ -5,16 +5,27 @@ from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.sketch import Window
 
 
-def _check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
+def check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
+    """Check that the window fits on the spatial axes.
+
+    Raises:
+      ValueError: there are no spatial axes, or the window does not fit.
+    """
     check_spatial(layer, spec)
     window.output_shape(spec.shape, owner=repr(layer))
 
 
-def check_spatial(layer: stax.Layer, spec: Spec) -> None:
-    """Refuses features without spatial axes."""
-    if not spec.shape:
+def check_spatial(layer: stax.Layer, spec: Spec, rank: int | None = None) -> None:
+    """Check that features have spatial axes, and how many.
+
+    Raises:
+      ValueError: there are none, or there are not `rank` of them.
+    """
+    found = len(spec.shape)
+    if found == 0 or found != (rank or found):
+        count = f"{rank} spatial axes" if rank else "spatial axes"
         raise ValueError(
-            f"{layer!r} needs spatial axes, but there are none: examples must be "
-            "images (h, w, c) or signals (t, c), and Flatten or a global pooling "
-            "layer removes the axes"
+            f"{layer!r} needs {count}, got {found or 'none'}; examples must be images "
+            "(h, w, c) or signals (t, c), and Flatten or a global pooling layer removes "
+            "the axes"
         )

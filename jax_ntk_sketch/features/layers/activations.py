@@ -1,16 +1,16 @@
-"""Nonlinear layers: what precedes them is checked here, the method does the rest."""
+"""Activations: what comes before is checked here, and the method gives the step."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch._numerics import evaluate_eagerly
+from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import (
@@ -27,45 +27,49 @@ from jax_ntk_sketch.kernels import DualActivation
 def activation_steps(
     layer: stax.Activation, spec: Spec, context: Context
 ) -> list[Step]:
+    """Return the step of the method, after patches are formed if it does not read them.
+
+    Raises:
+      ValueError: the layer does not follow a linear layer.
+    """
     name = type(layer).__name__
     if not spec.gaussian:
         raise ValueError(
-            f"{name} must follow a linear layer such as Dense (its inputs must be "
-            "Gaussian), but it follows the input or another nonlinear layer"
+            f"{name} must follow a linear layer such as Dense, which makes its inputs "
+            "Gaussian, but it follows the input or another nonlinear layer"
         )
     before: list[Step] = []
-    if spec.window and not accepts_patches(context.method, spec, context):
+    if spec.patches and not accepts_patches(context.method, spec, context):
         before = [materialize_patches(spec, context)]
         spec = before[-1].single_spec
     dual = _dual(layer)
-    stage = activation_rule(context.method, dual, spec, context)
+    step = activation_rule(context.method, dual, spec, context)
+    apply = step.apply
     if dual.max_variance < math.inf:
-        stage = dataclasses.replace(
-            stage, apply=_checked(stage.apply, dual.max_variance)
-        )
+        apply = _nan_beyond(dual.max_variance, apply)
     out = dataclasses.replace(
-        stage.single_spec,
-        min_cosine=_low(dual, spec.min_cosine),
+        step.single_spec,
+        min_cosine=_min_cosine(dual, spec.min_cosine),
         shape=spec.positions,
         norms_from_features=spec.norms_from_features,
         after_dropout=spec.after_dropout,
         before_activations=False,
         finite_channels=spec.finite_channels,
     )
-    return [
-        *before,
-        dataclasses.replace(stage, spec=out, name=f"{name} ({stage.name})"),
-    ]
+    name = f"{name} ({step.name})"
+    return [*before, dataclasses.replace(step, name=name, spec=out, apply=apply)]
 
 
-def _checked(apply: Callable[..., Features], most: float) -> Callable[..., Features]:
-    """NaN where variances are so large that the kernel is infinite.
+def _nan_beyond(
+    max_variance: float, apply: Callable[..., Features]
+) -> Callable[..., Features]:
+    """Return the function with NaN where the kernel is infinite.
 
-    Features are finite there, and mean nothing.
+    The features are finite there, but they have no meaning.
     """
 
-    def checked(params: Any, f: Features) -> Features:
-        finite = f.nngp_diag < most
+    def checked(params: PyTree, f: Features) -> Features:
+        finite = f.nngp_diag < max_variance
         out = apply(params, f)
         nngp, ntk = (jnp.where(finite[..., None], z, jnp.nan) for z in out[:2])
         return Features(nngp, ntk, jnp.where(finite, out.nngp_diag, jnp.nan))
@@ -73,7 +77,7 @@ def _checked(apply: Callable[..., Features], most: float) -> Callable[..., Featu
     return checked
 
 
-# A function has one dual, which what is computed from it is remembered by.
+# One dual for each record, because results are cached by the dual.
 _dual = functools.lru_cache(maxsize=256)(kernels.dual)
 
 
@@ -81,31 +85,38 @@ _dual = functools.lru_cache(maxsize=256)(kernels.dual)
 def reference_coefficients(
     dual: DualActivation, degree: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of the Hermite coefficients of the activation and of its derivative.
+    """Return squared Hermite coefficients of an activation and of its derivative.
 
-    At variance 1; rounding is set to 0.
+    They are those at variance 1, (degree + 1,) each. Rounding errors are set to 0.
     """
 
-    def both() -> list[np.ndarray]:
+    def squares() -> list[np.ndarray]:
         one = jnp.ones(())
         functions = (dual.coefficients, dual.slope_coefficients)
         return [np.asarray(f(one, degree), np.float64) ** 2 for f in functions]
 
-    squares = evaluate_eagerly(both)
-    first, second = (np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0) for c in squares)
-    return first, second
+    values, slopes = (
+        np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0)
+        for c in evaluate_eagerly(squares)
+    )
+    return values, slopes
 
 
 @functools.lru_cache(maxsize=256)
-def _low(dual: DualActivation, low: float) -> float:
-    """The least cosine behind an activation, where it does not depend on variances."""
+def _min_cosine(dual: DualActivation, before: float) -> float:
+    """Return the smallest cosine after an activation, from the smallest one before.
+
+    It is -1 if the cosine depends on the variances.
+    """
     if dual.homogeneity_degree is None:
         return -1.0
 
     def kernel() -> np.ndarray:
-        alpha, one = jnp.linspace(low, 1, 101), jnp.ones(())
+        alpha, one = jnp.linspace(before, 1, 101), jnp.ones(())
         return np.asarray(dual.covariances(alpha, one, one)[0], np.float64)
 
     values = evaluate_eagerly(kernel)
-    # Rounded down: it is in single precision.
-    return max(-1.0, float(values.min() / values[-1]) - 1e-6) if values[-1] else -1.0
+    if not values[-1]:
+        return -1.0
+    # A little less, because the values are in single precision.
+    return max(-1.0, float(values.min() / values[-1]) - 1e-6)

@@ -1,125 +1,170 @@
-"""Branches: several features between layers, and how they become one again.
+"""Serial networks, branches, and how branches become one again.
 
-Sums and concatenations of independent branches add kernels, so that features stand side
-by side; products of branches multiply kernels, so that features are tensor products,
-which the random methods sketch.
+Sums and concatenations of independent branches add kernels, so that their features
+stand side by side. Products of branches multiply kernels, so that features are tensor
+products, which random methods sketch.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Kind
-from jax_ntk_sketch.features.build import fit_peak_bytes, fit_steps
-from jax_ntk_sketch.features.patches import materialize_patches, sketch_width
+from jax_ntk_sketch._typing import Array, Key, Kind, PyTree
+from jax_ntk_sketch.features.fitting import fit_peak_bytes, fit_steps
+from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.products import Product
 from jax_ntk_sketch.features.state import Branches, ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, extra_inputs, layer_rule
+from jax_ntk_sketch.sketch.random_map import init_each
 
-__all__: list[str] = []
+# The features of all branches, and the parameters of all steps of all branches.
+BranchFeatures: TypeAlias = list[Features]
+BranchParams: TypeAlias = list[list[PyTree]]
+
+# Layers that pass patches on, or that do something better with them.
+_KEEP_PATCHES = (stax.Serial, stax.Identity, stax.Activation, stax.FanOut)
+
+
+@layer_rule.register
+def serial_steps(
+    layer: stax.Serial, spec: Spec | Branches, context: Context
+) -> list[Step]:
+    """Return the steps of all layers; patches are formed before a layer needs them.
+
+    Raises:
+      ValueError: a layer needs branches and gets none, or does not take branches.
+    """
+    steps: list[Step] = []
+    for inner in layer.layers:
+        before = steps[-1].spec if steps else spec
+        _check_branches(inner, before)
+        keeps_patches = isinstance(inner, _KEEP_PATCHES)
+        if isinstance(before, Spec) and before.patches and not keeps_patches:
+            steps.append(materialize_patches(before, context))
+            before = steps[-1].spec
+        steps += layer_rule(inner, before, context)
+    return steps
+
+
+def _check_branches(layer: stax.Layer, spec: Spec | Branches) -> None:
+    needs_branches = isinstance(layer, stax.Parallel | stax.FanIn)
+    takes_branches = needs_branches or isinstance(layer, stax.Serial | stax.Identity)
+    if isinstance(spec, Branches) and not takes_branches:
+        raise ValueError(
+            f"{layer!r} takes one input, got {len(spec.specs)} branches; join them by "
+            "FanInSum, FanInProd or FanInConcat, or put layers on each by parallel"
+        )
+    if isinstance(spec, Spec) and needs_branches:
+        raise ValueError(
+            f"{layer!r} takes branches, got one input; put FanOut(n) before it"
+        )
 
 
 @layer_rule.register
 def fan_out_steps(layer: stax.FanOut, spec: Spec, context: Context) -> list[Step]:
-    def apply(params: Any, f: Features) -> list[Features]:
+    """Return the step that repeats the features."""
+
+    def apply(params: PyTree, f: Features) -> BranchFeatures:
         return [f] * layer.num
 
     out = Branches((spec,) * layer.num)
-    return [
-        Step(
-            name=repr(layer),
-            spec=out,
-            apply=apply,
-            live_elements=spec.live_elements() + out.live_elements(),
-        )
-    ]
+    elements = spec.live_elements() + out.live_elements()
+    return [Step(name=repr(layer), spec=out, apply=apply, live_elements=elements)]
 
 
 @layer_rule.register
 def parallel_steps(
     layer: stax.Parallel, spec: Branches, context: Context
 ) -> list[Step]:
+    """Return one step with the steps of all layers.
+
+    Raises:
+      ValueError: there are more or fewer layers than branches.
+    """
     if len(layer.layers) != len(spec.specs):
         raise ValueError(
-            f"parallel has {len(layer.layers)} branches, but what enters it has "
-            f"{len(spec.specs)}: give FanOut({len(layer.layers)}) before it, or as "
-            f"many layers as branches; got {layer!r}"
+            f"{layer!r} must have as many layers as branches, {len(spec.specs)}, got "
+            f"{len(layer.layers)}; put FanOut({len(layer.layers)}) before it"
         )
-    # In a serial each branch is checked like a whole network.
-    built = [
-        layer_rule(stax.serial(inner), one, context)
-        for inner, one in zip(layer.layers, spec.specs, strict=True)
+    # In a serial each branch is checked as a whole network is.
+    branches = [
+        layer_rule(stax.serial(inner), before, context)
+        for inner, before in zip(layer.layers, spec.specs, strict=True)
     ]
-    return [_side_by_side(built, spec)]
+    return [_side_by_side(branches, spec)]
 
 
-def _side_by_side(built: list[list[Step]], spec: Branches) -> Step:
-    """One step of all the steps of all branches."""
-    specs = []
-    for stages, entering in zip(built, spec.specs, strict=True):
-        last = stages[-1].spec if stages else entering
-        if isinstance(last, Branches):
+def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
+    """Return one step of all the steps of all branches.
+
+    Args:
+      branches: the steps of each branch.
+      spec: what is known of the features that enter the branches.
+    """
+    outputs = []
+    for steps, before in zip(branches, spec.specs, strict=True):
+        after = steps[-1].spec if steps else before
+        if isinstance(after, Branches):
             raise ValueError(
-                "a branch of parallel ends in branches itself; end it with a fan-in"
+                "parallel: layers must have one output each, got one that ends in "
+                "branches; end it with FanInSum, FanInProd or FanInConcat"
             )
-        specs.append(last)
-    every = [stage for stages in built for stage in stages]
+        outputs.append(after)
+    all_steps = [step for steps in branches for step in steps]
 
-    def init(key: jax.Array) -> list[list[Any]]:
-        keys = iter(jax.random.split(key, max(1, len(every))))
-        return [[stage.init(next(keys)) for stage in stages] for stages in built]
+    def init(key: Key) -> BranchParams:
+        keys = iter(jax.random.split(key, max(1, len(all_steps))))
+        return [[step.init(next(keys)) for step in steps] for steps in branches]
 
-    def apply(params: Any, fs: list[Features], **inputs: Any) -> list[Features]:
+    def apply(
+        params: BranchParams, branch_features: BranchFeatures, **inputs: PyTree
+    ) -> BranchFeatures:
         out = []
-        for stages, own, f in zip(built, params, fs, strict=True):
-            for stage, p in zip(stages, own, strict=True):
-                f = stage.run(p, f, **inputs)
+        for steps, own_params, f in zip(branches, params, branch_features, strict=True):
+            for step, step_params in zip(steps, own_params, strict=True):
+                f = step.run(step_params, f, **inputs)
             out.append(f)
         return out
 
-    def fit(key: jax.Array, fs: list[Features], **inputs: Any) -> list[list[Any]]:
-        keys = list(jax.random.split(key, max(1, len(every))))
+    def fit(
+        key: Key, branch_features: BranchFeatures, **inputs: PyTree
+    ) -> BranchParams:
+        keys = iter(jax.random.split(key, max(1, len(all_steps))))
         params = []
-        for stages, f in zip(built, fs, strict=True):
-            own = [keys.pop(0) for _ in stages]
-            if any(stage.fit for stage in stages):
-                params.append(fit_steps(stages, own, f, inputs))
+        for steps, f in zip(branches, branch_features, strict=True):
+            own_keys = [next(keys) for _ in steps]
+            if any(step.fit for step in steps):
+                params.append(fit_steps(steps, own_keys, f, inputs))
             else:
-                pairs = zip(stages, own, strict=True)
-                params.append([stage.init(k) for stage, k in pairs])
+                pairs = zip(steps, own_keys, strict=True)
+                params.append([step.init(step_key) for step, step_key in pairs])
         return params
 
-    names = " | ".join(
-        "; ".join(stage.name for stage in stages) or "-" for stages in built
-    )
-    biases = [stage.bias for stage in every if stage.bias]
-    learns = any(stage.fit for stage in every)
+    names = ("; ".join(step.name for step in steps) or "-" for steps in branches)
+    fit_elements = max((fit_peak_bytes(steps, 1) // 4 for steps in branches), default=0)
+    biases = [step.bias for step in all_steps if step.bias]
     return Step(
-        name=f"[{names}]",
-        spec=Branches(tuple(specs)),
+        name=f"[{' | '.join(names)}]",
+        spec=Branches(tuple(outputs)),
         apply=apply,
         init=init,
-        flops=sum(stage.flops for stage in every),
+        fit=fit if any(step.fit for step in all_steps) else None,
+        flops=sum(step.flops for step in all_steps),
         live_elements=spec.live_elements()
-        + max((stage.live_elements for stage in every), default=0),
-        fit=fit if learns else None,
-        fit_elements=max(
-            (fit_peak_bytes(stages, 1) // 4 for stages in built if stages),
-            default=0,
-        )
-        + sum(stage.fit_elements for stage in every),
+        + max((step.live_elements for step in all_steps), default=0),
+        fit_elements=fit_elements + sum(step.fit_elements for step in all_steps),
         bias=(lambda: _largest(biases)) if biases else None,
-        extra_inputs=extra_inputs(every),
+        extra_inputs=extra_inputs(all_steps),
     )
 
 
-def _largest(biases: list[Callable[[], dict[Kind, float]]]) -> dict[Kind, float]:
+def _largest(biases: Sequence[Callable[[], dict[Kind, float]]]) -> dict[Kind, float]:
     """Return the largest bias of each kernel."""
     largest: dict[Kind, float] = {}
     for bias in biases:
@@ -128,314 +173,270 @@ def _largest(biases: list[Callable[[], dict[Kind, float]]]) -> dict[Kind, float]
     return largest
 
 
+def _materialized(
+    spec: Branches, context: Context
+) -> tuple[list[Step], tuple[Spec, ...]]:
+    """Return the step that forms patches, if a branch has them, and the specs then."""
+    if not any(one.patches for one in spec.specs):
+        return [], spec.specs
+    branches = [
+        [materialize_patches(one, context)] if one.patches else [] for one in spec.specs
+    ]
+    step = _side_by_side(branches, spec)
+    assert isinstance(step.spec, Branches)
+    return [step], step.spec.specs
+
+
+def _check_equal_shapes(
+    layer: stax.FanIn, specs: Sequence[Spec], channels: bool = True
+) -> None:
+    """Check that branches have equal shapes, with or without the channels."""
+    shapes = [(*spec.shape, spec.finite_channels) for spec in specs]
+    compared = shapes if channels else [shape[:-1] for shape in shapes]
+    if len(set(compared)) > 1:
+        raise ValueError(
+            f"{layer!r}: branches must have equal shapes, got "
+            f"{', '.join(map(str, shapes))} for one example, channels last; a Dense or "
+            "Conv of the right out_dim, strides and padding changes the shape of a "
+            "branch"
+        )
+
+
+def _check_gaussian(layer: stax.FanIn, specs: Sequence[Spec]) -> None:
+    """Check that all branches end in linear layers."""
+    gaussian = [spec.gaussian for spec in specs]
+    if not all(gaussian):
+        raise ValueError(
+            f"{layer!r}: every branch must be Gaussian, that is, end in a linear layer "
+            "such as Dense or Conv (or be the identity after one); branch "
+            f"{gaussian.index(False)} is not"
+        )
+
+
+def _joined(specs: Sequence[Spec]) -> Spec:
+    """Return what is known of the columns of all branches side by side."""
+    nngp_dim, ntk_dim, exact_columns = 0, 0, ExactColumns()
+    for spec in specs:
+        exact_columns = exact_columns.joined(spec.exact_columns, nngp_dim, ntk_dim)
+        nngp_dim, ntk_dim = nngp_dim + spec.nngp_dim, ntk_dim + spec.ntk_dim
+    min_cosine = min(spec.min_cosine for spec in specs)
+    return dataclasses.replace(
+        specs[0],
+        nngp_dim=nngp_dim,
+        ntk_dim=ntk_dim,
+        gaussian=all(spec.gaussian for spec in specs),
+        min_cosine=min_cosine if len(specs) == 1 else min(0.0, min_cosine),
+        norms_from_features=any(spec.norms_from_features for spec in specs),
+        after_dropout=any(spec.after_dropout for spec in specs),
+        before_activations=all(spec.before_activations for spec in specs),
+        exact_columns=exact_columns,
+    )
+
+
+def _join_step(layer: stax.FanIn, out: Spec, apply: Callable[..., Features]) -> Step:
+    elements = 2 * out.live_elements()
+    return Step(name=repr(layer), spec=out, apply=apply, live_elements=elements)
+
+
 @layer_rule.register
 def fan_in_sum_steps(
     layer: stax.FanInSum, spec: Branches, context: Context
 ) -> list[Step]:
-    before, specs = _settled(spec, context)
-    _check_equal(layer, specs, spec)
-    if not all(one.gaussian for one in specs) and len(specs) > 1:
-        raise ValueError(
-            "FanInSum: every branch must be Gaussian, that is, end in a linear layer "
-            "such as Dense or Conv (or be the identity behind one); branch "
-            f"{[one.gaussian for one in specs].index(False)} does not"
-        )
-    out = _joined(specs)
+    """Return the step that puts features side by side, so that kernels add.
 
-    def apply(params: Any, fs: list[Features]) -> Features:
-        nngp, ntk, norm2 = zip(*fs, strict=True)
+    Raises:
+      ValueError: branches have different shapes, or one does not end in a linear layer.
+    """
+    before, specs = _materialized(spec, context)
+    _check_equal_shapes(layer, specs)
+    if len(specs) > 1:
+        _check_gaussian(layer, specs)
+
+    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
+        nngp, ntk, variance = zip(*branch_features, strict=True)
         return Features(
             jnp.concatenate(nngp, axis=-1),
             jnp.concatenate(ntk, axis=-1),
-            functools.reduce(jnp.add, norm2),
+            functools.reduce(jnp.add, variance),
         )
 
-    return [
-        *before,
-        Step(
-            name=repr(layer),
-            spec=out,
-            apply=apply,
-            live_elements=2 * out.live_elements(),
-        ),
-    ]
+    return [*before, _join_step(layer, _joined(specs), apply)]
 
 
 @layer_rule.register
 def fan_in_concat_steps(
     layer: stax.FanInConcat, spec: Branches, context: Context
 ) -> list[Step]:
-    before, specs = _settled(spec, context)
+    """Return the step that concatenates channels or positions.
+
+    Raises:
+      ValueError: the axis does not exist; branches have different shapes on others.
+    """
+    before, specs = _materialized(spec, context)
     ndim = 2 + len(specs[0].shape)
     if not -ndim < layer.axis < ndim or layer.axis % ndim == 0:
         raise ValueError(
-            f"{layer!r}: features have {ndim} axes here, the batch included, and the "
-            "batch axis cannot be joined"
+            f"{layer!r}: axis must be among the {ndim} axes that features have here, "
+            f"without the batch axis, got {layer.axis}"
         )
+    axis = layer.axis % ndim
     channels = context.channel_axis % ndim if specs[0].shape else 1
-    if layer.axis % ndim == channels:
-        stage = _channels(layer, specs, spec)
-    else:
-        axis = layer.axis % ndim
-        stage = _positions(layer, specs, axis - (axis > channels) - 1)
-    return [*before, stage]
+    if axis == channels:
+        return [*before, _concatenate_channels(layer, specs)]
+    return [*before, _concatenate_positions(layer, specs, axis - (axis > channels))]
 
 
-def _channels(layer: stax.FanInConcat, specs: tuple[Spec, ...], spec: Branches) -> Step:
-    """Channels side by side: kernels weighted by the finite network's widths."""
-    _check_equal(layer, specs, spec, widths=False)
-    total = sum(one.finite_channels for one in specs)
-    shares = [one.finite_channels / total for one in specs]
+def _concatenate_channels(layer: stax.FanInConcat, specs: Sequence[Spec]) -> Step:
+    """Return the step of kernels that are weighted by the finite network's widths."""
+    _check_equal_shapes(layer, specs, channels=False)
+    total = sum(spec.finite_channels for spec in specs)
+    weights = [spec.finite_channels / total for spec in specs]
     out = dataclasses.replace(_joined(specs), gaussian=False, finite_channels=total)
 
-    def apply(params: Any, fs: list[Features]) -> Features:
-        roots = [math.sqrt(share) for share in shares]
+    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
+        pairs = list(zip(weights, branch_features, strict=True))
         return Features(
-            jnp.concatenate([r * f.nngp for r, f in zip(roots, fs, strict=True)], -1),
-            jnp.concatenate([r * f.ntk for r, f in zip(roots, fs, strict=True)], -1),
-            functools.reduce(
-                jnp.add, [w * f.nngp_diag for w, f in zip(shares, fs, strict=True)]
-            ),
+            jnp.concatenate([math.sqrt(w) * f.nngp for w, f in pairs], axis=-1),
+            jnp.concatenate([math.sqrt(w) * f.ntk for w, f in pairs], axis=-1),
+            functools.reduce(jnp.add, [w * f.nngp_diag for w, f in pairs]),
         )
 
-    return Step(
-        name=repr(layer), spec=out, apply=apply, live_elements=2 * out.live_elements()
-    )
+    return _join_step(layer, out, apply)
 
 
-def _positions(layer: stax.FanInConcat, specs: tuple[Spec, ...], axis: int) -> Step:
-    """Positions side by side: branches are independent, so each has columns alone."""
-    if not all(one.gaussian for one in specs):
+def _concatenate_positions(
+    layer: stax.FanInConcat, specs: Sequence[Spec], axis: int
+) -> Step:
+    """Return the step in which each branch has columns of its own.
+
+    Branches are independent, so that kernels between their positions are zero.
+
+    Args:
+      layer: the record.
+      specs: the branches.
+      axis: the axis of (n, *shape).
+    """
+    _check_gaussian(layer, specs)
+    shapes = [spec.shape for spec in specs]
+    others = {(*shape[: axis - 1], *shape[axis:]) for shape in shapes}
+    widths = [spec.finite_channels for spec in specs]
+    if len(others) > 1 or len(set(widths)) > 1:
         raise ValueError(
-            f"{layer!r}: to join positions every branch must be Gaussian, that is, end "
-            "in a linear layer such as Conv"
+            f"{layer!r}: branches must agree in all other axes, got positions {shapes} "
+            f"and channels {widths}"
         )
-    shapes = [one.shape for one in specs]
-    others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-    if len(others) > 1 or len({one.finite_channels for one in specs}) > 1:
-        raise ValueError(
-            f"{layer!r}: branches must agree in all other axes; their positions are "
-            f"{shapes}, their widths {[one.finite_channels for one in specs]}"
-        )
-    shape = list(shapes[0])
-    shape[axis] = sum(s[axis] for s in shapes)
-    out = dataclasses.replace(
-        _joined(specs),
-        shape=tuple(shape),
-        min_cosine=min(0.0, *(one.min_cosine for one in specs)),
-    )
-    # What is constant on one branch is not on the others.
-    linears = out.exact_columns
+    size = sum(shape[axis - 1] for shape in shapes)
+    out = _joined(specs)
     out = dataclasses.replace(
         out,
-        exact_columns=ExactColumns(
-            linears=linears.constants + linears.linears,
-            ntk_linears=linears.ntk_constants + linears.ntk_linears,
-        ),
+        shape=(*shapes[0][: axis - 1], size, *shapes[0][axis:]),
+        min_cosine=min(0.0, out.min_cosine),
+        # A constant of one branch is not a constant of the others.
+        exact_columns=out.exact_columns.without_constants(),
     )
 
-    def blocks(parts: list[jax.Array]) -> jax.Array:
-        columns = [part.shape[-1] for part in parts]
-        out, start = [], 0
-        for part, size in zip(parts, columns, strict=True):
-            pad = [(0, 0)] * (part.ndim - 1)
-            out.append(jnp.pad(part, [*pad, (start, sum(columns) - start - size)]))
-            start += size
-        return jnp.concatenate(out, axis=1 + axis)
+    def blocks(parts: Sequence[Array]) -> Array:
+        dims = [part.shape[-1] for part in parts]
+        padded, start = [], 0
+        for part, dim in zip(parts, dims, strict=True):
+            pads = [(0, 0)] * (part.ndim - 1)
+            pads.append((start, sum(dims) - start - dim))
+            padded.append(jnp.pad(part, pads))
+            start += dim
+        return jnp.concatenate(padded, axis=axis)
 
-    def apply(params: Any, fs: list[Features]) -> Features:
-        return Features(
-            blocks([f.nngp for f in fs]),
-            blocks([f.ntk for f in fs]),
-            jnp.concatenate([f.nngp_diag for f in fs], axis=1 + axis),
-        )
+    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
+        nngp, ntk, variance = zip(*branch_features, strict=True)
+        return Features(blocks(nngp), blocks(ntk), jnp.concatenate(variance, axis=axis))
 
-    return Step(
-        name=repr(layer), spec=out, apply=apply, live_elements=2 * out.live_elements()
-    )
+    return _join_step(layer, out, apply)
 
 
 @layer_rule.register
 def fan_in_prod_steps(
     layer: stax.FanInProd, spec: Branches, context: Context
 ) -> list[Step]:
-    """NNGP kernels multiply; the NTK is the sum over branches of its NTK times the
-    NNGP kernels of the others.
+    """Return the step of products: NNGP kernels multiply.
+
+    The NTK is a sum over branches: the NTK of the branch times the NNGP kernels of the
+    others.
+
+    Raises:
+      ValueError: branches have different shapes.
     """
-    before, specs = _settled(spec, context)
-    _check_equal(layer, specs, spec)
-    if len(specs) == 1:
-        first: Callable = lambda params, fs: fs[0]  # noqa: E731
-        return [*before, Step(name=repr(layer), spec=specs[0], apply=first)]
-    steps, one = [], specs[0]
+    before, specs = _materialized(spec, context)
+    _check_equal_shapes(layer, specs)
+    steps, out = [], specs[0]
     for other in specs[1:]:
-        steps.append(_product(one, other, context))
-        one = steps[-1].single_spec
+        steps.append(_product_step(out, other, context))
+        out = steps[-1].single_spec
 
-    def init(key: jax.Array) -> list[Any]:
-        keys = jax.random.split(key, len(steps))
-        return [step.init(k) for step, k in zip(steps, keys, strict=True)]
+    def init(key: Key) -> list[PyTree]:
+        keys = jax.random.split(key, max(1, len(steps)))
+        return [step.init(own) for step, own in zip(steps, keys, strict=False)]
 
-    def apply(params: Any, fs: list[Features]) -> Features:
-        f = fs[0]
-        for step, p, other in zip(steps, params, fs[1:], strict=True):
-            f = step.apply(p, f, other)
+    def apply(params: list[PyTree], branch_features: BranchFeatures) -> Features:
+        f = branch_features[0]
+        for step, own, other in zip(steps, params, branch_features[1:], strict=True):
+            f = step.apply(own, f, other)
         return f
 
-    flops = sum(step.flops for step in steps)
-    floats = spec.live_elements() + sum(step.live_elements for step in steps)
-    return [
-        *before,
-        Step(
-            name=repr(layer),
-            spec=one,
-            apply=apply,
-            init=init,
-            flops=flops,
-            live_elements=floats,
-        ),
-    ]
+    live_elements = spec.live_elements() + sum(step.live_elements for step in steps)
+    step = Step(
+        name=repr(layer),
+        spec=out,
+        apply=apply,
+        init=init,
+        flops=sum(step.flops for step in steps),
+        live_elements=live_elements,
+    )
+    return [*before, step]
 
 
-def _product(a: Spec, b: Spec, context: Context) -> Step:
-    """Of two branches; `apply` takes both."""
-    width = sketch_width(context)
-    half = max(1, width // 2)
-    parts = {
-        "nngp": Product.at(a.nngp_dim, b.nngp_dim, width, a, context),
-        "ntk1": Product.at(a.ntk_dim, b.nngp_dim, half, a, context),
-        "ntk2": Product.at(a.nngp_dim, b.ntk_dim, half, a, context),
-    }
-    if not context.wants_ntk:
-        parts = {"nngp": parts["nngp"]}
-    nngp, *ntk = (part.columns for part in parts.values())
+def _product_step(left: Spec, right: Spec, context: Context) -> Step:
+    """Return the step of the product of two branches, whose `apply` takes both."""
+    max_columns = context.sketch_columns
+    half = max(1, max_columns // 2)
+
+    def product(left_dim: int, right_dim: int, max_columns: int) -> Product:
+        return Product.at_positions(left_dim, right_dim, max_columns, left, context)
+
+    parts = {"nngp": product(left.nngp_dim, right.nngp_dim, max_columns)}
+    if context.wants_ntk:
+        parts["ntk1"] = product(left.ntk_dim, right.nngp_dim, half)
+        parts["ntk2"] = product(left.nngp_dim, right.ntk_dim, half)
+    nngp_dim, *ntk_dims = (part.columns for part in parts.values())
+    cosines = (left.min_cosine, right.min_cosine)
     out = Spec(
-        nngp,
-        sum(ntk),
-        min_cosine=min(a.min_cosine * b.min_cosine, a.min_cosine, b.min_cosine),
-        shape=a.shape,
-        norms_from_features=a.norms_from_features or b.norms_from_features,
-        after_dropout=a.after_dropout or b.after_dropout,
+        nngp_dim=nngp_dim,
+        ntk_dim=sum(ntk_dims),
+        min_cosine=min(math.prod(cosines), *cosines),
+        shape=left.shape,
+        norms_from_features=left.norms_from_features or right.norms_from_features,
+        after_dropout=left.after_dropout or right.after_dropout,
         before_activations=False,
-        finite_channels=a.finite_channels,
+        finite_channels=left.finite_channels,
     )
 
-    def init(key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, len(parts))
-        pairs = zip(parts.items(), keys, strict=True)
-        return {name: part.init(k) for (name, part), k in pairs}
-
-    def apply(params: Any, f: Features, g: Features) -> Features:
-        pairs = {"nngp": (f.nngp, g.nngp), "ntk1": (f.ntk, g.nngp)}
-        pairs["ntk2"] = (f.nngp, g.ntk)
+    def apply(params: dict[str, PyTree], f: Features, g: Features) -> Features:
+        factors = {
+            "nngp": (f.nngp, g.nngp),
+            "ntk1": (f.ntk, g.nngp),
+            "ntk2": (f.nngp, g.ntk),
+        }
         nngp, *ntk = (
-            part.apply(params[name], *pairs[name]) for name, part in parts.items()
+            part.apply(params[name], *factors[name]) for name, part in parts.items()
         )
-        norm2 = f.nngp_diag * g.nngp_diag
+        variance = f.nngp_diag * g.nngp_diag
         if out.norms_from_features and not out.after_dropout:
-            norm2 = jnp.sum(nngp**2, axis=-1)
-        return Features(nngp, jnp.concatenate([nngp[..., :0], *ntk], axis=-1), norm2)
+            variance = jnp.sum(nngp**2, axis=-1)
+        return Features(nngp, jnp.concatenate([nngp[..., :0], *ntk], axis=-1), variance)
 
-    flops = out.pixels * sum(part.flops for part in parts.values())
     return Step(
         name="product",
         spec=out,
         apply=apply,
-        init=init,
-        flops=flops,
+        init=functools.partial(init_each, parts),
+        flops=out.pixels * sum(part.flops for part in parts.values()),
         live_elements=2 * out.live_elements(),
     )
-
-
-def _settled(spec: Branches, context: Context) -> tuple[list[Step], tuple[Spec, ...]]:
-    """Branches that are patches of images become features."""
-    if not any(one.window for one in spec.specs):
-        return [], spec.specs
-    built = [
-        [materialize_patches(one, context)] if one.window else [] for one in spec.specs
-    ]
-    stage = _side_by_side(built, spec)
-    assert isinstance(stage.spec, Branches)
-    return [stage], stage.spec.specs
-
-
-def _check_equal(
-    layer: stax.FanIn, specs: tuple[Spec, ...], spec: Branches, widths: bool = True
-) -> None:
-    shapes = [(*one.shape, one.finite_channels) for one in specs]
-    compared = shapes if widths else [shape[:-1] for shape in shapes]
-    if len(set(compared)) > 1:
-        raise ValueError(
-            f"{layer!r}: branches must have equal shapes, but one example has the "
-            f"shapes {', '.join(map(str, shapes))} (positions and channels, channels "
-            "last) on them; a Dense or Conv of the right out_dim, strides and padding "
-            "on a branch changes its shape"
-        )
-
-
-def _joined(specs: tuple[Spec, ...]) -> Spec:
-    """Of the columns of all branches side by side."""
-    nngp, ntk, carried = 0, 0, ExactColumns()
-    for one in specs:
-        c = one.exact_columns
-        carried = ExactColumns(
-            carried.constants + tuple(nngp + i for i in c.constants),
-            carried.linears + tuple(nngp + i for i in c.linears),
-            carried.ntk_constants + tuple(ntk + i for i in c.ntk_constants),
-            carried.ntk_linears + tuple(ntk + i for i in c.ntk_linears),
-        )
-        nngp, ntk = nngp + one.nngp_dim, ntk + one.ntk_dim
-    return dataclasses.replace(
-        specs[0],
-        nngp_dim=nngp,
-        ntk_dim=ntk,
-        gaussian=all(one.gaussian for one in specs),
-        min_cosine=specs[0].min_cosine
-        if len(specs) == 1
-        else min(0.0, *(s.min_cosine for s in specs)),
-        norms_from_features=any(one.norms_from_features for one in specs),
-        after_dropout=any(one.after_dropout for one in specs),
-        before_activations=all(one.before_activations for one in specs),
-        exact_columns=carried,
-    )
-
-
-# Layers that do not care about patches, or do something better with them.
-_KEEP_PATCHES = (
-    stax.Serial,
-    stax.Identity,
-    stax.Activation,
-    stax.FanOut,
-)
-
-
-@layer_rule.register
-def serial_steps(layer: stax.Serial, spec: Spec, context: Context) -> list[Step]:
-    stages: list[Step] = []
-    for inner in layer.layers:
-        before = stages[-1].spec if stages else spec
-        _check_branches(inner, before)
-        if isinstance(before, Branches):
-            stages += layer_rule(inner, before, context)
-            continue
-        if before.window and not isinstance(inner, _KEEP_PATCHES):
-            stages.append(materialize_patches(before, context))
-            before = stages[-1].spec
-        stages += layer_rule(inner, before, context)
-    return stages
-
-
-def _check_branches(layer: stax.Layer, spec: Spec | Branches) -> None:
-    joins = isinstance(layer, stax.Parallel | stax.FanIn)
-    passes = joins or isinstance(layer, stax.Serial | stax.Identity)
-    if isinstance(spec, Branches) and not passes:
-        raise ValueError(
-            f"{layer!r} follows {len(spec.specs)} branches, but takes one input: join "
-            "them by FanInSum, FanInProd or FanInConcat, or put layers on each by "
-            "parallel"
-        )
-    if joins and not isinstance(spec, Branches):
-        raise ValueError(
-            f"{layer!r} needs branches, but one input enters it: put FanOut(n) before "
-            "it"
-        )

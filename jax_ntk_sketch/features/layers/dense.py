@@ -1,4 +1,4 @@
-"""Linear layers: exact for every method, since they act on features linearly."""
+"""Fully connected layers: linear, so exact on features for every method."""
 
 import dataclasses
 import math
@@ -6,60 +6,53 @@ import math
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
-from jax_ntk_sketch.features.step import Context, Step, layer_rule
+from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 
 
 @layer_rule.register
 def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
     """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns.
 
-    In the standard parameterization NTK' = W² NTK + width NNGP + 1, without the 1 if
-    there is no bias, and with the width of the finite network that enters.
+    In the standard parameterization NTK' = W² NTK + width NNGP + 1, with the width of
+    the finite network that enters, and without the 1 if there is no bias.
     """
-    standard = layer.parameterization == "standard"
     bias = 1 if layer.b_std else 0
-    nngp = spec.nngp_dim + bias
-    ntk = spec.ntk_dim + nngp if context.wants_ntk else 0
-    carried = spec.exact_columns
+    nngp_dim = spec.nngp_dim + bias
+    exact = spec.exact_columns
     if bias:
-        carried = carried._replace(constants=(*carried.constants, spec.nngp_dim))
+        exact = exact._replace(constants=(*exact.constants, spec.nngp_dim))
     if context.wants_ntk:
-        carried = carried.joined(spec)
+        exact = exact.with_nngp_appended(spec.ntk_dim)
     out = dataclasses.replace(
         spec,
-        nngp_dim=nngp,
-        ntk_dim=ntk,
+        nngp_dim=nngp_dim,
+        ntk_dim=spec.ntk_dim + nngp_dim if context.wants_ntk else 0,
         gaussian=True,
-        exact_columns=carried,
+        exact_columns=exact,
         finite_channels=layer.out_dim * layer.s[1],
     )
 
-    def apply(params, f: Features) -> Features:
-        nngp = layer.W_std * f.nngp
-        norm2 = layer.W_std**2 * f.nngp_diag
-        if layer.b_std:
-            nngp = jnp.concatenate([nngp, constant_column(nngp, layer.b_std)], axis=-1)
-            norm2 = norm2 + layer.b_std**2
-        if not context.wants_ntk:
-            return Features(nngp, f.ntk, norm2)
-        appended = nngp
-        if standard:
-            appended = f.nngp * math.sqrt(spec.finite_channels / layer.s[0])
-            if bias:
-                appended = jnp.concatenate(
-                    [appended, constant_column(nngp, 1.0)], axis=-1
-                )
-        ntk = jnp.concatenate([layer.W_std * f.ntk, appended], axis=-1)
-        return Features(nngp, ntk, norm2)
+    def with_bias(x: Array, value: float) -> Array:
+        if not bias:
+            return x
+        return jnp.concatenate([x, constant_column(x, value)], axis=-1)
 
-    floats = spec.live_elements() + out.live_elements()
-    return [
-        Step(
-            name=repr(layer),
-            spec=out,
-            apply=apply,
-            flops=out.live_elements(),
-            live_elements=floats,
-        )
-    ]
+    def apply(params: PyTree, f: Features) -> Features:
+        b_std = layer.b_std or 0.0
+        nngp = with_bias(layer.W_std * f.nngp, b_std)
+        variance = layer.W_std**2 * f.nngp_diag
+        if bias:
+            variance = variance + b_std**2
+        if not context.wants_ntk:
+            return Features(nngp, f.ntk, variance)
+        appended = nngp
+        if layer.parameterization == "standard":
+            width = spec.finite_channels / layer.s[0]
+            appended = with_bias(f.nngp * math.sqrt(width), 1.0)
+        ntk = jnp.concatenate([layer.W_std * f.ntk, appended], axis=-1)
+        return Features(nngp, ntk, variance)
+
+    flops = out.live_elements()
+    return [linear_step(repr(layer), spec, out, apply, flops=flops)]

@@ -1,41 +1,32 @@
-"""Sums over the edges of graphs, which are an input beside the examples."""
+"""Sums over the edges of graphs, which are an input besides the examples."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Array, PyTree, Shape
+from jax_ntk_sketch.features.graph_inputs import describe
 from jax_ntk_sketch.features.state import (
     Features,
     Spec,
     after_weighted_sum,
-    dropout_variance,
-    with_feature_norms,
+    mix_positions,
 )
-from jax_ntk_sketch.features.step import Context, Step, layer_rule
-
-__all__ = ["check_inputs", "check_mask"]
-
-
-# Layers that mix nodes, or change their number.
-_MIXING = (
-    stax.AvgPool,
-    stax.SumPool,
-    stax.Flatten,
-    stax.ConvLocal,
-    stax.ConvTranspose,
-    stax.ImageResize,
-    stax.Index,
-)
+from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 
 
 @layer_rule.register
 def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list[Step]:
-    """NNGP' = P1' NNGP P2 and the NTK likewise: the same sum over edges of features.
+    """With P the weights of the edges, NNGP' = P1' NNGP P2 and NTK' = P1' NTK P2.
 
-    The norms, sums over all pairs of neighbours, are then the features' own.
+    On features these are sums over edges. The norms are sums over all pairs of
+    neighbors, so that they are computed from the features.
+
+    Raises:
+      ValueError: there are no nodes, or `aggregate_axis` is not an axis of nodes.
     """
     axes = _node_axes(layer, spec)
     sizes = tuple(spec.shape[axis] for axis in axes)
@@ -43,107 +34,108 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
     out = after_weighted_sum(spec, layer.signed)
     dense = layer.implementation == "DENSE"
     front = tuple(range(1, 1 + len(axes)))
-    back = tuple(1 + axis for axis in axes)
+    places = tuple(1 + axis for axis in axes)
 
-    def apply(params, f: Features, pattern: Any = None) -> Features:
+    def apply(params: PyTree, f: Features, pattern: PyTree = None) -> Features:
         if dense:
-            weights = _dense(layer, pattern, len(f.nngp), sizes)
+            weights = _dense_weights(layer, pattern, len(f.nngp), sizes)
         else:
             edges = _edges(layer, pattern, len(f.nngp), sizes)
 
-        def spread(x: jax.Array, squares: bool = False) -> jax.Array:
-            """The sums for x (n, *shape, c), its nodes as one axis meanwhile.
-
-            With the weights of the pairs of nodes, or with their squares.
-            """
-            x = jnp.moveaxis(x, back, front)
+        def aggregate(x: Array, squared: bool = False) -> Array:
+            """Return the sums for x (n, *shape, c), with weights or their squares."""
+            x = jnp.moveaxis(x, places, front)
             rows = x.reshape(len(x), nodes, -1)
             if dense:
-                own = weights.astype(x.dtype)
-                rows = jnp.einsum(
-                    "nij,nic->njc",
-                    own**2 if squares else own,
-                    rows,
-                    precision=jax.lax.Precision.HIGHEST,
-                )
+                w = weights.astype(x.dtype)
+                w = w**2 if squared else w
+                precision = jax.lax.Precision.HIGHEST
+                rows = jnp.einsum("nij,nic->njc", w, rows, precision=precision)
             else:
-                rows = _sum_over_edges(rows, *(_squared(*edges) if squares else edges))
-            return jnp.moveaxis(rows.reshape(x.shape), front, back)
+                rows = _sum_over_edges(rows, _squared(edges) if squared else edges)
+            return jnp.moveaxis(rows.reshape(x.shape), front, places)
 
-        nngp, ntk = spread(f.nngp), spread(f.ntk) if spec.ntk_dim else f.ntk
-        more = (
-            spread(dropout_variance(f)[..., None], True)[..., 0]
-            if spec.after_dropout
-            else 0.0
-        )
-        return with_feature_norms(nngp, ntk, more)
+        def aggregate_squared(x: Array) -> Array:
+            return aggregate(x, squared=True)
+
+        return mix_positions(spec, f, aggregate, aggregate_squared)
 
     columns = spec.nngp_dim + spec.ntk_dim
     name, flops = repr(layer), 2 * spec.nngp_dim * spec.pixels
     if dense:
         flops += 2 * nodes * columns * spec.pixels
     else:
-        name += f", and {2 * columns} flops and {columns} floats per edge"
-    floats = 2 * spec.live_elements() + (nodes**2 if dense else 0)
+        name += f", and {2 * columns} flops and {columns} elements per edge"
     return [
-        Step(
-            name=name,
-            spec=out,
-            apply=apply,
+        linear_step(
+            name,
+            spec,
+            out,
+            apply,
+            work_elements=nodes**2 if dense else 0,
             flops=flops,
-            live_elements=floats,
             extra_inputs=("pattern",),
         )
     ]
 
 
 def _node_axes(layer: stax.Aggregate, spec: Spec) -> tuple[int, ...]:
-    """Which of the spatial axes are the nodes."""
+    """Return which of the spatial axes are the nodes."""
     if not spec.shape:
         raise ValueError(
-            f"{layer!r} needs an axis of nodes, but there is none: examples must be "
-            "graphs (nodes, channels), and Flatten or a global pooling layer removes "
-            "the axis"
+            f"{layer!r} needs an axis of nodes, got none; examples must be graphs "
+            "(nodes, channels), and Flatten or a global pooling layer removes the axis"
         )
-    if layer.aggregate_axis is None:
-        return tuple(range(len(spec.shape)))
     axes = layer.aggregate_axis
+    if axes is None:
+        return tuple(range(len(spec.shape)))
     axes = (axes,) if isinstance(axes, int) else axes
     ndim = len(spec.shape) + 2
     channels = layer.channel_axis % ndim
     numbers = sorted({axis % ndim for axis in axes if -ndim < axis < ndim})
     if len(numbers) < len(axes) or channels in numbers or 0 in numbers:
         raise ValueError(
-            f"{layer!r}: aggregate_axis must be different axes other than those of the "
-            f"batch, 0, and of the channels, {channels}, of examples with {ndim} axes"
+            f"{layer!r}: aggregate_axis must be different axes of examples with {ndim} "
+            f"axes, other than the batch, 0, and the channels, {channels}"
         )
     return tuple(axis - 1 - (axis > channels) for axis in numbers)
 
 
-def _dense(
-    layer: stax.Aggregate, pattern: Any, n: int, sizes: tuple[int, ...]
-) -> jax.Array:
-    """Weights (n, nodes, nodes)."""
-    wanted = (n, *sizes, *sizes)
-    if not hasattr(pattern, "shape") or pattern.shape != wanted:
+def _dense_weights(
+    layer: stax.Aggregate, pattern: PyTree, n: int, sizes: Shape
+) -> Array:
+    """Return the weights (n, nodes, nodes)."""
+    shape = (n, *sizes, *sizes)
+    if not hasattr(pattern, "shape") or pattern.shape != shape:
         raise ValueError(
-            f"{layer!r}: pattern must be one array of weights, {wanted}, got "
-            f"{_described(pattern)}"
+            f"{layer!r}: pattern must be one array of weights, {shape}, got "
+            f"{describe(pattern)}"
             '; a list of edges needs implementation="SPARSE"'
         )
     nodes = math.prod(sizes)
-    return _signs(layer, jnp.asarray(pattern).reshape(n, nodes, nodes))
+    return _check_signs(layer, jnp.asarray(pattern).reshape(n, nodes, nodes))
 
 
-def _edges(
-    layer: stax.Aggregate, pattern: Any, n: int, sizes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Senders and receivers (n, edges), -1 in padding, and weights or None."""
-    weights = None
-    index = pattern
+class _Edges(NamedTuple):
+    """The edges of n graphs.
+
+    Attributes:
+      senders, receivers: (n, edges), numbers of nodes. Both are -1 in padding. A sender
+        that is not a node has the number of nodes, and sends NaN.
+      weights: (n, edges), or None for 1.
+    """
+
+    senders: Array
+    receivers: Array
+    weights: Array | None
+
+
+def _edges(layer: stax.Aggregate, pattern: PyTree, n: int, sizes: Shape) -> _Edges:
+    """Return the edges of a pattern, with one number for each node."""
+    index, weights = pattern, None
     if isinstance(pattern, tuple | list) and len(pattern) == 2:
         index, weights = pattern
-    shape: tuple[int, ...] = getattr(index, "shape", ())
+    shape: Shape = getattr(index, "shape", ())
     rank = len(sizes)
     if rank == 1 and len(shape) == 3:
         shape = (*shape[:2], 1, *shape[2:])
@@ -152,7 +144,7 @@ def _edges(
         raise ValueError(
             f"{layer!r}: pattern must be integers ({n}, edges, "
             f"{'' if rank == 1 else f'{rank}, '}2), or a pair of them and their "
-            f"weights ({n}, edges), got {_described(pattern)}"
+            f"weights ({n}, edges), got {describe(pattern)}"
             '; an array of weights needs implementation="DENSE"'
         )
     if weights is not None and jnp.shape(weights) != shape[:2]:
@@ -166,154 +158,65 @@ def _edges(
     outside = (index >= limits).any((2, 3)) & ~padding
     if not isinstance(outside, jax.core.Tracer) and outside.any():
         raise ValueError(
-            f"{layer!r}: pattern names nodes that are not among the {sizes}"
+            f"{layer!r}: pattern must name nodes below {sizes}, got {int(index.max())}"
         )
     if weights is not None:
-        weights = _signs(layer, jnp.asarray(weights))
+        weights = _check_signs(layer, jnp.asarray(weights))
         weights = jnp.where(outside, jnp.nan, weights)
     strides = [math.prod(sizes[i + 1 :]) for i in range(rank)]
-    number = jnp.sum(index * jnp.asarray(strides, index.dtype)[:, None], axis=2)
-    number = jnp.where(padding[..., None], -1, number)
-    # Out of range: NaN is what the sender sends, to any node of the example.
-    number = jnp.where(outside[..., None], jnp.array([math.prod(sizes), 0]), number)
-    return number[..., 0], number[..., 1], weights
+    node = jnp.sum(index * jnp.asarray(strides, index.dtype)[:, None], axis=2)
+    node = jnp.where(padding[..., None], -1, node)
+    node = jnp.where(outside[..., None], jnp.array([math.prod(sizes), 0]), node)
+    return _Edges(node[..., 0], node[..., 1], weights)
 
 
-def _sum_over_edges(
-    x: jax.Array, senders: jax.Array, receivers: jax.Array, weights: jax.Array | None
-) -> jax.Array:
-    """Sums over the edges for x (n, nodes, c), all graphs as one."""
+def _sum_over_edges(x: Array, edges: _Edges) -> Array:
+    """Return the sums for x (n, nodes, c), with the nodes of all graphs as one axis."""
     n, nodes, c = x.shape
+    senders, receivers, weights = edges
     first = jnp.arange(n)[:, None] * nodes
-    inside = senders < nodes
-    source = jnp.where(inside, first + jnp.maximum(senders, 0), n * nodes)
-    # What pads is sent nowhere.
+    source = jnp.where(senders < nodes, first + jnp.maximum(senders, 0), n * nodes)
+    # Padding sends to no node.
     target = jnp.where(receivers < 0, n * nodes, first + receivers)
     rows = x.reshape(n * nodes, c)
     sent = rows.at[source.reshape(-1)].get(mode="fill", fill_value=jnp.nan)
     if weights is not None:
-        # Before the product: what pads may have any weight.
         sent = sent * weights.reshape(-1, 1).astype(x.dtype)
     out = jax.ops.segment_sum(sent, target.reshape(-1), num_segments=n * nodes)
     return out.reshape(x.shape)
 
 
-def _squared(
-    senders: jax.Array, receivers: jax.Array, weights: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Edges whose weights between two nodes sum to the square of what they did.
+def _squared(edges: _Edges) -> _Edges:
+    """Return edges whose total weight between two nodes is the square of the total.
 
-    Each is multiplied by the sum for its two nodes, which several edges may join.
+    Each weight is multiplied by the total for its two nodes, which several edges may
+    join.
     """
+    senders, receivers, weights = edges
     if weights is None:
         weights = jnp.ones(senders.shape)
 
-    def sums(senders: jax.Array, receivers: jax.Array, weights: jax.Array) -> jax.Array:
+    def totals(senders: Array, receivers: Array, weights: Array) -> Array:
         order = jnp.lexsort((senders, receivers))
         ends = jnp.stack([senders, receivers])[:, order]
         group = jnp.cumsum((ends != jnp.roll(ends, 1, axis=1)).any(0))
         total = jax.ops.segment_sum(weights[order], group, len(order) + 1)
         return jnp.zeros_like(weights).at[order].set(total[group])
 
-    return senders, receivers, weights * jax.vmap(sums)(senders, receivers, weights)
+    total = jax.vmap(totals)(senders, receivers, weights)
+    return _Edges(senders, receivers, weights * total)
 
 
-def _signs(layer: stax.Aggregate, weights: jax.Array) -> jax.Array:
-    """The weights, NaN where they are negative and must not be."""
-    if layer.signed or not jnp.issubdtype(weights.dtype, jnp.signedinteger):
-        if layer.signed or not jnp.issubdtype(weights.dtype, jnp.floating):
-            return weights
+def _check_signs(layer: stax.Aggregate, weights: Array) -> Array:
+    """Return the weights, with NaN for negative ones if these are not allowed."""
+    signed = (jnp.signedinteger, jnp.floating)
+    if layer.signed or not any(jnp.issubdtype(weights.dtype, kind) for kind in signed):
+        return weights
     negative = weights < 0
     if not isinstance(negative, jax.core.Tracer) and negative.any():
         raise ValueError(
-            f"{layer!r}: the pattern has negative weights; where that is meant, say "
-            "Aggregate(..., signed=True)"
+            f"{layer!r}: pattern must not have negative weights, got "
+            f"{float(weights.min()):g}; use Aggregate(..., signed=True) for them"
         )
     weights = weights.astype(jnp.result_type(weights, float))
     return jnp.where(negative, jnp.nan, weights)
-
-
-def check_mask(mask: jax.Array, wanted: tuple[int, ...]) -> None:
-    """Says what a mask must be.
-
-    Raises:
-      ValueError: it has another shape, or another dtype than bool.
-    """
-    if mask.shape != wanted or mask.dtype != bool:
-        raise ValueError(
-            f"mask must be a bool for each node, {wanted}, True where it exists; got "
-            f"{_described(mask)}"
-        )
-
-
-def check_inputs(
-    owner: str,
-    net: stax.Layer,
-    takes: tuple[str, ...],
-    x: jax.Array,
-    given: dict[str, Any],
-) -> dict[str, Any]:
-    """The arrays beside x that were given, as JAX arrays.
-
-    Args:
-      owner: who was called.
-      net: the network.
-      takes: what its stages take.
-      x: (n, ...).
-      given: by name, None where nothing was given.
-
-    Raises:
-      ValueError: one that the network cannot use, or lacks; one for other than n
-        examples.
-    """
-    if "pattern" in takes and given["pattern"] is None:
-        raise ValueError(
-            f"{owner}: the network has stax.Aggregate, which sums over the edges of "
-            "graphs: give pattern=, their edges"
-        )
-    inputs = {}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name not in takes:
-            needed = {
-                "pattern": "stax.Aggregate",
-                "mask": "stax.GlobalSumPool or stax.GlobalAvgPool",
-            }
-            raise ValueError(
-                f"{owner}: {name} was given, but the network has no {needed[name]}, "
-                f"which would use it; leave it out"
-            )
-        value = jax.tree.map(jnp.asarray, value)
-        for leaf in jax.tree.leaves(value):
-            if leaf.shape[:1] != (len(x),):
-                raise ValueError(
-                    f"{owner}: {name} must have the {len(x)} examples of x along its "
-                    f"first axis, got {_described(value)}"
-                )
-        inputs[name] = value
-    if "mask" in inputs:
-        _check_masked(owner, net)
-    return inputs
-
-
-def _check_masked(owner: str, net: stax.Layer) -> None:
-    """A mask is right where nodes meet along edges and in the global pool only."""
-    for layer in stax.walk(net):
-        if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
-            break
-        size = math.prod(getattr(layer, "filter_shape", (1,)))
-        size *= math.prod(getattr(layer, "strides", None) or (1,))
-        if size > 1 or isinstance(layer, _MIXING):
-            raise ValueError(
-                f"{owner}: mask is for the nodes of graphs, which meet in "
-                f"stax.Aggregate and global pooling only, but the network has {layer!r}"
-            )
-
-
-def _described(value: Any) -> str:
-    parts = value if isinstance(value, tuple | list) else [value]
-    return " and ".join(
-        f"{getattr(part, 'dtype', type(part).__name__)} {getattr(part, 'shape', '')}"
-        for part in parts
-    )

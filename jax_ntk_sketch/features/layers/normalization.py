@@ -7,100 +7,95 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import safe_sqrt
+from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features.state import Features, Spec
-from jax_ntk_sketch.features.step import Context, Step, layer_rule
-from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 
 
 @layer_rule.register
 def layer_norm_steps(layer: stax.LayerNorm, spec: Spec, context: Context) -> list[Step]:
-    """Both kernels over the root of their variances; gradients see these as constant.
+    """Both kernels over the square root of the two variances.
 
-    That is the infinite-width limit that Neural Tangents defines.
+    Gradients of the network take the variances as constant. This is the infinite-width
+    limit that Neural Tangents defines.
+
+    Raises:
+      ValueError: the layer does not follow a linear layer, or normalizes over axes that
+        do not exist or without the channels.
     """
     if not spec.gaussian:
         raise ValueError(
-            "LayerNorm must follow a linear layer such as Conv or Dense (its inputs "
-            "must be Gaussian), but it follows the input or a nonlinear layer"
+            "LayerNorm must follow a linear layer such as Conv or Dense, which makes "
+            "its inputs Gaussian, but it follows the input or a nonlinear layer"
         )
-    axes = _normalised_axes(layer, spec, context)
+    axes = _variance_axes(layer, spec, context)
 
-    def apply(params, f: Features) -> Features:
-        variance = f.nngp_diag.mean(axis=axes, keepdims=True) if axes else f.nngp_diag
+    def apply(params: PyTree, f: Features) -> Features:
+        variance = f.nngp_diag
+        if axes:
+            variance = variance.mean(axis=axes, keepdims=True)
         total = variance + jnp.asarray(layer.eps, f.nngp_diag.dtype)
         scale = jax.lax.rsqrt(total)[..., None]
         return Features(f.nngp * scale, f.ntk * scale, f.nngp_diag / total)
 
-    floats = 2 * spec.live_elements()
-    return [
-        Step(
-            name=repr(layer),
-            spec=spec,
-            apply=apply,
-            flops=spec.live_elements(),
-            live_elements=floats,
-        )
-    ]
+    flops = spec.live_elements()
+    return [linear_step(repr(layer), spec, spec, apply, flops=flops)]
 
 
-def _normalised_axes(
+def _variance_axes(
     layer: stax.LayerNorm, spec: Spec, context: Context
 ) -> tuple[int, ...]:
-    """The axes of `norm2` that the variance is taken over, besides the channels."""
+    """Return the axes of `nngp_diag` that the variance is averaged over."""
     if isinstance(layer.axis, int):
         return ()
     ndim = 2 + len(spec.shape)
     channels = context.channel_axis % ndim if spec.shape else 1
     if any(not -ndim <= axis < ndim or axis % ndim == 0 for axis in layer.axis):
         raise ValueError(
-            f"{layer!r}: features have {ndim} axes here, the batch included, which "
-            "cannot be normalised over"
+            f"{layer!r}: axis must be among the {ndim} axes that features have here, "
+            f"without the batch axis, got {layer.axis}"
         )
     axes = {axis % ndim for axis in layer.axis}
     if channels not in axes:
         raise ValueError(
-            f"{layer!r}: axis must hold the channels, axis {channels}: only over many "
-            "of them a variance is not random"
+            f"{layer!r}: axis must have the axis of the channels, {channels}, got "
+            f"{layer.axis}; a variance is not random only over many channels"
         )
     return tuple(sorted(axis - (axis > channels) for axis in axes - {channels}))
 
 
 @layer_rule.register
 def dropout_steps(layer: stax.Dropout, spec: Spec, context: Context) -> list[Step]:
-    """Variances over the rate; the kernel between two draws is what it was.
+    """Variances over the rate; kernels between two draws do not change.
 
-    Exact features show what is dropped of an example to itself: a column of its own for
-    each position of each example.
+    Features that depend on the batch contain what is dropped: one column for each
+    position of each example. Other features keep it in `nngp_diag`.
+
+    Raises:
+      ValueError: the layer follows the input.
     """
     if layer.mode == "test" or layer.rate == 1:
         return []
     if spec.before_activations and not spec.gaussian:
         raise ValueError(
-            "Dropout cannot follow the input, which has no limit of many channels; "
+            "Dropout must not follow the input, which has no limit of many channels; "
             "put a linear layer before it"
         )
-    rows = context.batch_size * spec.pixels if isinstance(context.method, Exact) else 0
+    dropped_columns = context.columns_of_batch(spec)
     out = dataclasses.replace(
         spec,
-        nngp_dim=spec.nngp_dim + rows,
+        nngp_dim=spec.nngp_dim + dropped_columns,
         gaussian=False,
         min_cosine=min(spec.min_cosine, layer.rate * spec.min_cosine),
-        after_dropout=not rows,
+        after_dropout=not dropped_columns,
     )
 
-    def apply(params, f: Features) -> Features:
-        norm2 = f.nngp_diag / layer.rate
-        if not rows:
-            return f._replace(nngp_diag=norm2)
-        columns = jnp.diag(safe_sqrt(norm2 - f.nngp_diag).reshape(-1))
-        columns = columns.reshape(*norm2.shape, rows)
-        return Features(jnp.concatenate([f.nngp, columns], axis=-1), f.ntk, norm2)
+    def apply(params: PyTree, f: Features) -> Features:
+        variance = f.nngp_diag / layer.rate
+        if not dropped_columns:
+            return f._replace(nngp_diag=variance)
+        dropped = jnp.diag(safe_sqrt(variance - f.nngp_diag).reshape(-1))
+        dropped = dropped.reshape(*variance.shape, dropped_columns)
+        return Features(jnp.concatenate([f.nngp, dropped], axis=-1), f.ntk, variance)
 
-    return [
-        Step(
-            name=repr(layer),
-            spec=out,
-            apply=apply,
-            live_elements=spec.live_elements() + out.live_elements(),
-        )
-    ]
+    return [linear_step(repr(layer), spec, out, apply)]

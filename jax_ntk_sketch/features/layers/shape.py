@@ -8,28 +8,92 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.features.patches import sketch_patches, sketch_width
+from jax_ntk_sketch._typing import Array, PyTree
+from jax_ntk_sketch.features.patches import sketch_patches
 from jax_ntk_sketch.features.state import (
     Features,
+    PatchWindow,
     Spec,
     after_weighted_sum,
-    dropout_variance,
-    with_feature_norms,
+    mix_positions,
 )
-from jax_ntk_sketch.features.step import Context, Step, layer_rule
-from jax_ntk_sketch.methods import Exact
+from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 from jax_ntk_sketch.sketch import Window
 
 
 @layer_rule.register
 def identity_steps(layer: stax.Identity, spec: Spec, context: Context) -> list[Step]:
+    """Return no steps."""
     return []
+
+
+@layer_rule.register
+def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Step]:
+    """The mean over positions of both kernels: a direct sum over all of them.
+
+    It is formed if it fits, or if there was no activation yet. Otherwise it is
+    sketched, with the image as one patch.
+    """
+    if not spec.shape:
+        return []
+    formed = spec.before_activations or context.keeps_all_columns
+    if formed or spec.pixels * spec.nngp_dim <= context.sketch_columns:
+        sketch = None
+        nngp_dim, ntk_dim = spec.pixels * spec.nngp_dim, spec.pixels * spec.ntk_dim
+        exact_columns = spec.exact_columns.repeated(spec, spec.pixels)
+    else:
+        image = dataclasses.replace(spec, patches=PatchWindow(Window(spec.shape)))
+        sketch = sketch_patches(image, context)
+        nngp_dim, ntk_dim = sketch.spec.nngp_dim, sketch.spec.ntk_dim
+        exact_columns = sketch.single_spec.exact_columns
+    out = dataclasses.replace(
+        spec,
+        nngp_dim=nngp_dim,
+        ntk_dim=ntk_dim,
+        min_cosine=min(spec.min_cosine, 0.0),
+        shape=(),
+        exact_columns=exact_columns,
+        finite_channels=spec.finite_channels * spec.pixels,
+    )
+
+    def apply(params: PyTree, f: Features) -> Features:
+        variance = f.nngp_diag.mean(axis=tuple(range(1, f.nngp_diag.ndim)))
+        scale = jnp.asarray(spec.pixels**-0.5, f.nngp.dtype)
+        f = Features(f.nngp * scale, f.ntk * scale, variance)
+        if sketch is not None:
+            f = sketch.apply(params, f)
+        n = len(variance)
+        return Features(
+            f.nngp.reshape(n, nngp_dim), f.ntk.reshape(n, ntk_dim), variance
+        )
+
+    work = spec.live_elements()
+    if sketch is None:
+        return [
+            linear_step("Flatten", spec, out, apply, work_elements=work, flops=work)
+        ]
+    return [
+        linear_step(
+            "Flatten (SRHT)",
+            spec,
+            out,
+            apply,
+            work_elements=work,
+            init=sketch.init,
+            flops=spec.live_elements() + sketch.flops,
+        )
+    ]
 
 
 @layer_rule.register
 def image_resize_steps(
     layer: stax.ImageResize, spec: Spec, context: Context
 ) -> list[Step]:
+    """Return the step of weighted sums along each axis.
+
+    Raises:
+      ValueError: `shape` has another number of axes than the input.
+    """
     ndim = len(spec.shape) + 2
     if len(layer.shape) != ndim or not spec.shape:
         raise ValueError(
@@ -46,217 +110,149 @@ def image_resize_steps(
     out = dataclasses.replace(after_weighted_sum(spec, signed), shape=shape)
     precision = jax.lax.Precision[layer.precision.upper()]
 
-    def resize(x: jax.Array) -> jax.Array:
+    def resize(x: Array) -> Array:
         size = (len(x), *shape, x.shape[-1])
         return jax.image.resize(x, size, layer.method, layer.antialias, precision)
 
-    def squares(x: jax.Array) -> jax.Array:
-        """Sums with the squares of the weights, which are products over the axes."""
+    def resize_squared(x: Array) -> Array:
+        """Return the sums with squared weights, which are products over the axes."""
         for axis, (old, new) in enumerate(zip(spec.shape, shape, strict=True), 1):
-            one = jnp.eye(old, dtype=x.dtype)
+            identity = jnp.eye(old, dtype=x.dtype)
             weights = jax.image.resize(
-                one, (old, new), layer.method, layer.antialias, precision
+                identity, (old, new), layer.method, layer.antialias, precision
             )
             x = jnp.tensordot(x, weights**2, (axis, 0), precision=precision)
             x = jnp.moveaxis(x, -1, axis)
         return x
 
-    def apply(params, f: Features) -> Features:
-        more = squares(dropout_variance(f)) if spec.after_dropout else 0.0
-        return with_feature_norms(resize(f.nngp), resize(f.ntk), more)
+    def apply(params: PyTree, f: Features) -> Features:
+        return mix_positions(spec, f, resize, resize_squared)
 
-    floats = spec.live_elements() + out.live_elements()
-    # At most a matrix for each axis.
-    flops = (
-        2
-        * sum(max(a, b) for a, b in zip(spec.shape, shape, strict=True))
-        * max(spec.live_elements(), out.live_elements())
-    )
-    return [
-        Step(name=repr(layer), spec=out, apply=apply, flops=flops, live_elements=floats)
-    ]
+    # At most the product with a matrix for each axis.
+    longest = sum(max(pair) for pair in zip(spec.shape, shape, strict=True))
+    flops = 2 * longest * max(spec.live_elements(), out.live_elements())
+    return [linear_step(repr(layer), spec, out, apply, flops=flops)]
 
 
 @layer_rule.register
 def dot_general_steps(
     layer: stax.DotGeneral, spec: Spec, context: Context
 ) -> list[Step]:
+    """Return the step of the product with the array.
+
+    Raises:
+      ValueError: the axes do not fit, or batch or channels do not stay where they are.
+    """
     if layer.lhs is None and layer.rhs is None:
         return []
-    is_lhs = layer.rhs is None  # the array is
-    other = np.asarray(layer.lhs if is_lhs else layer.rhs)
+    array_is_left = layer.rhs is None
+    array = np.asarray(layer.lhs if array_is_left else layer.rhs)
     ndim = 2 + len(spec.shape)
     axis = layer.channel_axis % ndim if spec.shape else 1
-    kept = _dot_axes(layer, (ndim, other.ndim))
-    moved = kept.index(axis) if axis in kept else None
-    if kept[0] != 0 or moved != layer.channel_axis % len(kept):
+    origins = _output_axes(layer, ndim, array.ndim)
+    channels = origins.index(axis) if axis in origins else None
+    if origins[0] != 0 or channels != layer.channel_axis % len(origins):
         raise ValueError(
-            f"{layer!r} takes examples with {ndim} axes to {len(kept)} axes, of which "
-            f"{kept} are those of the input (None: of the array): the batch, 0, must "
-            f"stay first, and the channels, {axis}, on axis {layer.channel_axis}"
+            f"{layer!r}: dimension_numbers must leave the batch on axis 0 and the "
+            f"channels on axis {layer.channel_axis}, but the axes of the output are the "
+            f"axes {origins} of the input (None: of the array), whose channels are on "
+            f"axis {axis}"
         )
     precision = jax.lax.Precision[(layer.precision or "default").upper()]
 
-    def run(x: jax.Array, other: np.ndarray = other) -> jax.Array:
-        left, right = jnp.moveaxis(x, -1, axis), jnp.asarray(other, x.dtype)
-        if is_lhs:
+    def multiply(x: Array, array: np.ndarray = array) -> Array:
+        left, right = jnp.moveaxis(x, -1, axis), jnp.asarray(array, x.dtype)
+        if array_is_left:
             left, right = right, left
         numbers = layer.dimension_numbers
         out = jax.lax.dot_general(left, right, numbers, precision)
-        return jnp.moveaxis(out, moved, -1)
+        return jnp.moveaxis(out, channels, -1)
+
+    def multiply_squared(x: Array) -> Array:
+        return multiply(x, array**2)
 
     try:
         example = jax.ShapeDtypeStruct((1, *spec.shape, 1), jnp.float32)
-        shape = jax.eval_shape(run, example).shape[1:-1]
+        shape = jax.eval_shape(multiply, example).shape[1:-1]
     except TypeError as error:
         raise ValueError(f"{layer!r} on positions {spec.shape}: {error}") from None
-    contracts = layer.dimension_numbers[0] != ((), ())
-    signed = bool((other < 0).any())
-    out = dataclasses.replace(after_weighted_sum(spec, signed), shape=shape)
-    if not contracts:
+    out = after_weighted_sum(spec, signed=bool((array < 0).any()))
+    sums = layer.dimension_numbers[0] != ((), ())
+    if not sums:
         out = dataclasses.replace(out, norms_from_features=spec.norms_from_features)
+    out = dataclasses.replace(out, shape=shape)
 
-    def apply(params, f: Features) -> Features:
-        nngp, ntk = run(f.nngp), run(f.ntk)
-        if not contracts:
-            norm2 = run(f.nngp_diag[..., None], other**2)[..., 0]
-            return Features(nngp, ntk, norm2)
-        more = (
-            run(dropout_variance(f)[..., None], other**2)[..., 0]
-            if spec.after_dropout
-            else 0.0
-        )
-        return with_feature_norms(nngp, ntk, more)
+    def apply(params: PyTree, f: Features) -> Features:
+        if sums:
+            return mix_positions(spec, f, multiply, multiply_squared)
+        variance = multiply_squared(f.nngp_diag[..., None])[..., 0]
+        return Features(multiply(f.nngp), multiply(f.ntk), variance)
 
-    floats = spec.live_elements() + out.live_elements()
-    return [
-        Step(
-            name=repr(layer),
-            spec=out,
-            apply=apply,
-            flops=2 * other.size * floats,
-            live_elements=floats,
-        )
-    ]
+    flops = 2 * array.size * (spec.live_elements() + out.live_elements())
+    return [linear_step(repr(layer), spec, out, apply, flops=flops)]
 
 
-def _dot_axes(layer: stax.DotGeneral, ndims: tuple[int, int]) -> list[int | None]:
-    """For each axis of the output that of the input, None for one of the array.
+def _output_axes(
+    layer: stax.DotGeneral, ndim: int, array_ndim: int
+) -> list[int | None]:
+    """Return the axis of the input for each axis of the output; None for the array's.
 
     Args:
-      ndims: axes of the input and of the array.
+      layer: the record.
+      ndim, array_ndim: the number of axes of the input and of the array.
     """
-    is_lhs = layer.rhs is None
-    contracted, batched = (pair[int(is_lhs)] for pair in layer.dimension_numbers)
-    own: list[int | None] = [
-        axis for axis in range(ndims[0]) if axis not in (*contracted, *batched)
+    array_is_left = layer.rhs is None
+    contracted, batched = (pair[int(array_is_left)] for pair in layer.dimension_numbers)
+    free: list[int | None] = [
+        axis for axis in range(ndim) if axis not in (*contracted, *batched)
     ]
-    others: list[int | None] = [None] * (ndims[1] - len(contracted) - len(batched))
-    return [*batched, *(others + own if is_lhs else own + others)]
+    free_of_array: list[int | None] = [None] * (
+        array_ndim - len(contracted) - len(batched)
+    )
+    if array_is_left:
+        return [*batched, *free_of_array, *free]
+    return [*batched, *free, *free_of_array]
 
 
 @layer_rule.register
 def index_steps(layer: stax.Index, spec: Spec, context: Context) -> list[Step]:
-    items = _spatial_items(layer, spec)
+    """Return the step that takes positions.
+
+    Raises:
+      ValueError: the index does not fit the axes, or takes no positions.
+    """
+    entries = _spatial_entries(layer, spec)
     try:
-        shape = np.broadcast_to(np.zeros(()), spec.shape)[items].shape
+        shape = np.broadcast_to(np.zeros(()), spec.shape)[entries].shape
     except IndexError as error:
         raise ValueError(f"{layer!r}: {error}") from None
     if 0 in shape:
         raise ValueError(
-            f"{layer!r} leaves nothing of the spatial axes, of sizes {spec.shape}"
+            f"{layer!r}: idx must take positions, but it takes none of the spatial "
+            f"axes, of sizes {spec.shape}"
         )
-    index = (slice(None), *items)
+    index = (slice(None), *entries)
     out = dataclasses.replace(spec, shape=shape)
 
-    def apply(params, f: Features) -> Features:
+    def apply(params: PyTree, f: Features) -> Features:
         return Features(f.nngp[index], f.ntk[index], f.nngp_diag[index])
 
-    floats = spec.live_elements() + out.live_elements()
-    return [Step(name=repr(layer), spec=out, apply=apply, live_elements=floats)]
+    return [linear_step(repr(layer), spec, out, apply)]
 
 
-def _spatial_items(layer: stax.Index, spec: Spec) -> tuple[Any, ...]:
-    """The indices of the spatial axes."""
+def _spatial_entries(layer: stax.Index, spec: Spec) -> tuple[Any, ...]:
+    """Return the entries of the index for the spatial axes."""
     ndim = len(spec.shape) + 2
-    items = list(layer.slices)
-    fills = slice(None)
-    if Ellipsis in items:
-        where = items.index(Ellipsis)
-        items[where : where + 1] = [fills] * (ndim - len(items) + 1)
-    items += [fills] * (ndim - len(items))
+    entries = list(layer.slices)
+    whole = slice(None)
+    if Ellipsis in entries:
+        i = entries.index(Ellipsis)
+        entries[i : i + 1] = [whole] * (ndim - len(entries) + 1)
+    entries += [whole] * (ndim - len(entries))
     channels = layer.channel_axis % ndim
-    if len(items) > ndim or not all(_is_whole(items[i]) for i in (0, channels)):
+    if len(entries) > ndim or any(entries[i] != whole for i in (0, channels)):
         raise ValueError(
             f"{layer!r}: idx must have at most {ndim} entries, and : for the batch, "
             f"axis 0, and the channels, axis {channels}"
         )
-    return tuple(item for i, item in enumerate(items) if i not in (0, channels))
-
-
-def _is_whole(item: Any) -> bool:
-    return isinstance(item, slice) and item == slice(None)
-
-
-@layer_rule.register
-def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Step]:
-    """The mean over positions, of both kernels: a direct sum over all of them.
-
-    It is formed where it fits the width, or costs no columns of ours (before the first
-    nonlinear layer); elsewhere it is sketched.
-    """
-    if not spec.shape:
-        return []
-    scale = spec.pixels**-0.5
-    flat = dataclasses.replace(spec, min_cosine=min(spec.min_cosine, 0.0), shape=())
-    whole = spec.before_activations or isinstance(context.method, Exact)
-    if whole or spec.pixels * spec.nngp_dim <= sketch_width(context):
-        nngp, ntk = spec.pixels * spec.nngp_dim, spec.pixels * spec.ntk_dim
-        carried = spec.exact_columns.repeated(spec, spec.pixels)
-        name, sketch = "Flatten", None
-    else:  # the image is one patch
-        sketch = sketch_patches(
-            dataclasses.replace(spec, window=Window(spec.shape)), context
-        )
-        nngp, ntk = sketch.single_spec.nngp_dim, sketch.single_spec.ntk_dim
-        carried = sketch.single_spec.exact_columns
-        name = "Flatten (SRHT)"
-    out = dataclasses.replace(
-        flat,
-        nngp_dim=nngp,
-        ntk_dim=ntk,
-        exact_columns=carried,
-        finite_channels=spec.finite_channels * spec.pixels,
-    )
-
-    def apply(params, f: Features) -> Features:
-        norm2 = f.nngp_diag.mean(axis=tuple(range(1, f.nngp_diag.ndim)))
-        factor = jnp.asarray(scale, f.nngp.dtype)
-        f = Features(f.nngp * factor, f.ntk * factor, norm2)
-        if sketch is not None:
-            f = sketch.apply(params, f)
-        n = len(norm2)
-        return Features(f.nngp.reshape(n, nngp), f.ntk.reshape(n, ntk), norm2)
-
-    floats = 2 * spec.live_elements() + out.live_elements()
-    if sketch is None:
-        return [
-            Step(
-                name=name,
-                spec=out,
-                apply=apply,
-                flops=spec.live_elements(),
-                live_elements=floats,
-            )
-        ]
-    flops = spec.live_elements() + sketch.flops
-    return [
-        Step(
-            name=name,
-            spec=out,
-            apply=apply,
-            init=sketch.init,
-            flops=flops,
-            live_elements=floats,
-        )
-    ]
+    return tuple(item for i, item in enumerate(entries) if i not in (0, channels))

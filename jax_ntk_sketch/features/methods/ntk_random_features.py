@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import normalize_rows, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, PyTree
-from jax_ntk_sketch.features.patches import Patches, fits_concatenated
+from jax_ntk_sketch.features.patches import Patches, Projection, fits_concatenated
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
@@ -34,7 +34,7 @@ from jax_ntk_sketch.random_features.directions import (
     HadamardPatchDirections,
     NormalLengths,
 )
-from jax_ntk_sketch.sketch import SRHT, PatchSRHT
+from jax_ntk_sketch.sketch import SRHT
 from jax_ntk_sketch.sketch.random_map import RandomMap, init_each
 
 __all__: list[str] = []
@@ -55,13 +55,13 @@ def ntk_random_features_step(
 ) -> Step:
     nngp_columns, ntk_columns = _column_shares(method, context)
     parts = _random_maps(method, dual, spec, nngp_columns, ntk_columns)
-    patches = Patches(spec.window, spec.nngp_dim, spec.bias)
+    patches = Patches.of(spec, "nngp")
 
     def apply(params: dict[str, PyTree], f: Features) -> Features:
         variance = norm2 = f.nngp_diag
         value, slope = dual.value, dual.slope
         if spec.after_dropout:
-            norm2 = patches.norm2(f.nngp)
+            norm2 = patches.squared_norms(f.nngp)
             variance = jnp.maximum(variance, norm2)
             kept = norm2 * safe_reciprocal(variance)
             value = functools.partial(dual.smoothed_value, kept=kept)
@@ -139,16 +139,14 @@ def _directions(
     method: NTKRandomFeatures, spec: Spec, output_dim: int
 ) -> Directions | HadamardPatchDirections:
     """Return projections of the NNGP features on random directions."""
-    if spec.window:
+    patches = Patches.of(spec, "nngp")
+    if patches.window:
         return HadamardPatchDirections(
-            spec.window, spec.nngp_dim, output_dim, spec.bias
+            patches.window, patches.channels, output_dim, patches.bias
         )
     return DIRECTIONS[method.directions](spec.nngp_dim, output_dim)
 
 
-def _linear_sketch(spec: Spec, output_dim: int) -> SRHT | PatchSRHT:
+def _linear_sketch(spec: Spec, output_dim: int) -> Projection:
     """Return a linear sketch of the NTK features."""
-    ntk_dim = max(1, spec.ntk_dim)
-    if spec.window:
-        return PatchSRHT(spec.window, ntk_dim, output_dim, spec.ntk_bias)
-    return SRHT(ntk_dim, output_dim)
+    return Patches.of(spec, "ntk").sketch(output_dim)

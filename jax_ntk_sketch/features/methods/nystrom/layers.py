@@ -25,7 +25,7 @@ from jax_ntk_sketch.features.methods.nystrom.network import (
     choose,
     most_candidates,
 )
-from jax_ntk_sketch.features.state import Features, Spec
+from jax_ntk_sketch.features.state import Features, PatchWindow, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.kernels.nystrom import principal_sqrt
@@ -54,8 +54,8 @@ def nystrom_step(
     slots = math.ceil(method.oversample * (width / 2 if both else width))
     slots = max(slots, first, product)
     # Without a convolution each position is its own patch.
-    window, bias = spec.window or Window((1,) * len(spec.shape)), spec.bias
-    ntk_bias = spec.ntk_bias
+    patches = spec.patches or PatchWindow(Window((1,) * len(spec.shape)))
+    window, bias, ntk_bias = patches.window, patches.nngp_bias, patches.ntk_bias
     dims = (
         window.patch_dim(spec.nngp_dim, bias),
         window.patch_dim(spec.ntk_dim, ntk_bias),

@@ -67,19 +67,18 @@ def variance_reduced_step(
     columns = context.max_columns
     first = max(1, columns // 2 if context.wants_ntk else columns)
     c = spec.exact_columns
+    phi, psi = Patches.of(spec, "nngp"), Patches.of(spec, "ntk")
     # Even functions have no linear part, unless something constant shifts them.
-    means_known = bool(c.constants) or bool(spec.bias)
+    means_known = bool(c.constants) or bool(phi.bias)
     some = means_known or reference_coefficients(dual, 1)[0][1] > 0
     linears = c.linears if some and 4 * len(c.linears) <= first else ()
-    phi = Patches(spec.window, spec.nngp_dim, spec.bias)
     num1 = max(1, first - 1 - len(linears))
     first = 1 + len(linears) + num1
     parts = {"kappa1": phi.directions(num1)}
 
-    psi = Patches(spec.window, max(1, spec.ntk_dim), spec.ntk_bias)
     product, num0 = 0, 0
     ntk_linears: tuple[int, ...] = ()
-    has_constant = bool(c.ntk_constants) or bool(spec.ntk_bias)
+    has_constant = bool(c.ntk_constants) or bool(psi.bias)
     tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
     if context.wants_ntk:
         share = max(1, columns - first)
@@ -95,45 +94,50 @@ def variance_reduced_step(
     def init(key: jax.Array):
         keys = jax.random.split(key, len(parts))
         pairs = zip(parts.items(), keys, strict=True)
-        return {name: p.part.init(k) for (name, p), k in pairs}
+        return {name: p.init(k) for (name, p), k in pairs}
 
     def apply(params, f: Features) -> Features:
         dtype = f.nngp.dtype
         wide = jnp.promote_types(dtype, jnp.float32)  # half precision is for storage
         x, y = f.nngp.astype(wide), f.ntk.astype(wide)
-        own = q = phi.norm2(x)
+        own = q = phi.squared_norms(x)
         r: Any = 1.0
         if spec.after_dropout:
             q = jnp.maximum(f.nngp_diag.astype(wide), own)
             r = own * safe_reciprocal(q)
-        constants = phi.means(x, c.constants)
-        a2 = (jnp.sum(constants**2, axis=-1) + spec.bias**2) * safe_reciprocal(q)
+        constants = phi.channel_means(x, c.constants)
+        a2 = (jnp.sum(constants**2, axis=-1) + phi.bias**2) * safe_reciprocal(q)
         a2 = jnp.clip(a2, 0, r)
         rho = safe_sqrt(1 - a2)
         ratio = (r - a2) * safe_reciprocal(1 - a2) if spec.after_dropout else 1.0
         to_unit = safe_sqrt(safe_reciprocal(q * (r - a2)))[..., None]
-        means = phi.means(x, linears) * to_unit
+        means = phi.channel_means(x, linears) * to_unit
 
         def zonal(name: str, g: list[jax.Array], total: jax.Array):
             """f(w.e) with all degrees; and its linear part on the exact channels."""
             part = parts[name]
             z = part.apply(params[name], x)
-            along, bias = part.along(params[name], (*c.constants, *linears), x.dtype)
+            along, bias = part.apply_to_channel_means(
+                params[name], (*c.constants, *linears), x.dtype
+            )
             k = len(c.constants)
-            z = z - jnp.matmul(constants, along[:k]) - (bias if spec.bias else 0)
+            z = z - jnp.matmul(constants, along[:k]) - (bias if phi.bias else 0)
             z = z * to_unit
             weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
             linear_weight, jump = weights[1], jnp.zeros((), x.dtype)
             tail = tails.get(int(name[-1]))
             if tail:
-                known, norm = _tail(tail.power, part.dim)
+                known, norm = _tail(tail.power, part.sphere_dim)
                 left = total - sum(gi**2 for gi in g)
                 scale = safe_sqrt(left)[..., None] * (1 / norm)
                 bent = -jnp.abs(z) if tail.power else jnp.sign(z)
                 jump = scale * bent
                 weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
             all_degrees = (
-                gegenbauer_series_sum(z * part.dim**-0.5, weights, part.dim) + jump
+                gegenbauer_series_sum(
+                    z * part.sphere_dim**-0.5, weights, part.sphere_dim
+                )
+                + jump
             )
             linear = jnp.matmul(means, along[k:]) * linear_weight
             return all_degrees, linear
@@ -141,24 +145,26 @@ def variance_reduced_step(
         total, slopes = (
             dual.covariances(own, q, q) if spec.after_dropout else dual.diagonal(q)
         )
-        g = _weights(dual, 1, q, a2, rho, parts["kappa1"].dim, not means_known, ratio)
+        g = _weights(
+            dual, 1, q, a2, rho, parts["kappa1"].sphere_dim, not means_known, ratio
+        )
         values, linear = zonal("kappa1", g, total)
         rest = (values - linear - g[0][..., None]) * num1**-0.5
         nngp = jnp.concatenate([g[0][..., None], g[1][..., None] * means, rest], -1)
         ntk = nngp[..., :0]
         if context.wants_ntk:
-            dim = parts["kappa0"].dim
+            dim = parts["kappa0"].sphere_dim
             g = _weights(dual, 0, q, a2, rho, dim, not means_known, ratio)
             values, linear = zonal("kappa0", g, jnp.where(q > 0, slopes, 0))
             mixed = parts["mix"].apply(params["mix"], y)
-            along, bias = parts["mix"].along(
+            along, bias = parts["mix"].apply_to_channel_means(
                 params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
             )
             k = len(c.ntk_constants)
-            psi_constants = psi.means(y, c.ntk_constants)
-            psi_linears = psi.means(y, ntk_linears)
+            psi_constants = psi.channel_means(y, c.ntk_constants)
+            psi_linears = psi.channel_means(y, ntk_linears)
             constant_part = jnp.matmul(psi_constants, along[:k])
-            if spec.ntk_bias:
+            if psi.bias:
                 constant_part = constant_part + bias
             exact_part = constant_part + jnp.matmul(psi_linears, along[k:])
             g0, g1 = g[0][..., None], g[1][..., None]
@@ -166,9 +172,9 @@ def variance_reduced_step(
             out = [rest]
             out.insert(0, psi_linears * g0)
             if has_constant:
-                merged = safe_sqrt(
-                    jnp.sum(psi_constants**2, axis=-1) + spec.ntk_bias**2
-                )[..., None]
+                merged = safe_sqrt(jnp.sum(psi_constants**2, axis=-1) + psi.bias**2)[
+                    ..., None
+                ]
                 out = [merged * g0, merged * g1 * means, *out]
             ntk = jnp.concatenate(out, axis=-1)
         norm2 = jnp.sum(nngp**2, axis=-1)
@@ -193,7 +199,7 @@ def variance_reduced_step(
             kind: _bias(
                 dual,
                 order,
-                parts[f"kappa{order}"].dim,
+                parts[f"kappa{order}"].sphere_dim,
                 bool(tails.get(order)),
                 means_known,
                 spec.after_dropout,
@@ -201,7 +207,7 @@ def variance_reduced_step(
             for kind, order in orders.items()
         }
 
-    flops = sum(p.part.flops for p in parts.values())
+    flops = sum(p.flops for p in parts.values())
     flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
     return Step(
         name="constant, linear, zonal",

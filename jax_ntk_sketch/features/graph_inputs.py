@@ -1,0 +1,109 @@
+"""Checks of the arrays besides x that a map reads: the edges and the nodes of graphs."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Array, PyTree, Shape
+
+__all__ = ["check_extra_inputs", "check_mask", "describe"]
+
+# The layers that read each of the arrays, for the error message.
+_READERS = {
+    "pattern": "stax.Aggregate",
+    "mask": "stax.GlobalSumPool or stax.GlobalAvgPool",
+}
+
+# Layers that mix nodes, or change their number.
+_MIXING = (
+    stax.AvgPool,
+    stax.SumPool,
+    stax.Flatten,
+    stax.ConvLocal,
+    stax.ConvTranspose,
+    stax.ImageResize,
+    stax.Index,
+)
+
+
+def check_extra_inputs(
+    owner: str,
+    net: stax.Layer,
+    names: tuple[str, ...],
+    x: Array,
+    given: Mapping[str, PyTree],
+) -> dict[str, PyTree]:
+    """Return the arrays besides x that are given, as JAX arrays.
+
+    Args:
+      owner: the function to name in the message.
+      net: the network.
+      names: the arrays that the steps of the network read.
+      x: (n, ...), the examples.
+      given: arrays by name, or None.
+
+    Raises:
+      ValueError: the network needs an array that is not given, or cannot use one; an
+        array is not for n examples.
+    """
+    if "pattern" in names and given["pattern"] is None:
+        raise ValueError(
+            f"{owner}: pattern must be given, the edges of the graphs x, because the "
+            "network has stax.Aggregate"
+        )
+    inputs = {name: value for name, value in given.items() if value is not None}
+    for name, value in inputs.items():
+        if name not in names:
+            raise ValueError(
+                f"{owner}: {name} must be None, because the network has no "
+                f"{_READERS[name]}, which reads it"
+            )
+        inputs[name] = jax.tree.map(jnp.asarray, value)
+        for leaf in jax.tree.leaves(inputs[name]):
+            if leaf.shape[:1] != (len(x),):
+                raise ValueError(
+                    f"{owner}: {name} must have the {len(x)} examples of x along its "
+                    f"first axis, got {describe(inputs[name])}"
+                )
+    if "mask" in inputs:
+        _check_layers_with_mask(owner, net)
+    return inputs
+
+
+def _check_layers_with_mask(owner: str, net: stax.Layer) -> None:
+    """Check that nodes meet only along edges and in the global pool."""
+    for layer in stax.walk(net):
+        if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
+            break
+        size = math.prod(getattr(layer, "filter_shape", (1,)))
+        size *= math.prod(getattr(layer, "strides", None) or (1,))
+        if size > 1 or isinstance(layer, _MIXING):
+            raise ValueError(
+                f"{owner}: mask must be None, because the network has {layer!r}; with a "
+                "mask, nodes may meet in stax.Aggregate and global pooling only"
+            )
+
+
+def check_mask(mask: Array, shape: Shape) -> None:
+    """Check the mask of the nodes, which has the shape (n, *nodes).
+
+    Raises:
+      ValueError: it has another shape, or another dtype than bool.
+    """
+    if mask.shape != shape or mask.dtype != bool:
+        raise ValueError(
+            f"NetworkFeatureMap.apply: mask must be a bool for each node, {shape}, True "
+            f"where it exists, got {describe(mask)}"
+        )
+
+
+def describe(value: PyTree) -> str:
+    """Return dtypes and shapes of one or several arrays, for an error message."""
+    parts = value if isinstance(value, tuple | list) else [value]
+    return " and ".join(
+        f"{getattr(part, 'dtype', type(part).__name__)} {getattr(part, 'shape', '')}"
+        for part in parts
+    )
