@@ -141,12 +141,14 @@ class _Rows(NamedTuple):
     Attributes:
       x: NNGP features, (n, nngp_dim).
       y: NTK features, (n, ntk_dim), or (n, 0) where the NTK is not wanted.
+      norm2: |x|^2, (n,).
       nngp_diag: the NNGP kernel of each position with itself, (n,).
       variances: (n,) each.
     """
 
     x: Array
     y: Array
+    norm2: Array
     nngp_diag: Array
     variances: _Variances
 
@@ -250,11 +252,11 @@ class _LandmarkLayer:
         """Return the features of the positions `index` of a sample."""
         nngp_diag = f.nngp_diag.reshape(-1)[index]
         x = _take_patches(self.window, self.bias, f.nngp, index)
+        norm2 = jnp.sum(x**2, axis=-1)
         y = x[:, :0]
         if self.sizes.ntk_columns:
             y = _take_patches(self.window, self.ntk_bias, f.ntk, index)
-        variances = self._variances(nngp_diag, jnp.sum(x**2, axis=-1))
-        return _Rows(x, y, nngp_diag, variances)
+        return _Rows(x, y, norm2, nngp_diag, self._variances(nngp_diag, norm2))
 
     def _kernels(
         self, rows: _Rows, columns: _Rows | None = None
@@ -275,8 +277,7 @@ class _LandmarkLayer:
         q = rows.variances
         value, slope = self.dual.diagonal(q.value)[0], self.dual.diagonal(q.slope)[1]
         if self.after_dropout:
-            norm2 = jnp.sum(rows.x**2, axis=-1)
-            value, slope = self.dual.covariances(norm2, q.value, q.value)
+            value, slope = self.dual.covariances(rows.norm2, q.value, q.value)
         return value + jnp.sum(rows.y**2, axis=-1) * slope
 
 
