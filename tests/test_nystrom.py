@@ -307,7 +307,7 @@ def test_sample_passes_in_batches(monkeypatch):
     # features are compared.
     for a, b in zip(batched["ntk"], whole["ntk"], strict=True):
         for name in a if isinstance(a, dict) else ():
-            if name not in ("root0", "root1"):
+            if name not in ("nngp_root", "ntk_root"):
                 np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
     first, second = (np.asarray(fmap.apply(p, x)) for p in (batched, whole))
     assert relative(first @ first.T, second @ second.T) < 5e-5

@@ -124,7 +124,7 @@ def test_one_pass_estimates_its_polynomial(degree, coefficients):
     """Unbiased for the polynomial, whose error is what the plan says."""
     method = methods.OnePass(degree=degree, coefficients=coefficients)
     g = grams(2, method, 128, 400)
-    zonal = zonal_kernel(network(2), True, "one_pass")
+    zonal = zonal_kernel(network(2), "ntk")
     kernel = polynomial(method, zonal)
     lengths = np.linalg.norm(X, axis=1)
     cosines = (X @ X.T) / np.outer(lengths, lengths)

@@ -60,7 +60,7 @@ def test_mean_is_the_series_of_the_plan(depth, get, objective):
     net = network(depth)
     fmap = jns.feature_map(net, num_features=80, get=get, method=method)
     g = grams(fmap, X, 400)
-    kernel = zonal_kernel(net, get == "ntk", "test")
+    kernel = zonal_kernel(net, get)
     fit = zonal_fit(method, kernel, X.shape[1], 80)
     lengths = np.linalg.norm(X, axis=1)
     norms = np.outer(lengths, lengths) * 2 / X.shape[1]

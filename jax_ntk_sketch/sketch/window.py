@@ -77,8 +77,8 @@ class Window:
         """
         if len(spatial) != self.rank:
             raise ValueError(
-                f"{owner}: the image must have {self.rank} spatial axes for a window of "
-                f"shape {self.shape}, got {len(spatial)}, of sizes {spatial}"
+                f"{owner}: the image must have {self.rank} spatial axes for a window "
+                f"of shape {self.shape}, got {len(spatial)}, of sizes {spatial}"
             )
         out = []
         for size, reach, stride in zip(

@@ -1,132 +1,142 @@
-"""Fully connected networks whose kernel is a function of the cosine of two inputs."""
+r"""Fully connected networks whose kernel is a function of the cosine of two inputs.
+
+Let N be the product of the norms of the NNGP features of two examples before the first
+`Relu`, and alpha their cosine. If no layer between two `Relu` layers has a bias, the
+kernel of the network is N f(alpha) + c.
+"""
 
 import dataclasses
 
 import numpy as np
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer
 from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
 from jax_ntk_sketch.methods import Method
 
-__all__ = ["ZonalKernel", "before_relu", "is_zonal", "zonal_kernel"]
+__all__ = ["ZonalKernel", "linear_steps", "why_not_zonal", "zonal_kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ZonalKernel:
-    r"""The kernel of a network as :math:`N f(\cos) + c` of linear features.
+    r"""The kernel :math:`N f(\alpha) + c` of a network.
 
     Attributes:
-      prefix: the linear layers before the first Relu; N and cos are those of their
-        NNGP features.
-      block: the layers from there to the output, without the biases behind the last
-        Relu.
-      ntk: whether it is the NTK, or the NNGP kernel.
-      multiple: of the NNGP kernel, that the NTK is before the first Relu.
-      constant: c, from biases after the last Relu.
+      kind: "nngp" or "ntk".
+      prefix: the linear layers before the first `Relu`.
+      block: the layers from the first `Relu` on, without the biases after the last one.
+      ntk_multiple: the NTK before the first `Relu`, as a multiple of the NNGP kernel.
+      constant: c, from biases after the last `Relu`.
     """
 
+    kind: Kind
     prefix: stax.Serial
     block: tuple[stax.Layer, ...]
-    ntk: bool
-    multiple: int
+    ntk_multiple: int
     constant: float
 
     def function(self, alpha: np.ndarray) -> np.ndarray:
-        """f on cosines in [-1, 1]."""
-        values = relu_block_values(list(self.block), alpha)
-        if not self.ntk:
+        """Return f at cosines in [-1, 1], any shape."""
+        values = relu_block_values(self.block, alpha)
+        if self.kind == "nngp":
             return values.nngp
-        return values.ntk_additive + self.multiple * alpha * values.ntk_multiplicative
+        entering = self.ntk_multiple * alpha
+        return values.ntk_additive + entering * values.ntk_multiplicative
 
     def series(self, degree: int) -> np.ndarray:
-        """Coefficients of f's power series, powers 0..degree, >= 0."""
-        series = relu_block_series(list(self.block), degree)
-        if not self.ntk:
+        """Return the coefficients >= 0 of f's power series, powers 0..degree."""
+        series = relu_block_series(self.block, degree)
+        if self.kind == "nngp":
             return np.array(series.nngp)
         shifted = np.concatenate([[0.0], series.ntk_multiplicative[:-1]])
-        return series.ntk_additive + self.multiple * shifted
+        return series.ntk_additive + self.ntk_multiple * shifted
 
 
-def zonal_kernel(net: stax.Layer, ntk: bool, name: str) -> ZonalKernel | None:
-    """Reads `net` as a `ZonalKernel`; None for a network without a Relu.
+def why_not_zonal(net: stax.Layer, kind: Kind) -> str | None:
+    """Return why `zonal_kernel` cannot read `net`, for errors; None if it can.
 
-    Args:
-      net: the network.
-      ntk: for the NTK, or for the NNGP kernel.
-      name: of the method, for the errors.
-
-    Raises:
-      ValueError: the network has biases where the kernel is then no function of the
-        cosine, or layers other than Dense, Relu and Identity.
+    The reason continues a sentence that begins with the name of a method.
     """
-    instead = f'method "{name}" %s; use method="variance_reduced" or "ntk_sketch"'
     layers = list(stax.walk(net))
     for layer in layers:
         if not isinstance(layer, stax.Dense | stax.Relu | stax.Identity | stax.Flatten):
-            what = f"is for fully connected networks, got the layer {layer!r}"
-            raise ValueError(instead % what)
-        if getattr(layer, "parameterization", "ntk") != "ntk":
-            what = f'is for parameterization="ntk", got {layer!r}'
-            raise ValueError(instead % what)
-    relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
-    if not relus:
-        return None
-    for layer in layers[relus[0] :]:
-        if isinstance(layer, stax.Flatten):
-            what = "is for flat examples (begin with Flatten)"
-            raise ValueError(instead % what)
-    prefix, block = layers[: relus[0]], layers[relus[0] : relus[-1] + 1]
-    dense = [layer for layer in prefix if isinstance(layer, stax.Dense)]
-    for layer in [*dense[1:], *block] if ntk else block:
-        if isinstance(layer, stax.Dense) and layer.b_std:
-            what = (
-                "needs a kernel that depends on the cosine alone, so it supports "
-                "biases only on the first Dense layer and behind the last Relu; "
-                f"{layer!r} has one elsewhere (b_std=None there would do)"
+            return (
+                "is for fully connected networks of Dense, Relu and Identity layers, "
+                f"got {layer!r}"
             )
-            raise ValueError(instead % what)
-    suffix: list[stax.Layer] = []
+        if getattr(layer, "parameterization", "ntk") != "ntk":
+            return f'is for parameterization="ntk", got {layer!r}'
+    prefix, block, suffix = _split_at_relus(layers)
+    if any(isinstance(layer, stax.Flatten) for layer in (*block, *suffix)):
+        return "is for flat examples (begin with Flatten), got Flatten after a Relu"
+    dense = [layer for layer in prefix if isinstance(layer, stax.Dense)]
+    for layer in (*dense[1:], *block) if kind == "ntk" and block else block:
+        if isinstance(layer, stax.Dense) and layer.b_std:
+            return (
+                "needs a kernel that depends on the cosine alone: only the first Dense "
+                "layer and those after the last Relu may have a bias, got "
+                f"{layer!r} between them (b_std=None there is supported)"
+            )
+    return None
+
+
+def zonal_kernel(net: stax.Layer, kind: Kind) -> ZonalKernel | None:
+    """Read a network for which `why_not_zonal` is None; None if it has no `Relu`."""
+    prefix, block, suffix = _split_at_relus(list(stax.walk(net)))
+    if not block:
+        return None
+    unbiased: list[stax.Layer] = []
     nngp_constant, ntk_constant = 0.0, 0.0
-    for layer in layers[relus[-1] + 1 :]:
+    for layer in suffix:
         if isinstance(layer, stax.Dense):
             square = layer.W_std**2
             nngp_constant = square * nngp_constant + (layer.b_std or 0.0) ** 2
             ntk_constant = square * ntk_constant + nngp_constant
             layer = dataclasses.replace(layer, b_std=None)
-        suffix.append(layer)
+        unbiased.append(layer)
     return ZonalKernel(
-        stax.serial(*prefix),
-        (*block, *suffix),
-        ntk,
-        # Without biases but the first, each Dense before the first Relu adds the NNGP
-        # kernel once more to the NTK, so that the entering NTK is a multiple of it.
-        len(dense),
-        ntk_constant if ntk else nngp_constant,
+        kind,
+        prefix=stax.serial(*prefix),
+        block=(*block, *unbiased),
+        # If only the first Dense has a bias, each Dense before the first Relu adds the
+        # NNGP kernel once to the NTK, so that the entering NTK is a multiple of it.
+        ntk_multiple=sum(isinstance(layer, stax.Dense) for layer in prefix),
+        constant=ntk_constant if kind == "ntk" else nngp_constant,
     )
 
 
-def is_zonal(net: stax.Layer, ntk: bool) -> bool:
-    """Whether `zonal_kernel` can read `net`, and there is a Relu."""
-    try:
-        return zonal_kernel(net, ntk, "one_pass") is not None
-    except ValueError:
-        return False
+def _split_at_relus(
+    layers: list[stax.Layer],
+) -> tuple[list[stax.Layer], list[stax.Layer], list[stax.Layer]]:
+    """Return the layers before the first `Relu`, to the last one, and after it."""
+    relus = [i for i, layer in enumerate(layers) if isinstance(layer, stax.Relu)]
+    if not relus:
+        return layers, [], []
+    return layers[: relus[0]], layers[relus[0] : relus[-1] + 1], layers[relus[-1] + 1 :]
 
 
-def before_relu(
+def linear_steps(
     method: Method, kernel: ZonalKernel, spec: Spec, context: Context
 ) -> list[Step]:
-    """The stages of the linear layers before the first Relu."""
-    stages = layer_by_layer(
+    """Return the steps of the linear layers before the first `Relu`.
+
+    Raises:
+      ValueError: there is no linear layer, or examples still have spatial axes.
+    """
+    steps = layer_by_layer(
         kernel.prefix, spec, dataclasses.replace(context, wants_ntk=False)
     )
-    if not (stages and stages[-1].single_spec.gaussian):
-        raise ValueError("Relu must follow a linear layer such as Dense")
-    if stages[-1].single_spec.shape:
+    if not (steps and steps[-1].single_spec.gaussian):
         raise ValueError(
-            f"{method} is for flat examples, but the first Relu still has spatial "
-            f"axes, of sizes {stages[-1].single_spec.shape}: begin with Flatten"
+            "feature_map: Relu must follow a linear layer such as Dense, but it is the "
+            "first layer of net"
         )
-    return stages
+    shape = steps[-1].single_spec.shape
+    if shape:
+        raise ValueError(
+            f"feature_map: {method} is for flat examples, but the first Relu still has "
+            f"spatial axes, of sizes {shape}; begin with Flatten"
+        )
+    return steps

@@ -3,7 +3,7 @@
 import functools
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.features.methods.nystrom.network import is_fully_connected
+from jax_ntk_sketch.features.methods.nystrom.network import replaces_network
 from jax_ntk_sketch.methods import Auto, Method, Nystrom, VarianceReduced
 
 
@@ -22,6 +22,6 @@ def resolve_method(method: Method, net: stax.Layer, has_sample: bool) -> Method:
 @resolve_method.register
 def resolve_auto(method: Auto, net: stax.Layer, has_sample: bool) -> Method:
     """Return landmarks for a fully connected network with a sample, else our method."""
-    if has_sample and is_fully_connected(net):
+    if has_sample and replaces_network(net):
         return Nystrom()
     return VarianceReduced()

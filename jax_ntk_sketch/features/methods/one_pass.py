@@ -1,4 +1,16 @@
-"""Method "one_pass": one polynomial for a whole fully connected network."""
+r"""Method "one_pass": one polynomial for a whole fully connected network.
+
+The kernel of the network is N f(alpha) + c, see `_zonal_kernel`. f is replaced by a
+polynomial :math:`\sum_j c_j \alpha^j` with :math:`c_j \ge 0`. With u the unit vector of
+an example's features before the first `Relu` and r their norm, the features are
+
+.. math:: r \sqrt{c_0} \oplus r \sqrt{c_1} Z_1 \oplus \dots \oplus r \sqrt{c_p} Z_p
+   \oplus \sqrt{c}
+
+where a `PolySketch` makes :math:`Z_j`, a sketch of :math:`u^{\otimes j}`.
+
+Source: the experiments of arXiv 2106.07880.
+"""
 
 import math
 from typing import NamedTuple
@@ -8,10 +20,16 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
-from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.methods._whole_network import (
+    features_of,
+    spec_of,
+    wanted_kind,
+)
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
-    before_relu,
+    linear_steps,
+    why_not_zonal,
     zonal_kernel,
 )
 from jax_ntk_sketch.features.methods.ntk_sketch import noise_weights
@@ -26,14 +44,19 @@ __all__ = ["Polynomial", "polynomial"]
 
 
 class Polynomial(NamedTuple):
-    """Coefficients >= 0 by power, and their largest error on [low, 1] over f(1)."""
+    """A polynomial in place of f.
+
+    Attributes:
+      coefficients: of the powers 0..p, >= 0.
+      max_error: the largest error on [min_cosine, 1], relative to f(1).
+    """
 
     coefficients: np.ndarray
     max_error: float
 
 
 def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
-    """The polynomial that the method takes for the kernel of the cosine."""
+    """Return the polynomial that the method uses in place of f."""
     at_one = float(kernel.function(np.array(1.0)))
     if method.coefficients == "taylor":
         coefficients = kernel.series(method.degree)
@@ -50,73 +73,76 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
 def one_pass_network_steps(
     method: OnePass, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    kernel = zonal_kernel(net, context.wants_ntk, "one_pass")
+    kind = wanted_kind(context)
+    reason = why_not_zonal(net, kind)
+    if reason is not None:
+        raise ValueError(
+            f'feature_map: method "one_pass" {reason}; use method="variance_reduced" '
+            'or "ntk_sketch"'
+        )
+    kernel = zonal_kernel(net, kind)
     if kernel is None:
         return layer_by_layer(net, spec, context)
-    stages = before_relu(method, kernel, spec, context)
-    return [*stages, _polynomial(method, kernel, stages[-1].single_spec, context)]
+    steps = linear_steps(method, kernel, spec, context)
+    input_dim = steps[-1].single_spec.nngp_dim
+    return [*steps, _polynomial_step(method, kernel, input_dim, context.max_columns)]
 
 
-def _polynomial(
-    method: OnePass, kernel: ZonalKernel, spec: Spec, context: Context
+def _polynomial_step(
+    method: OnePass, kernel: ZonalKernel, input_dim: int, max_columns: int
 ) -> Step:
+    """Return the step from the first `Relu` to the output."""
     fit = polynomial(method, kernel)
-    a, c = spec.nngp_dim, fit.coefficients
-    ones = int(c[0] > 0) + int(kernel.constant > 0)
-    sizes = _sizes(c[1:], a, context.max_columns - ones)
-    columns = ones + sum(sizes)
-    poly = PolySketch(a, len(sizes), sizes, polysketch_width(columns), method.leaf)
+    c = fit.coefficients
+    num_constants = int(c[0] > 0) + int(kernel.constant > 0)
+    sizes = _columns_of_powers(c[1:], input_dim, max_columns - num_constants)
+    columns = num_constants + sum(sizes)
+    width = polysketch_width(columns)
+    poly = PolySketch(input_dim, len(sizes), sizes, width, method.leaf)
 
-    def apply(params, f: Features) -> Features:
-        z = poly.apply(params, normalize_rows(f.nngp, f.nngp_diag))
+    def apply(params: PyTree, f: Features) -> Features:
+        powers = poly.apply(params, normalize_rows(f.nngp, f.nngp_diag))
         norm = safe_sqrt(f.nngp_diag)[..., None]
         parts = [
-            norm * jnp.asarray(math.sqrt(cj), zj.dtype) * zj
-            for cj, zj in zip(c, z, strict=True)
-            if cj > 0
+            norm * jnp.asarray(math.sqrt(c_j), z_j.dtype) * z_j
+            for c_j, z_j in zip(c, powers, strict=True)
+            if c_j > 0
         ]
         if kernel.constant > 0:
             parts.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
-        out = jnp.concatenate(parts, axis=-1)
-        norm2 = f.nngp_diag * float(c.sum()) + kernel.constant
-        if context.wants_ntk:
-            return Features(out[:, :0], out, norm2)
-        return Features(out, out[:, :0], norm2)
+        nngp_diag = f.nngp_diag * float(c.sum()) + kernel.constant
+        return features_of(kernel.kind, jnp.concatenate(parts, axis=-1), nngp_diag)
 
-    out = Spec(0, columns) if context.wants_ntk else Spec(columns, 0)
-    name = f"one polynomial of degree {len(sizes)}"
-    kind: Kind = "ntk" if context.wants_ntk else "nngp"
     bias = math.ceil(1e4 * fit.max_error) / 1e4
-    floats = 2 * a + 2 * columns + 4 * poly.inner_width
     return Step(
-        name=name,
-        spec=out,
+        name=f"one polynomial of degree {len(sizes)}",
+        spec=spec_of(kernel.kind, columns),
         apply=apply,
         init=poly.init,
         flops=poly.flops + 2 * columns,
-        live_elements=floats,
-        bias=lambda: {kind: bias},
+        live_elements=2 * input_dim + 2 * columns + 4 * poly.inner_width,
+        bias=lambda: {kernel.kind: bias},
     )
 
 
-def _sizes(c: np.ndarray, input_dim: int, total: int) -> tuple[int, ...]:
-    """Columns of the powers 1..p, the linear one exact where that is less noisy.
+def _columns_of_powers(c: np.ndarray, input_dim: int, total: int) -> tuple[int, ...]:
+    """Return the columns of the powers 1..p, the linear one exact if that is better.
 
-    Noise is counted as in `noise_weights`; a sketched linear part without replacement
-    has c_1^2 (1/m_1 - 1/d), an exact one none.
+    Noise is counted as in `noise_weights`. A sketched linear part without replacement
+    has the noise c_1^2 (1/m_1 - 1/d), an exact one none.
     """
     weights = noise_weights(np.concatenate([[0.0], c]))[1:]
 
     def noise(sizes: np.ndarray) -> float:
-        used = (weights > 0) & (np.arange(len(c)) > 0)
+        sketched = (weights > 0) & (np.arange(len(c)) > 0)
         linear = c[0] ** 2 * max(0.0, 1 / max(sizes[0], 1) - 1 / input_dim)
-        return linear + float((weights[used] ** 2 / sizes[used]).sum())
+        return linear + float((weights[sketched] ** 2 / sizes[sketched]).sum())
 
     sketched = np.array(allocate_columns(weights, total))
-    rest = weights.copy()
-    rest[0] = 0.0
-    exact = np.array(allocate_columns(rest, max(total - input_dim, 0)))
+    nonlinear = weights.copy()
+    nonlinear[0] = 0.0
+    exact = np.array(allocate_columns(nonlinear, max(total - input_dim, 0)))
     exact[0] = input_dim if c[0] > 0 else 0
     fits = exact.sum() <= total
-    best = exact if fits and noise(exact) <= noise(sketched) else sketched
-    return tuple(int(size) for size in best)
+    sizes = exact if fits and noise(exact) <= noise(sketched) else sketched
+    return tuple(int(size) for size in sizes)

@@ -1,18 +1,33 @@
-"""Method "variance_reduced" where the kernel is a function of the cosine."""
+r"""Method "variance_reduced" for networks whose kernel is a function of the cosine.
 
+The kernel of the network is N f(alpha) + c, see `_zonal_kernel`. A `ZonalFit` divides
+the columns among an exact constant, a linear part and zonal features. With u the unit
+vector of an example's features before the first `Relu` and r their norm, the features
+of the network are
+
+.. math:: r \sqrt{b_0} \oplus r \sqrt{b_1} S u \oplus r \phi(u) \oplus \sqrt{c}
+
+where S is the identity or an `SRHT`, and :math:`\phi` are `ZonalFeatures`.
+"""
+
+import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
-from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.methods._whole_network import (
+    features_of,
+    spec_of,
+    wanted_kind,
+)
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
-    before_relu,
-    is_zonal,
+    linear_steps,
+    why_not_zonal,
     zonal_kernel,
 )
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
@@ -26,100 +41,98 @@ from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features import ZonalFeatures
 from jax_ntk_sketch.random_features.zonal import sphere_dim
 from jax_ntk_sketch.sketch import SRHT
+from jax_ntk_sketch.sketch.random_map import RandomMap, init_each
 
 __all__ = ["zonal_fit"]
 
-# Of the power series; what is left at the cosine .9 is below 1e-3 of the kernel.
-_SERIES = 40
+# The degree of the power series. The rest is below 1e-3 of the kernel at cosine 0.9.
+_SERIES_DEGREE = 40
 
 
 @network_rule.register
 def variance_reduced_network_steps(
     method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    if not is_zonal(net, context.wants_ntk):
+    kind = wanted_kind(context)
+    kernel = None
+    if why_not_zonal(net, kind) is None:
+        kernel = zonal_kernel(net, kind)
+    if kernel is None:
         return layer_by_layer(net, spec, context)
-    kernel = zonal_kernel(net, context.wants_ntk, "variance_reduced")
-    assert kernel is not None
-    stages = before_relu(method, kernel, spec, context)
-    return [*stages, _zonal(method, kernel, stages[-1].single_spec, context)]
+    steps = linear_steps(method, kernel, spec, context)
+    input_dim = steps[-1].single_spec.nngp_dim
+    return [*steps, _zonal_step(method, kernel, input_dim, context.max_columns)]
 
 
 def zonal_fit(
-    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, columns: int
+    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, num_columns: int
 ) -> ZonalFit:
-    """How `columns` are spent on f of d-dimensional inputs."""
-    series, sphere = kernel.series(_SERIES), sphere_dim(input_dim)
+    """Return the division of `num_columns` columns for f of d-dimensional inputs."""
+    series, dim = kernel.series(_SERIES_DEGREE), sphere_dim(input_dim)
     if method.objective == "regression":
-        return zonal_fit_low_degree(series, input_dim, sphere, columns)
-    low = (
-        max(-1.0, -2 * input_dim**-0.5)
-        if method.min_cosine is None
-        else method.min_cosine
+        return zonal_fit_low_degree(series, input_dim, dim, num_columns)
+    min_cosine = method.min_cosine
+    if min_cosine is None:
+        min_cosine = max(-1.0, -2 * input_dim**-0.5)
+    return zonal_fit_min_error(
+        kernel.function, series, input_dim, dim, num_columns, min_cosine
     )
-    return zonal_fit_min_error(kernel.function, series, input_dim, sphere, columns, low)
 
 
-def _zonal(
-    method: VarianceReduced, kernel: ZonalKernel, spec: Spec, context: Context
+def _zonal_step(
+    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, max_columns: int
 ) -> Step:
-    d = spec.nngp_dim
-    ones = int(kernel.constant > 0)
-    fit = zonal_fit(method, kernel, d, max(1, context.max_columns - ones))
-    linear = min(fit.linear_columns, d)
-    parts: dict[str, SRHT | ZonalFeatures] = {}
-    if linear < d:
-        parts["linear"] = SRHT(d, linear)
+    """Return the step from the first `Relu` to the output."""
+    num_constants = int(kernel.constant > 0)
+    fit = zonal_fit(method, kernel, input_dim, max(1, max_columns - num_constants))
+    linear_columns = min(fit.linear_columns, input_dim)
+    parts: dict[str, RandomMap] = {}
+    if linear_columns < input_dim:
+        parts["linear"] = SRHT(input_dim, linear_columns)
+    columns = num_constants + int(fit.constant > 0) + linear_columns
     if fit.zonal_columns and any(fit.weights):
-        parts["zonal"] = ZonalFeatures(d, fit.zonal_columns, fit.weights)
-    columns = (
-        ones
-        + int(fit.constant > 0)
-        + linear
-        + (fit.zonal_columns if "zonal" in parts else 0)
-    )
+        parts["zonal"] = ZonalFeatures(input_dim, fit.zonal_columns, fit.weights)
+        columns += fit.zonal_columns
+    diag_at_one = float(fit.values(np.array(1.0)))
 
-    def init(key: jax.Array):
-        keys = jax.random.split(key, max(1, len(parts)))
-        pairs = zip(parts.items(), keys, strict=False)
-        return {name: part.init(k) for (name, part), k in pairs}
-
-    alpha = np.linspace(-1, 1, 201)
-    at_one = float(kernel.function(np.array(1.0)))
-    gap = np.abs(fit.values(alpha) - kernel.function(alpha)).max() / (at_one or 1.0)
-    gap = math.ceil(1e3 * gap) / 1e3
-
-    def apply(params, f: Features) -> Features:
+    def apply(params: dict[str, PyTree], f: Features) -> Features:
         unit = normalize_rows(f.nngp, f.nngp_diag)
         norm = safe_sqrt(f.nngp_diag)[..., None]
-        flat = parts["linear"].apply(params["linear"], unit) if linear < d else unit
-        out = [flat * (norm * math.sqrt(fit.linear))]
+        linear = unit
+        if "linear" in parts:
+            linear = parts["linear"].apply(params["linear"], unit)
+        blocks = [linear * (norm * math.sqrt(fit.linear))]
         if fit.constant > 0:
-            out.insert(0, norm * math.sqrt(fit.constant))
+            blocks.insert(0, norm * math.sqrt(fit.constant))
         if "zonal" in parts:
-            out.append(norm * parts["zonal"].apply(params["zonal"], unit))
+            blocks.append(norm * parts["zonal"].apply(params["zonal"], unit))
         if kernel.constant > 0:
-            out.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
-        phi = jnp.concatenate(out, axis=-1)
-        norm2 = f.nngp_diag * float(fit.values(np.array(1.0))) + kernel.constant
-        if context.wants_ntk:
-            return Features(phi[..., :0], phi, norm2)
-        return Features(phi, phi[..., :0], norm2)
+            blocks.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
+        nngp_diag = f.nngp_diag * diag_at_one + kernel.constant
+        return features_of(kernel.kind, jnp.concatenate(blocks, axis=-1), nngp_diag)
 
     def error(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         exact = kernel.function(alpha)
         return exact, (fit.values(alpha) - exact) ** 2 + fit.variance(alpha)
 
-    out = Spec(0, columns) if context.wants_ntk else Spec(columns, 0)
-    kind: Kind = "ntk" if context.wants_ntk else "nngp"
-    degree = max((i for i, w in enumerate(fit.weights) if w), default=1)
+    bias = _largest_bias(kernel, fit)
+    degree = max((i for i, weight in enumerate(fit.weights) if weight), default=1)
     return Step(
-        name=f"constant, {linear} linear, {fit.zonal_columns} zonal columns of degree <= {degree}",
-        spec=out,
+        name=f"constant, {linear_columns} linear, {fit.zonal_columns} zonal columns of "
+        f"degree <= {degree}",
+        spec=spec_of(kernel.kind, columns),
         apply=apply,
-        init=init,
+        init=functools.partial(init_each, parts),
         flops=sum(part.flops for part in parts.values()) + 2 * columns,
-        live_elements=3 * d + 4 * columns,
+        live_elements=3 * input_dim + 4 * columns,
         error=error,
-        bias=lambda: {kind: gap},
+        bias=lambda: {kernel.kind: bias},
     )
+
+
+def _largest_bias(kernel: ZonalKernel, fit: ZonalFit) -> float:
+    """Return the largest bias over all cosines, relative to f(1), rounded up."""
+    alpha = np.linspace(-1, 1, 201)
+    at_one = float(kernel.function(np.array(1.0)))
+    bias = np.abs(fit.values(alpha) - kernel.function(alpha)).max() / (at_one or 1.0)
+    return math.ceil(1e3 * bias) / 1e3

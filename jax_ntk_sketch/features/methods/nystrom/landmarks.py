@@ -1,0 +1,73 @@
+"""The choice of landmarks among the rows of a sample."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch._typing import Array, Key
+from jax_ntk_sketch.features.state import Features
+from jax_ntk_sketch.kernels import rpcholesky
+from jax_ntk_sketch.kernels.nystrom import choose_uniform
+from jax_ntk_sketch.methods import Nystrom
+
+__all__ = [
+    "FLOPS_PER_KERNEL_ENTRY",
+    "candidate_rows",
+    "check_sample",
+    "choose_landmarks",
+    "max_candidates",
+]
+
+# The operations of an activation on one entry of a kernel: the arc-cosine functions.
+FLOPS_PER_KERNEL_ENTRY = 30
+
+# Landmarks are chosen among at most this number of rows, or twice their own number.
+_MAX_CANDIDATES = 4096
+
+
+def max_candidates(num_landmarks: int) -> int:
+    """Return the largest number of rows among which landmarks are chosen."""
+    return max(_MAX_CANDIDATES, 2 * num_landmarks)
+
+
+def candidate_rows(key: Key, n: int, num_landmarks: int) -> Array:
+    """Return the indices of the rows, of n, among which landmarks are chosen."""
+    most = max_candidates(num_landmarks)
+    return jnp.arange(n) if n <= most else choose_uniform(key, n, most)
+
+
+def choose_landmarks(
+    method: Nystrom,
+    key: Key,
+    column: Callable[[Array], Array],
+    diagonal: Array,
+    num_landmarks: int,
+) -> Array:
+    """Return the indices of landmarks; `rpcholesky` describes the arguments."""
+    n = len(diagonal)
+    if num_landmarks == n:
+        return jnp.arange(n)
+    if method.landmarks == "uniform":
+        return choose_uniform(key, n, num_landmarks)
+    return rpcholesky(key, column, diagonal, num_landmarks)
+
+
+def check_sample(f: Features) -> None:
+    """Check the features of a sample, and their values where these are known.
+
+    Raises:
+      ValueError: there is no example, or an example is not finite.
+    """
+    if not len(f.nngp):
+        raise ValueError(
+            "NetworkFeatureMap.init: example must hold at least one example, got none"
+        )
+    if isinstance(f.nngp, jax.core.Tracer):
+        return
+    bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
+    if bad.any():
+        raise ValueError(
+            "NetworkFeatureMap.init: example must be finite, but its row "
+            f"{int(bad.argmax())} has a NaN, an infinity or overflows; leave it out"
+        )
