@@ -152,8 +152,8 @@ class OnePass(Method):
       coefficients: the polynomial: "fit", nonnegative least squares on [-1, 1], or
         "taylor", the truncated power series.
       leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
-      min_cosine: the fit is on cosines in [low, 1]; 0 is right for nonnegative inputs, such
-        as images that are not centred.
+      min_cosine: the polynomial is fitted on cosines in [min_cosine, 1]; 0 is right for
+        nonnegative inputs, such as images that are not centered.
 
     Bias: the error of the polynomial, which the plan reports; otherwise unbiased.
     Source: the experiments of arXiv 2106.07880.
@@ -190,8 +190,8 @@ class VarianceReduced(Method):
       objective: what the columns are spent on: "regression", so that a linear model on
         the features predicts as the exact kernel machine does; or "kernel", so that
         their inner products are closest to the kernel.
-      min_cosine: for objective "kernel", the least cosine of two inputs on which columns are
-        spent; None for -2 / sqrt(d), below which random directions of d dimensions
+      min_cosine: for objective "kernel", the least cosine of two inputs on which
+        columns are spent; None for -2 / sqrt(d), below which random directions of d dimensions
         hardly fall. -1 gives centred data of low rank less bias, 0 images less noise.
 
     Bias: for a function of the cosine that of the truncated series, which the plan
@@ -212,7 +212,8 @@ class VarianceReduced(Method):
         _check_choice(self, "objective", ("regression", "kernel"))
         if self.min_cosine is not None and not -1 <= self.min_cosine < 0.9:
             raise ValueError(
-                f"VarianceReduced: min_cosine must be in [-1, 0.9), got {self.min_cosine!r}"
+                "VarianceReduced: min_cosine must be in [-1, 0.9), got "
+                f"{self.min_cosine!r}"
             )
 
 
@@ -233,8 +234,8 @@ class Nystrom(Method):
         MNIST are 28 to 40% nearer to the exact kernel machine's, and three
         convolutions on images have half the error.
 
-    `NetworkFeatureMap.init` takes the sample, an array of examples like those to come; a few
-    hundred images will do. With fewer examples (patches) than columns the others are
+    `init` takes the sample, an array of examples like those to come; a few hundred
+    images are enough. With fewer examples (patches) than columns the others are
     zero.
 
     Cost: with c columns, fully connected, s = oversample c landmarks: O(s (d + c))

@@ -46,7 +46,7 @@ DISAGREE = "disagree on the axis of the channels; give all layers before"
         (
             (stax.Conv(1, (5, 5)), RELU, MEAN),
             (4, 6, 3),
-            r"Conv\(1, \(5, 5\)\): the image must be .*, got \(4, 6\); use padding 'SAME'",
+            r"Conv\(1, \(5, 5\)\): the image must be .*, got \(4, 6\); use padding",
         ),
         (
             (stax.Conv(1, (3,), dilation=(3,)), RELU, MEAN),
@@ -155,7 +155,8 @@ def test_images_of_another_size_are_refused(method):
     params = fmap.init(KEY, X)
     for x in (X[..., :2], X[:, :3], X[:, :, 1:], np.moveaxis(X, -1, 1)):
         match = re.escape(
-            f"x must have shape (n, 4, 5, 3), for which init made params, got shape {x.shape}"
+            "x must have shape (n, 4, 5, 3), for which init made params, got shape "
+            f"{x.shape}"
         )
         with pytest.raises(ValueError, match=match):
             fmap.apply(params, x)
@@ -232,5 +233,5 @@ def test_patches_of_bad_sizes_are_named():
             record.apply(params, jnp.ones((4, 4, 2)))
         with pytest.raises(ValueError, match="at least as large as the window"):
             record.apply(params, jnp.ones((4, 2, 3)))
-    with pytest.raises(ValueError, match="must have 2 spatial axes .* got 1"):
+    with pytest.raises(ValueError, match=r"must have 2 spatial axes .* got 1"):
         window.output_shape((5,))

@@ -1,4 +1,4 @@
-"""The contract of maps that learn from data, of maps of maps, and of graphs and text."""
+"""The contract of maps that learn from data, maps of maps, graphs and text."""
 
 import contract
 import pytest

@@ -463,7 +463,7 @@ def test_whole_network_methods_refuse():
     with pytest.raises(ValueError, match='parameterization must be "ntk"'):
         relu_block_series([RELU, dense(3, None), RELU], 3)
     net = DROPS["flat"][0]
-    with pytest.raises(TypeError, match="net must consist of .* got stax.Dropout"):
+    with pytest.raises(TypeError, match=r"net must consist of .* got stax\.Dropout"):
         kernels.exact_kernel(net, jnp.asarray(x), get="ntk")
     plan = jns.feature_map(net, num_features=64, method="nystrom").plan((5,))
     assert sum("landmarks)" in row.name for row in plan.rows) == 2

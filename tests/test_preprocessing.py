@@ -352,7 +352,7 @@ def test_bad_examples_are_named(bad, batch_size):
     x = IMAGES.copy()
     x[217, 1, 0, 2] = bad
     for fit in (zca_fit, standardize_columns_fit):
-        with pytest.raises(ValueError, match="x must be finite, .* in example 217 "):
+        with pytest.raises(ValueError, match=r"x must be finite, .* in example 217 "):
             fit(x, batch_size=batch_size)
         with pytest.warns(
             RuntimeWarning, match="left out 1 example that is not finite"
