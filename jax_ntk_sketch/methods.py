@@ -191,8 +191,9 @@ class VarianceReduced(Method):
         the features predicts as the exact kernel machine does; or "kernel", so that
         their inner products are closest to the kernel.
       min_cosine: for objective "kernel", the least cosine of two inputs on which
-        columns are spent; None for -2 / sqrt(d), below which random directions of d dimensions
-        hardly fall. -1 gives centred data of low rank less bias, 0 images less noise.
+        columns are spent; None for -2 / sqrt(d), below which random directions of d
+        dimensions hardly fall. -1 gives centered data of low rank less bias, 0 gives
+        images less noise.
 
     Bias: for a function of the cosine that of the truncated series, which the plan
     states, largest for (near) duplicates; directions themselves are unbiased. Layer by

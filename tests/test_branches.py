@@ -247,7 +247,7 @@ def test_vmap_grad_and_plan():
         (stax.serial(DENSE, stax.FanInSum()), r"FanInSum\(\) needs branches"),
         (stax.serial(stax.parallel(DENSE, DENSE)), "put FanOut"),
         (stax.parallel(DENSE, DENSE), "put FanOut"),
-        (stax.serial(stax.FanOut(2), DENSE), "follows 2 branches, but takes one"),
+        (stax.serial(stax.FanOut(2), DENSE), "takes one input, got 2 branches"),
         (stax.serial(DENSE, stax.FanOut(2)), "the network ends in 2 branches"),
         (
             stax.serial(stax.FanOut(3), stax.parallel(DENSE, DENSE)),
@@ -284,7 +284,7 @@ def test_mistakes_in_images():
     with pytest.raises(ValueError, match=r"\(4, 4, 6\), \(2, 2, 6\)"):
         jns.feature_map(net, num_features=64).plan((4, 4, 2))
     net = branched(CONV, FIRST_CONV, join=stax.FanInSum())
-    with pytest.raises(ValueError, match="disagree on the axis of the channels"):
+    with pytest.raises(ValueError, match="must agree on the axis of the channels"):
         jns.feature_map(net, num_features=64).plan((4, 4, 2))
     rows = branched(CONV, stax.serial(CONV, stax.Relu()), join=stax.FanInConcat(1))
     with pytest.raises(ValueError, match="every branch must be Gaussian"):

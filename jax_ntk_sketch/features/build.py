@@ -118,9 +118,9 @@ def _steps(net: stax.Layer, context: Context, shape: Shape) -> list[Step]:
         )
     if spec.positions or spec.patches:
         raise ValueError(
-            "feature_map: net must have outputs without spatial axes, got axes of sizes "
-            f"{spec.positions}; end it with Flatten, GlobalAvgPool or GlobalSumPool (and "
-            "Dense)"
+            "feature_map: net must have outputs without spatial axes, got axes of "
+            f"sizes {spec.positions}; end it with Flatten, GlobalAvgPool or "
+            "GlobalSumPool (and Dense)"
         )
     return [first, *rest]
 

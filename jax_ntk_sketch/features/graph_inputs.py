@@ -1,4 +1,4 @@
-"""Checks of the arrays besides x that a map reads: the edges and the nodes of graphs."""
+"""Checks of the arrays besides x: the edges and the nodes of graphs."""
 
 import math
 from collections.abc import Mapping
@@ -82,8 +82,8 @@ def _check_layers_with_mask(owner: str, net: stax.Layer) -> None:
         size *= math.prod(getattr(layer, "strides", None) or (1,))
         if size > 1 or isinstance(layer, _MIXING):
             raise ValueError(
-                f"{owner}: mask must be None, because the network has {layer!r}; with a "
-                "mask, nodes may meet in stax.Aggregate and global pooling only"
+                f"{owner}: mask must be None, because the network has {layer!r}; with "
+                "a mask, nodes may meet in stax.Aggregate and global pooling only"
             )
 
 
@@ -95,8 +95,8 @@ def check_mask(mask: Array, shape: Shape) -> None:
     """
     if mask.shape != shape or mask.dtype != bool:
         raise ValueError(
-            f"NetworkFeatureMap.apply: mask must be a bool for each node, {shape}, True "
-            f"where it exists, got {describe(mask)}"
+            f"NetworkFeatureMap.apply: mask must be a bool for each node, {shape}, "
+            f"True where it exists, got {describe(mask)}"
         )
 
 

@@ -162,7 +162,7 @@ class Projection:
     def apply_to_channel_means(
         self, params: PyTree, columns: tuple[int, ...], dtype: Dtype
     ) -> tuple[Array, Array]:
-        """Return the images of unit means of k channels, and of the constant coordinate.
+        """Return the images of unit means of k channels, and of the constant.
 
         Returns:
           Arrays (k, output_dim) and (output_dim,).
@@ -181,12 +181,12 @@ class Projection:
         means = (chosen == jnp.arange(patches.channels)) * entry
         means = jnp.broadcast_to(means, (len(columns) + 1, *shape, patches.channels))
         images = single.apply(params, means).reshape(len(columns) + 1, -1)
-        bias = images[-1]  # the image of zeros with the constant coordinate
+        bias = images[-1]  # the image of zeros, with the constant coordinate
         return images[:-1] - bias, bias
 
 
 def fits_concatenated(spec: Spec, columns: int) -> bool:
-    """Return whether patches of the NNGP features have at most `columns` coordinates."""
+    """Return whether patches of NNGP features have at most `columns` coordinates."""
     return Patches.of(spec, "nngp").dim <= columns
 
 

@@ -54,7 +54,7 @@ class Context:
         return max(1, self.max_columns // 2 if self.wants_ntk else self.max_columns)
 
     def columns_of_batch(self, spec: Spec) -> int:
-        """Return the columns of features with one column for each position of the batch.
+        """Return the columns of features with one for each position of the batch.
 
         It is 0 for methods whose features do not depend on the batch.
         """

@@ -31,7 +31,7 @@ def allocate_columns(weights: np.ndarray, total: int) -> tuple[int, ...]:
 
 
 def polysketch_width(columns: int) -> int:
-    """Return the columns inside a PolySketch whose powers have about `columns` together.
+    """Return the columns inside a PolySketch with `columns` columns of all powers.
 
     It is a quarter of them, as a power of two, and at least 32. At degree 8 on MNIST,
     wider inner nodes take two to four times as long and lower the error by 2 %.

@@ -23,8 +23,6 @@ from jax_ntk_sketch.stax.activations import (
     Abs,
     Activation,
     Cos,
-    Elementwise,
-    ElementwiseNumerical,
     Erf,
     Exp,
     ExpNormalized,
@@ -56,6 +54,7 @@ from jax_ntk_sketch.stax.combinators import (
 )
 from jax_ntk_sketch.stax.conv import Conv, ConvLocal, ConvTranspose
 from jax_ntk_sketch.stax.dense import Dense
+from jax_ntk_sketch.stax.elementwise import Elementwise, ElementwiseNumerical
 from jax_ntk_sketch.stax.graph import Aggregate
 from jax_ntk_sketch.stax.normalization import Dropout, LayerNorm
 from jax_ntk_sketch.stax.pool import AvgPool, GlobalAvgPool, GlobalSumPool, SumPool

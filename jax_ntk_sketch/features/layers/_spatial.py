@@ -26,6 +26,6 @@ def check_spatial(layer: stax.Layer, spec: Spec, rank: int | None = None) -> Non
         count = f"{rank} spatial axes" if rank else "spatial axes"
         raise ValueError(
             f"{layer!r} needs {count}, got {found or 'none'}; examples must be images "
-            "(h, w, c) or signals (t, c), and Flatten or a global pooling layer removes "
-            "the axes"
+            "(h, w, c) or signals (t, c), and Flatten or a global pooling layer "
+            "removes the axes"
         )

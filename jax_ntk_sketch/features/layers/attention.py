@@ -173,7 +173,7 @@ def _exact_columns(
 def _sqrt_scaling_step(
     layer: stax.GlobalSelfAttention, spec: Spec, context: Context
 ) -> Step:
-    """Return the step whose kernel is a product of three kernels, one of them summed."""
+    """Return the step of a product of three kernels, two of which are summed."""
     keys = _Embedded.of(layer, spec)
     values = keys if layer.val_pos_emb else _Embedded.none()
     std = layer.W_query_std * layer.W_key_std * layer.W_out_std * layer.W_value_std

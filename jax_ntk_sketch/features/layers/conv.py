@@ -156,7 +156,7 @@ def conv_transpose_steps(
     wraps = layer.padding == "CIRCULAR"
 
     def spread(x: Array) -> Array:
-        """Return x (n, *shape, c) with zeros; a period of it if it is wrapped around."""
+        """Return x (n, *shape, c) with zeros, or a period of it if it is wrapped."""
         between = [(0, step - 1 if wraps else 0, step - 1) for step in strides]
         zero = jnp.zeros((), x.dtype)
         x = jax.lax.pad(x, zero, [(0, 0, 0), *between, (0, 0, 0)])

@@ -154,9 +154,9 @@ def dot_general_steps(
     if origins[0] != 0 or channels != layer.channel_axis % len(origins):
         raise ValueError(
             f"{layer!r}: dimension_numbers must leave the batch on axis 0 and the "
-            f"channels on axis {layer.channel_axis}, but the axes of the output are the "
-            f"axes {origins} of the input (None: of the array), whose channels are on "
-            f"axis {axis}"
+            f"channels on axis {layer.channel_axis}, but the output has the axes "
+            f"{origins} of the input (None: of the array), and the channels are on "
+            f"axis {axis} of the input"
         )
     precision = jax.lax.Precision[(layer.precision or "default").upper()]
 
