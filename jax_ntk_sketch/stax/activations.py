@@ -6,7 +6,7 @@ All of them keep the shape of their input, (n, ..., c).
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 from jax_ntk_sketch._checks import (
     check_flag,
@@ -14,7 +14,6 @@ from jax_ntk_sketch._checks import (
     check_size,
     set_checked,
 )
-from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.stax.base import Layer, set_field
 
 __all__ = [
@@ -40,12 +39,6 @@ __all__ = [
     "Sin",
 ]
 
-
-# A function of arrays that acts on each number, such as `jax.numpy.tanh`.
-Function: TypeAlias = Callable[[Array], Array]
-
-# (covariance, variance of u, variance of v) to a mean over Gaussian u and v.
-KernelFunction: TypeAlias = Callable[[Array, Array, Array], Array]
 
 # The check of a field by its annotation.
 _CHECKS: dict[Any, Callable[..., object]] = {

@@ -14,7 +14,10 @@ from jax_ntk_sketch.stax.base import check_callable
 
 __all__ = ["Elementwise", "ElementwiseNumerical"]
 
+# A function of arrays that acts on each number, such as `jax.numpy.tanh`.
 Function: TypeAlias = Callable[[Array], Array]
+
+# (covariance, variance of u, variance of v) to a mean over Gaussian u and v.
 KernelFunction: TypeAlias = Callable[[Array, Array, Array], Array]
 
 

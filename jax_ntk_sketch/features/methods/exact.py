@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
@@ -18,7 +19,7 @@ def exact_step(
     n = context.batch_size * spec.pixels  # all positions of all examples are rows
     out = Spec(n, n if context.wants_ntk else 0)
 
-    def apply(params, f: Features) -> Features:
+    def apply(params: PyTree, f: Features) -> Features:
         pair = dual.kernels(_gram(f.nngp), f.nngp_diag.reshape(-1))
         # Too few nodes of a quadrature depend on which of two inputs comes first.
         nngp, derivative = ((k + k.T) / 2 for k in pair)
@@ -55,7 +56,9 @@ def factor(k: jax.Array) -> jax.Array:
     n = k.shape[-1]
     floor = n * jnp.finfo(k.dtype).eps * jnp.max(jnp.diagonal(k), initial=0)
 
-    def step(i, carry):
+    def step(
+        i: jax.Array, carry: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         columns, rest = carry
         pivot = jnp.argmax(jnp.where(rest > floor, rest, -1))
         alive = rest[pivot] > floor

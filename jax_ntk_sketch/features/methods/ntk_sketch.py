@@ -1,6 +1,6 @@
 """Method "ntk_sketch" (arXiv 2104.00415; arXiv 2106.07880, Algorithm 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax_ntk_sketch._numerics import (
     normalize_rows,
     safe_sqrt,
 )
+from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
@@ -81,7 +82,11 @@ def ntk_sketch_step(
     dotted = 1 + a + int(inner.sum())
     mix = TensorSRHT((max(1, spec.ntk_dim), dotted), max(1, product))
 
-    def powers(z, coefficients: jax.Array, columns):
+    def powers(
+        z: Sequence[jax.Array],
+        coefficients: jax.Array,
+        columns: Sequence[int] | np.ndarray,
+    ) -> jax.Array:
         """The powers of z (..., .) side by side, times coefficients (..., degree+1)."""
         parts = [coefficients[..., :1]]
         for j, (zj, size) in enumerate(zip(z[1:], columns, strict=True), 1):
@@ -90,12 +95,12 @@ def ntk_sketch_step(
                 parts.append(coefficients[..., j : j + 1] * scale * zj[..., :size])
         return jnp.concatenate(parts, axis=-1)
 
-    def init(key: jax.Array):
+    def init(key: jax.Array) -> PyTree:
         poly_key, mix_key = jax.random.split(key)
         params = {"powers": poly.init(poly_key)}
         return params | ({"mix": mix.init(mix_key)} if context.wants_ntk else {})
 
-    def apply(params, f: Features) -> Features:
+    def apply(params: PyTree, f: Features) -> Features:
         unit = normalize_rows(f.nngp, f.nngp_diag)
         s = safe_sqrt(f.nngp_diag)
         z = poly.apply(params["powers"], unit)
@@ -144,7 +149,9 @@ def _series(
     masks = [np.arange(degree + 1) <= d for d in degrees]
     functions = (dual.coefficients, dual.slope_coefficients)
 
-    def cut(function, mask) -> Callable[[jax.Array], jax.Array]:
+    def cut(
+        function: Callable[[jax.Array, int], jax.Array], mask: np.ndarray
+    ) -> Callable[[jax.Array], jax.Array]:
         return lambda s: function(s, degree) * jnp.asarray(mask, s.dtype)
 
     first, second = (

@@ -27,7 +27,7 @@ import numpy as np
 
 from jax_ntk_sketch import kernels
 from jax_ntk_sketch._numerics import evaluate_eagerly, safe_reciprocal, safe_sqrt
-from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch._typing import Kind, PyTree
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.patches import Patches
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
@@ -91,12 +91,12 @@ def variance_reduced_step(
         product = exact + num0
         parts |= {"kappa0": phi.directions(num0), "mix": psi.sketch(num0)}
 
-    def init(key: jax.Array):
+    def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(parts))
         pairs = zip(parts.items(), keys, strict=True)
         return {name: p.init(k) for (name, p), k in pairs}
 
-    def apply(params, f: Features) -> Features:
+    def apply(params: PyTree, f: Features) -> Features:
         dtype = f.nngp.dtype
         wide = jnp.promote_types(dtype, jnp.float32)  # half precision is for storage
         x, y = f.nngp.astype(wide), f.ntk.astype(wide)
@@ -113,7 +113,9 @@ def variance_reduced_step(
         to_unit = safe_sqrt(safe_reciprocal(q * (r - a2)))[..., None]
         means = phi.channel_means(x, linears) * to_unit
 
-        def zonal(name: str, g: list[jax.Array], total: jax.Array):
+        def zonal(
+            name: str, g: list[jax.Array], total: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             """f(w.e) with all degrees; and its linear part on the exact channels."""
             part = parts[name]
             z = part.apply(params[name], x)
