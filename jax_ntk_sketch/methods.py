@@ -1,12 +1,27 @@
-"""The approximation methods: records of their hyper-parameters, no arrays.
+"""The approximation methods, as frozen records of their hyper-parameters.
 
-A method is given to `jax_ntk_sketch.feature_map` as a record of this module or, for
-its defaults, by name: "ntk_sketch", "ntk_random_features", "one_pass", "nystrom",
-"exact", or "auto". What a method does to each layer is in `jax_ntk_sketch.rules`.
+`jax_ntk_sketch.feature_map` takes a method as a record of this module or, with its
+defaults, by name:
+
+* "variance_reduced": keeps the constant and linear parts of a kernel exact. It is the
+  first choice without data.
+* "nystrom": learns landmarks from a sample. It is usually the best regressor for fully
+  connected networks, and its kernel is biased toward zero.
+* "ntk_random_features": the published random features. They are the fastest on images,
+  and the only ones without a bias for one hidden layer.
+* "ntk_sketch": the published polynomial sketch, layer by layer.
+* "one_pass": one polynomial for a whole fully connected `Relu` network.
+* "exact": factors the kernel of the batch. It is an oracle for tests.
+* "auto": "nystrom" or "variance_reduced"; see `Auto`.
+
+The code of a method is in the file or folder of that name in
+`jax_ntk_sketch.features.methods`.
 """
 
 import dataclasses
 from typing import ClassVar
+
+from jax_ntk_sketch._checks import check_choice, set_sizes
 
 __all__ = [
     "METHODS",
@@ -24,7 +39,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Base of the method records.
+    """The base of the method records.
 
     Attributes:
       needs_sample: whether `init` learns from examples, given as `sample=`.
@@ -43,32 +58,36 @@ class Method:
 
     @property
     def oversample_width(self) -> float:
+        """The columns of a step before the final compression, over `num_features`."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class NTKSketch(Method):
-    r"""The layer-by-layer sketch: polynomials of the arc-cosine kernels, PolySketch.
+    r"""Polynomials of the dual kernels, sketched by `PolySketch` at each activation.
 
-    At each `Relu`, with :math:`\hat\phi` the NNGP features divided by their known norm:
-    :math:`\phi' = \bigoplus_i \sqrt{c_i} Z_i` and
-    :math:`\dot\phi = \bigoplus_i \sqrt{b_i} Z_i`, where :math:`Z_i` sketches
-    :math:`\hat\phi^{\otimes i}` and c, b are coefficients of kappa1 and kappa0; the NTK
-    features become a TensorSRHT of :math:`\psi \otimes \dot\phi`.
+    With :math:`\hat\phi` the NNGP features over their norm, an activation returns
+    :math:`\phi' = \bigoplus_i \sqrt{c_i} Z_i`, where :math:`Z_i` sketches
+    :math:`\hat\phi^{\otimes i}`. The derivative has
+    :math:`\dot\phi = \bigoplus_i \sqrt{b_i} Z_i`, and the NTK features become a
+    `TensorSRHT` of :math:`\psi \otimes \dot\phi`. For `Relu`, c and b are the
+    coefficients of kappa1 and kappa0.
 
     Attributes:
-      degree: degree of the polynomial for kappa1, >= 1.
-      derivative_degree: degree of the polynomial for kappa0, >= 1.
-      coefficients: "taylor", the truncated power series, or "fit", nonnegative least
-        squares on the cosines that the layer can reach (a smaller largest error, but
-        a larger one where most cosines are; measured on MNIST the series is better).
-      leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
-      oversample: columns before the final compression, as a multiple of
-        `num_features`, >= 1; at 1 nothing is compressed. Behind flat layers exact
-        columns never are: constants and, where they are at most half of
-        `num_features`, those that are linear in the input.
+      degree: the degree of the polynomial of the activation, >= 1.
+      derivative_degree: the degree of the polynomial of its derivative, >= 1.
+      coefficients: "taylor" truncates the power series. "fit" solves nonnegative least
+        squares on the cosines that the layer can reach, which lowers the largest error
+        and raises the error at the most frequent cosines.
+      leaf: the leaves of the sketch, see `jax_ntk_sketch.sketch.PolySketch`.
+      oversample: the number of columns before the final compression, as a multiple of
+        `num_features`, >= 1. With 1 nothing is compressed. After flat layers exact
+        columns are not compressed either: constants always, and columns that are
+        linear in the input if they are at most half of `num_features`.
 
-    Bias: the error of the polynomials, and O(1/num_features) from each further layer.
+    Guarantee: the bias is the error of the polynomials, and O(1/num_features) for each
+    further layer.
+
     Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
     """
 
@@ -82,10 +101,16 @@ class NTKSketch(Method):
     oversample: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_int(self, "degree", least=1)
-        _check_int(self, "derivative_degree", least=1)
-        _check_choice(self, "coefficients", ("fit", "taylor"))
-        _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
+        set_sizes(self, "degree", "derivative_degree")
+        check_choice(
+            type(self).__name__, "coefficients", self.coefficients, ("fit", "taylor")
+        )
+        check_choice(
+            type(self).__name__,
+            "leaf",
+            self.leaf,
+            ("identity", "srht", "osnap", "count_sketch"),
+        )
         if not self.oversample >= 1:
             raise ValueError(
                 f"NTKSketch: oversample must be >= 1, got {self.oversample!r}"
@@ -93,32 +118,32 @@ class NTKSketch(Method):
 
     @property
     def oversample_width(self) -> float:
+        """The attribute `oversample`."""
         return self.oversample
 
 
 @dataclasses.dataclass(frozen=True)
 class NTKRandomFeatures(Method):
-    r"""Random features of kappa1 and kappa0, and a sketch of their tensor product.
+    r"""Random features of an activation, and a sketch of a tensor product.
 
-    At each `Relu`: :math:`\phi' = m_1^{-1/2} \mathrm{relu}(W\phi)` and :math:`\psi'`
-    estimates :math:`\psi \otimes \mathrm{step}(W_0\phi)`.
+    A `Relu` returns :math:`\phi' = m_1^{-1/2} \mathrm{relu}(W\phi)`, and
+    :math:`\psi'` estimates :math:`\psi \otimes \mathrm{step}(W_0\phi)`.
 
     Attributes:
-      directions: rows of W: "gaussian", independent normal; "sphere", the leverage
-        variant, lengths fixed; "orthogonal", Haar blocks; "hadamard", signs and
-        Hadamard transforms, the fastest and within error bars the most accurate.
-      antithetic: use each direction of W twice, as w and -w, which makes the linear
-        half of kappa1 exact where blocks of directions are full.
-      product: how :math:`\psi \otimes \mathrm{step}(W_0\phi)` is reduced:
-        "tensor_srht", the published TensorSRHT; or "direct", each step feature times
-        one random projection of :math:`\psi`, which is the same with the first of the
-        two transforms left out (random features need no second mixing): less noise
-        and less work.
-      nngp_fraction: part of the columns that :math:`\phi'` gets, in (0, 1).
+      directions: the rows of W. "gaussian" rows are independent and normal. "sphere"
+        rows have a fixed length. "orthogonal" rows are blocks of a Haar matrix.
+        "hadamard" rows are products of signs and Hadamard transforms, and the fastest.
+      antithetic: whether each direction is used twice, as w and -w. This makes the
+        linear half of kappa1 exact where blocks of directions are full.
+      product: how the tensor product is reduced. "tensor_srht" is the published
+        sketch. "direct" multiplies each step feature by one random projection of
+        :math:`\psi`, which has less noise and costs less.
+      nngp_fraction: the part of the columns that :math:`\phi'` gets, in (0, 1).
 
-    Bias: none for one hidden layer ("hadamard" directions: negligible, see
-    `jax_ntk_sketch.random_features`); O(1/num_features) from each further layer.
-    Source: arXiv 2106.07880, Algorithm 2 and Section 3.2.
+    Guarantee: features are unbiased for one hidden layer, up to a negligible error of
+    "hadamard" directions. Each further layer has a bias of O(1/num_features).
+
+    Source: arXiv 2106.07880, Algorithm 2 and section 3.2.
     """
 
     directions: str = "hadamard"
@@ -127,10 +152,15 @@ class NTKRandomFeatures(Method):
     nngp_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_choice(
-            self, "directions", ("gaussian", "sphere", "orthogonal", "hadamard")
+        check_choice(
+            type(self).__name__,
+            "directions",
+            self.directions,
+            ("gaussian", "sphere", "orthogonal", "hadamard"),
         )
-        _check_choice(self, "product", ("direct", "tensor_srht"))
+        check_choice(
+            type(self).__name__, "product", self.product, ("direct", "tensor_srht")
+        )
         if not 0 < self.nngp_fraction < 1:
             raise ValueError(
                 "NTKRandomFeatures: nngp_fraction must be between 0 and 1, got "
@@ -140,22 +170,24 @@ class NTKRandomFeatures(Method):
 
 @dataclasses.dataclass(frozen=True)
 class OnePass(Method):
-    r"""One nonnegative polynomial for the whole network, one PolySketch.
+    r"""One nonnegative polynomial for the whole network, and one `PolySketch`.
 
-    The kernel of a fully connected network without biases between its `Relu` layers
-    is :math:`|x||y| f(\cos)` of the (bias-augmented) inputs; f is fitted by a
-    polynomial, the constant is one exact column, the linear part is exact where
-    columns allow, and each higher power is sketched.
+    The kernel of a fully connected network without biases between its `Relu` layers is
+    :math:`|x||y| f(\cos)` of the inputs, a bias of the first layer included. A
+    polynomial is fitted to f. Its constant is one exact column, its linear part is
+    exact where columns allow, and each higher power is sketched.
 
     Attributes:
-      degree: degree of the polynomial, >= 1.
-      coefficients: the polynomial: "fit", nonnegative least squares on [-1, 1], or
-        "taylor", the truncated power series.
-      leaf: leaves of the PolySketch, see `jax_ntk_sketch.sketch.PolySketch`.
-      min_cosine: the polynomial is fitted on cosines in [min_cosine, 1]; 0 is right for
-        nonnegative inputs, such as images that are not centered.
+      degree: the degree of the polynomial, >= 1.
+      coefficients: "fit" solves nonnegative least squares on [min_cosine, 1], and
+        "taylor" truncates the power series.
+      leaf: the leaves of the sketch, see `jax_ntk_sketch.sketch.PolySketch`.
+      min_cosine: the smallest cosine of the fit, in [-1, 1). 0 is right for nonnegative
+        inputs, such as images that are not centered.
 
-    Bias: the error of the polynomial, which the plan reports; otherwise unbiased.
+    Guarantee: features are unbiased for the kernel of the polynomial, whose error the
+    plan reports.
+
     Source: the experiments of arXiv 2106.07880.
     """
 
@@ -165,43 +197,47 @@ class OnePass(Method):
     min_cosine: float = -1.0
 
     def __post_init__(self) -> None:
-        _check_int(self, "degree", least=1)
+        set_sizes(self, "degree")
         if not -1 <= self.min_cosine < 1:
             raise ValueError(
                 f"OnePass: min_cosine must be in [-1, 1), got {self.min_cosine!r}"
             )
-        _check_choice(self, "coefficients", ("fit", "taylor"))
-        _check_choice(self, "leaf", ("identity", "srht", "osnap", "count_sketch"))
+        check_choice(
+            type(self).__name__, "coefficients", self.coefficients, ("fit", "taylor")
+        )
+        check_choice(
+            type(self).__name__,
+            "leaf",
+            self.leaf,
+            ("identity", "srht", "osnap", "count_sketch"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class VarianceReduced(Method):
-    r"""What is known exactly is carried exactly; the rest has zonal features.
+    r"""Exact constant and linear parts, and zonal features of the rest.
 
-    Where the kernel is a function of the cosine (fully connected, no biases between
-    `Relu` layers) the whole network is one step: an exact constant, the linear part
-    exact or by few rows, and features :math:`f(w \cdot u)` of rotated directions, with
-    f in Gegenbauer polynomials of alternating signs. Elsewhere, convolutions included,
-    it goes layer by layer: a constant channel and the channels that are linear in the
-    input stay exact, both arc-cosine kernels are expanded around the cosine of the
-    constant channels, and the remainder is zonal.
+    Where the kernel is a function of the cosine (fully connected networks without
+    biases between `Relu` layers), the whole network is one step. It has an exact
+    constant, a linear part that is exact or sketched, and features
+    :math:`f(w \cdot u)` of rotated directions, with f a series of Gegenbauer
+    polynomials of alternating signs. Other networks are done layer by layer: constant
+    channels and channels that are linear in the input stay exact, both dual kernels are
+    expanded around the cosine of the constant channels, and the remainder is zonal.
 
     Attributes:
-      objective: what the columns are spent on: "regression", so that a linear model on
-        the features predicts as the exact kernel machine does; or "kernel", so that
-        their inner products are closest to the kernel.
-      min_cosine: for objective "kernel", the least cosine of two inputs on which
-        columns are spent; None for -2 / sqrt(d), below which random directions of d
-        dimensions hardly fall. -1 gives centered data of low rank less bias, 0 gives
-        images less noise.
+      objective: what the columns are spent on. "regression" spends them on low degrees.
+        "kernel" minimizes the error of the kernel.
+      min_cosine: for "kernel", the smallest cosine on which columns are spent, in
+        [-1, 0.9). None means -2 / sqrt(d), below which random directions of d
+        dimensions rarely fall. -1 lowers the bias for centered data of low rank, and 0
+        lowers the noise for images.
 
-    Bias: for a function of the cosine that of the truncated series, which the plan
-    states, largest for (near) duplicates; directions themselves are unbiased. Layer by
-    layer also that of coefficients g(a) g(a') in place of a function of a a', and of
-    degrees above 6; the plan bounds both for each `Relu`, over all pairs of unit
-    vectors (the bound is that of a constant image and one without any mean; measured
-    on CIFAR-10 the bias is a tenth of it). Variance: `kernels.ZonalFit.variance`, to
-    within 10 %.
+    Guarantee: for a function of the cosine the bias is that of the truncated series,
+    which the plan states; it is largest for near duplicates. Layer by layer the
+    degrees above 6 are left out too, and coefficients g(a) g(a') replace a function of
+    a a'; the plan bounds both for each activation, over all pairs of unit vectors.
+
     Source: Schoenberg (1942) for zonal expansions; the exact low degrees are those of
     :math:`\kappa_1(\alpha) = \alpha/2 + E|w\cdot u||w\cdot v|/2`.
     """
@@ -210,7 +246,9 @@ class VarianceReduced(Method):
     min_cosine: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choice(self, "objective", ("regression", "kernel"))
+        check_choice(
+            type(self).__name__, "objective", self.objective, ("regression", "kernel")
+        )
         if self.min_cosine is not None and not -1 <= self.min_cosine < 0.9:
             raise ValueError(
                 "VarianceReduced: min_cosine must be in [-1, 0.9), got "
@@ -220,35 +258,33 @@ class VarianceReduced(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Nystrom(Method):
-    r"""Projections on landmarks: examples, or patches of them, of a given sample.
+    r"""Projections on landmarks, which are examples of a sample or patches of them.
 
-    Fully connected networks (`Dense`, `Relu`, `LayerNorm`, `Identity`, and `Flatten`
-    first): with Z the landmarks, :math:`\phi(x) = K(x, Z) R`, K the exact kernel. Other
-    networks: likewise at each `Relu`, with landmarks among the sample's patches and the
-    kernels of that layer.
+    For fully connected networks :math:`\phi(x) = K(x, Z) R`, with Z the landmarks and K
+    the exact kernel. Other networks do the same at each activation, with landmarks
+    among the patches of the sample and the kernels of that layer.
 
     Attributes:
-      landmarks: how they are chosen: "rpcholesky", randomly pivoted Cholesky (Chen,
-        Epperly, Tropp, Webber 2022), or "uniform".
-      oversample: landmarks over columns, >= 1. Of so many the principal directions on
-        the sample are kept. With 3 in place of 1, predictions from 1024 columns on
-        MNIST are 28 to 40% nearer to the exact kernel machine's, and three
-        convolutions on images have half the error.
+      landmarks: "rpcholesky" chooses landmarks by randomly pivoted Cholesky, and
+        "uniform" uniformly at random.
+      oversample: the number of landmarks as a multiple of the columns, >= 1. The
+        principal directions on the sample are kept.
 
-    `init` takes the sample, an array of examples like those to come; a few hundred
-    images are enough. With fewer examples (patches) than columns the others are
-    zero.
+    `init` takes the sample, an array of examples like those to come. A few hundred
+    images are enough. With fewer examples or patches than columns, the remaining
+    columns are zero.
 
-    Cost: with c columns, fully connected, s = oversample c landmarks: O(s (d + c))
-    operations per example; `init` O(N s^2) with N the examples, at most
-    max(4096, 2 s) of them, chosen uniformly. Layer by layer the same for each pixel, d
-    the size of a patch of the features.
+    Cost: with c columns and s = oversample c landmarks, O(s (d + c)) operations for
+    each example, and O(N s^2) in `init`, where N <= max(4096, 2 s) examples are drawn
+    uniformly. Layer by layer this is the cost of each pixel, with d the size of a patch
+    of the features.
 
-    Guarantee: fully connected, the features' inner products are nowhere larger than the
-    kernel: :math:`K - \Phi\Phi^\top` is positive semidefinite for any examples, and
-    zero on landmarks if oversample is 1. They are biased towards zero, unlike
-    those of other methods, and depend on the sample.
-    Source: Williams and Seeger (2000); arXiv 2207.06503.
+    Guarantee: for fully connected networks :math:`K - \Phi\Phi^\top` is positive
+    semidefinite for any examples, and zero on the landmarks if oversample is 1. The
+    features are biased toward zero and depend on the sample.
+
+    Source: Williams and Seeger (2000); Chen, Epperly, Tropp and Webber, arXiv
+    2207.06503.
     """
 
     needs_sample: ClassVar[bool] = True
@@ -257,7 +293,9 @@ class Nystrom(Method):
     oversample: float = 3.0
 
     def __post_init__(self) -> None:
-        _check_choice(self, "landmarks", ("rpcholesky", "uniform"))
+        check_choice(
+            type(self).__name__, "landmarks", self.landmarks, ("rpcholesky", "uniform")
+        )
         if not 1 <= self.oversample < float("inf"):
             raise ValueError(
                 f"Nystrom: oversample must be finite and >= 1, got {self.oversample!r}"
@@ -266,21 +304,22 @@ class Nystrom(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Method):
-    """`Nystrom` where a sample allows it, else `VarianceReduced`; the plan says which.
+    """`Nystrom` where a sample allows it, and `VarianceReduced` otherwise.
 
-    With a shape, or fewer examples than columns, `init` draws "variance_reduced". With
-    an array of at least `num_features` examples a fully connected network gets
-    "nystrom", whose features are the better regressor at equal size. Images do not:
-    their landmarks are asked for by name.
+    With a shape, or with fewer examples than columns, `init` draws "variance_reduced".
+    With an array of at least `num_features` examples, a fully connected network gets
+    "nystrom". The plan states which of them is used.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Exact(Method):
-    """The batch's own kernel, factored at every nonlinear layer: a test oracle.
+    """The kernel of the batch itself, factored at every activation: a test oracle.
 
-    Features depend on the whole batch: only features computed together have the
-    right inner products. `num_features` is ignored; cost is cubic in the batch.
+    Features depend on the whole batch, so that only features computed together have
+    the right inner products. `num_features` is ignored.
+
+    Cost: cubic in the batch size.
     """
 
     batch_dependent: ClassVar[bool] = True
@@ -298,11 +337,15 @@ METHODS: dict[str, type[Method]] = {
 
 
 def from_name(method: "str | Method") -> Method:
-    """The record of a method given by name (with its defaults) or as a record.
+    """Return the record of a method that is given by name or as a record.
 
     Raises:
-      ValueError: an unknown name.
-      TypeError: neither a string nor a record.
+      ValueError: the name is unknown.
+      TypeError: `method` is neither a string nor a record.
+
+    >>> from jax_ntk_sketch import methods
+    >>> methods.from_name("one_pass").degree
+    8
     """
     if isinstance(method, Method):
         return method
@@ -315,21 +358,3 @@ def from_name(method: "str | Method") -> Method:
         known = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {known}, got {method!r}")
     return METHODS[method]()
-
-
-def _check_int(record: Method, name: str, least: int) -> None:
-    value = getattr(record, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"{type(record).__name__}: {name} must be an integer >= {least}, "
-            f"got {value!r}"
-        )
-
-
-def _check_choice(record: Method, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(record, name)
-    if value not in choices:
-        raise ValueError(
-            f"{type(record).__name__}: {name} must be one of "
-            f"{', '.join(map(repr, choices))}, got {value!r}"
-        )

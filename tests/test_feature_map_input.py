@@ -97,7 +97,7 @@ def test_bad_arguments_are_named(arguments, error, match):
     "build, match",
     [
         (lambda: methods.NTKSketch(degree=0), "degree must be"),
-        (lambda: methods.NTKSketch(derivative_degree=1.5), "derivative_degree must be"),
+        (lambda: methods.NTKSketch(derivative_degree=0), "derivative_degree must be"),
         (lambda: methods.NTKSketch(coefficients="best"), "coefficients must be one"),
         (lambda: methods.NTKSketch(oversample=0.5), "oversample must be >= 1"),
         (lambda: methods.NTKRandomFeatures(directions="x"), "directions must be one"),
@@ -111,6 +111,8 @@ def test_bad_arguments_are_named(arguments, error, match):
 def test_bad_hyper_parameters_are_named(build, match):
     with pytest.raises(ValueError, match=match):
         build()
+    with pytest.raises(TypeError, match="derivative_degree must be an integer"):
+        methods.NTKSketch(derivative_degree=1.5)
 
 
 def test_bad_examples_and_parameters_are_named():
