@@ -228,17 +228,17 @@ def test_mistakes_in_records(make, match):
 @pytest.mark.parametrize(
     ("layers", "match"),
     [
-        ((FLAT, attention()), "needs spatial axes, but there are none"),
-        ((attention(False), MEAN), "no closed form but for attention_mechanism="),
+        ((FLAT, attention()), "needs spatial axes, got none"),
+        ((attention(False), MEAN), "other kernels have no closed form"),
         (
             (attention(pos_emb_type="SUM", pos_emb_decay_fn=lambda d: d), MEAN),
-            "least eigenvalue is",
+            "smallest eigenvalue is",
         ),
         (
             (attention(pos_emb_type="SUM", pos_emb_decay_fn=jnp.sum), MEAN),
             "must be elementwise",
         ),
-        ((attention(channel_axis=1), MEAN), "disagree on the axis of the channels"),
+        ((attention(channel_axis=1), MEAN), "must agree on the axis of the channels"),
     ],
 )
 def test_mistakes_in_networks(layers, match):

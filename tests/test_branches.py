@@ -244,19 +244,19 @@ def test_vmap_grad_and_plan():
 @pytest.mark.parametrize(
     ("net", "match"),
     [
-        (stax.serial(DENSE, stax.FanInSum()), r"FanInSum\(\) needs branches"),
+        (stax.serial(DENSE, stax.FanInSum()), r"FanInSum\(\) takes branches"),
         (stax.serial(stax.parallel(DENSE, DENSE)), "put FanOut"),
         (stax.parallel(DENSE, DENSE), "put FanOut"),
         (stax.serial(stax.FanOut(2), DENSE), "takes one input, got 2 branches"),
-        (stax.serial(DENSE, stax.FanOut(2)), "the network ends in 2 branches"),
+        (stax.serial(DENSE, stax.FanOut(2)), "must have one output, got 2 branches"),
         (
             stax.serial(stax.FanOut(3), stax.parallel(DENSE, DENSE)),
-            "parallel has 2 branches, but what enters it has 3",
+            "as many layers as branches, 3, got 2",
         ),
         (branched(DENSE, stax.Dense(3), join=stax.FanInSum()), "equal shapes"),
         (branched(DENSE, stax.Dense(3), join=stax.FanInProd()), r"\(6,\), \(3,\)"),
-        (branched(DENSE, HIDDEN, join=stax.FanInSum()), "branch 1 does not"),
-        (branched(DENSE, DENSE, join=stax.FanInConcat(5)), "2 axes here"),
+        (branched(DENSE, HIDDEN, join=stax.FanInSum()), "branch 1 is not"),
+        (branched(DENSE, DENSE, join=stax.FanInConcat(5)), "among the 2 axes"),
         (
             stax.serial(branched(HIDDEN, DENSE, join=stax.FanInConcat()), stax.Relu()),
             "Relu must follow a linear layer",
@@ -267,7 +267,7 @@ def test_vmap_grad_and_plan():
         ),
         (
             branched(stax.FanOut(2), DENSE, join=stax.FanInSum()),
-            "ends in branches itself",
+            "one that ends in branches",
         ),
     ],
 )

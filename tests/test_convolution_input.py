@@ -35,8 +35,8 @@ def init(layers, shape, method="ntk_random_features"):
 # Arguments of layers that make no sense are in `test_stax.py`; here is what depends on
 # the image and on the other layers.
 NEEDS_AXES = "needs spatial axes.*must be images.*or signals"
-OUTPUT = "output still has spatial axes.*end it with Flatten, GlobalAvgPool"
-DISAGREE = "disagree on the axis of the channels; give all layers before"
+OUTPUT = "must have outputs without spatial axes.*end it with Flatten, GlobalAvgPool"
+DISAGREE = "layers before .* must agree on the axis of the channels"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -94,10 +94,10 @@ def test_layers_that_do_not_fit_are_named(layers, shape, match, method):
         ((CONV, RELU, stax.GlobalSumPool(1)), DISAGREE),
         (
             (stax.AvgPool((2, 2), channel_axis=1), DENSE, RELU, stax.GlobalAvgPool(1)),
-            "with channels first use Conv of filter size 1",
+            "use Conv of filter size 1 with channels first",
         ),
-        ((stax.GlobalAvgPool(4), DENSE), "on axis 4, but the input has 4 axes"),
-        ((stax.GlobalAvgPool(-4), DENSE), "on axis -4, but the input has 4 axes"),
+        ((stax.GlobalAvgPool(4), DENSE), "one of the 4 axes of the input.* got 4"),
+        ((stax.GlobalAvgPool(-4), DENSE), "one of the 4 axes of the input.* got -4"),
     ],
 )
 def test_layers_that_disagree_on_the_channels_are_named(layers, match):

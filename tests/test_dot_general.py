@@ -115,10 +115,10 @@ def test_mistakes_in_records(make, match):
     ("layer", "match"),
     [
         (over(1, (1.0, 2.0)), "on positions"),
-        (over(0, ROW), "the batch, 0, must stay first"),
-        (over(3, ROW), "the channels, 3, on axis -1"),
-        (over(1, MATRIX.T), "the channels, 3, on axis -1"),
-        (over(2, MATRIX, lhs=1), "the batch, 0, must stay first"),
+        (over(0, ROW), "must leave the batch on axis 0"),
+        (over(3, ROW), "the channels on axis -1"),
+        (over(1, MATRIX.T), "the channels on axis -1"),
+        (over(2, MATRIX, lhs=1), "must leave the batch on axis 0"),
         (over(7, ROW), "on positions"),
     ],
 )

@@ -180,5 +180,7 @@ def test_load_graphs(tmp_path):
     assert [1, 0] in data.graphs.pattern[0].tolist()
     assert [f.tolist() for f in data.folds[0]] == [[0, 1], [2]]
     np.savez(tmp_path / "bad.npz", **{**arrays, "n_edges": [1, 1, 0]})
-    with pytest.raises(ValueError, match="n_edges must be a number for each of the 3"):
+    with pytest.raises(
+        ValueError, match="n_edges must hold a number for each of the 3"
+    ):
         jns.data.load_graphs(tmp_path / "bad.npz")

@@ -501,11 +501,11 @@ def test_mistakes_in_records(make, match):
         (
             stax.serial(stax.Conv(3, (2, 2)), stax.LayerNorm((1, 2))),
             "exact",
-            "hold the",
+            "have the axis of the channels",
         ),
         (stax.serial(stax.Conv(3, (2, 2)), stax.LayerNorm((7, -1))), "exact", "4 axes"),
         (stax.serial(stax.Dropout(0.5), stax.Conv(3, (2, 2))), "exact", "the input"),
-        (DROPS["flat"][0], "one_pass", "got the layer stax.Dropout"),
+        (DROPS["flat"][0], "one_pass", "got stax.Dropout"),
     ],
 )
 def test_mistakes_in_networks(net, method, match):

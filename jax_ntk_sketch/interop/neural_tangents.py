@@ -180,7 +180,7 @@ def conv_to_stax(net: stax.Conv) -> Triple:
 
 @to_stax.register
 def aggregate_to_stax(net: stax.Aggregate) -> Triple:
-    return _with_axes_in_order(namesake_to_stax(net, leave_out=["signed"]))
+    return _with_axes_in_order(namesake_to_stax(net, leave_out=["signed", "to_dense"]))
 
 
 @to_stax.register

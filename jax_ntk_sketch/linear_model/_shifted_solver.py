@@ -11,9 +11,8 @@ problems", BIT 17 (1977).
 """
 
 import numpy as np
-import scipy.linalg
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
 __all__ = ["ShiftedSolver"]
 
@@ -40,11 +39,13 @@ class ShiftedSolver:
 
     def __init__(self, matrix: Matrix) -> None:
         m = len(matrix)
-        work, _ = lapack.dsytrd_lwork(m, lower=1)
+        work, _ = scipy.linalg.lapack.dsytrd_lwork(m, lower=1)
         # The transpose of a symmetric matrix in C order is the matrix itself in Fortran
         # order, which LAPACK overwrites in place.
-        packed, self._diagonal, self._off_diagonal, self._scales, _ = lapack.dsytrd(
-            matrix.T, lower=1, lwork=int(work), overwrite_a=1
+        packed, self._diagonal, self._off_diagonal, self._scales, _ = (
+            scipy.linalg.lapack.dsytrd(
+                matrix.T, lower=1, lwork=int(work), overwrite_a=1
+            )
         )
         # Q = diag(1, Q1), and the reflectors below the diagonal are those of a QR
         # decomposition with orthogonal factor Q1.
@@ -86,7 +87,7 @@ class ShiftedSolver:
         x = np.array(x, order="F")
         if len(x) > 1:
             work = 64 * max(1, x.shape[1])
-            x[1:], _, info = lapack.dormqr(
+            x[1:], _, info = scipy.linalg.lapack.dormqr(
                 "L", trans, self._reflectors, self._scales, x[1:], work
             )
             if info:

@@ -14,7 +14,7 @@ from registry.case import (
 from registry.learned import LEARNED
 from registry.maps import BOTH, CONVOLUTIONS, FEATURE_MAPS, NETS, SHALLOW
 from registry.sketches import DIRECTION_CASES as RANDOM_FEATURES
-from registry.sketches import PATCHES, SKETCHES
+from registry.sketches import PATCHES, SKETCHES, inner, step_kernel
 
 ALL = [*SKETCHES, *PATCHES, *RANDOM_FEATURES, *FEATURE_MAPS, *CONVOLUTIONS, *LEARNED]
 
@@ -36,6 +36,8 @@ __all__ = [
     "error",
     "features",
     "init",
+    "inner",
     "jit_once",
     "quick_compilation",
+    "step_kernel",
 ]
