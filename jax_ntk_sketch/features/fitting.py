@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._typing import Array, Key, PyTree
-from jax_ntk_sketch.features.state import Features
+from jax_ntk_sketch.features.state import AnyFeatures
 from jax_ntk_sketch.features.step import Step
 
 # Examples of a sample that a step works on at a time.
@@ -18,7 +18,7 @@ _FIT_BATCH = 32
 def fit_steps(
     steps: Sequence[Step],
     keys: Sequence[Key] | Key,
-    sample: Features,
+    sample: AnyFeatures,
     inputs: dict[str, PyTree],
 ) -> list[PyTree]:
     """Return the parameters of steps, each learned from what the steps before return.

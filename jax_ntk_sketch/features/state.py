@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
@@ -183,6 +183,10 @@ class Spec:
     def live_elements(self) -> int:
         """Return how many numbers the arrays of one example have."""
         return math.prod(self.shape) * (self.nngp_dim + self.ntk_dim + 1)
+
+
+# Features, or a list of them in branches.
+AnyFeatures: TypeAlias = Features | list[Features]
 
 
 @dataclasses.dataclass(frozen=True)

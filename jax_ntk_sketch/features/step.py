@@ -1,4 +1,4 @@
-"""The step that one layer becomes, and the three functions that find it.
+"""`Step`, which a layer becomes, and the functions that find the steps of a network.
 
 `layer_rule` dispatches on the layer, `activation_rule` on the method at an activation,
 and `network_rule` on the method for a network as a whole.
@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Key, Kind, PyTree
-from jax_ntk_sketch.features.state import Branches, Features, Spec
+from jax_ntk_sketch.features.state import AnyFeatures, Branches, Features, Spec
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
 
@@ -23,13 +23,13 @@ Init = Callable[[Key], PyTree]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every rule needs to know besides the layer and the features before it.
+    """The settings that every rule gets besides the layer and the features before.
 
     Attributes:
       method: the approximation method.
       wants_ntk: whether the NTK is wanted, or the NNGP kernel alone.
-      max_columns: columns that an activation may return, NNGP and NTK together.
-      batch_size: examples in the batch, for methods whose features depend on it.
+      max_columns: how many columns an activation may return, NNGP and NTK together.
+      batch_size: the examples of a batch, for methods whose features depend on it.
       channel_axis: the axis of the channels in the input, counted with the batch axis;
         features have their channels on the last axis.
     """
@@ -89,7 +89,7 @@ class Step:
 
     name: str
     spec: Spec | Branches
-    apply: Callable[..., Any]
+    apply: Callable[..., PyTree]
     init: Init = lambda key: ()
     fit: Callable[..., PyTree] | None = None
     flops: int = 0
@@ -105,7 +105,7 @@ class Step:
         assert isinstance(self.spec, Spec)
         return self.spec
 
-    def run(self, params: PyTree, f: Any, **inputs: Any) -> Any:
+    def run(self, params: PyTree, f: AnyFeatures, **inputs: PyTree) -> PyTree:
         """Return the features after this step.
 
         Args:
@@ -115,13 +115,13 @@ class Step:
         """
         return self.apply(params, f, **self._select(inputs))
 
-    def learn(self, key: Key, f: Any, **inputs: Any) -> PyTree:
+    def learn(self, key: Key, f: AnyFeatures, **inputs: PyTree) -> PyTree:
         """Return parameters, from `fit` if the step has one, else from `init`."""
         if self.fit is None:
             return self.init(key)
         return self.fit(key, f, **self._select(inputs))
 
-    def _select(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _select(self, inputs: dict[str, PyTree]) -> dict[str, PyTree]:
         return {name: inputs[name] for name in self.extra_inputs if name in inputs}
 
 
@@ -153,7 +153,9 @@ def extra_inputs(steps: Iterable[Step]) -> tuple[str, ...]:
 
 
 @functools.singledispatch
-def layer_rule(layer: stax.Layer, spec: Any, context: Context) -> list[Step]:
+def layer_rule(
+    layer: stax.Layer, spec: Spec | Branches, context: Context
+) -> list[Step]:
     """Return the steps of one layer; each record type has an implementation.
 
     Raises:
@@ -162,8 +164,9 @@ def layer_rule(layer: stax.Layer, spec: Any, context: Context) -> list[Step]:
         support it.
     """
     raise TypeError(
-        f"no feature rule for the layer {layer!r}; supported layers are "
+        "feature_map: net must be made of layers that have a feature rule ("
         + ", ".join(sorted(t.__name__ for t in layer_rule.registry if t is not object))
+        + f"), got {layer!r}; give a record a rule with @layer_rule.register"
     )
 
 
@@ -182,7 +185,10 @@ def activation_rule(
     The step returns at most `context.max_columns` columns, NNGP and NTK together (NNGP
     alone if the NTK is not wanted), or as few as the method can.
     """
-    raise TypeError(f"method {method!r} has no rule for activations")
+    raise TypeError(
+        "feature_map: method must have a rule for activations, got "
+        f"{method!r}; give it one with @activation_rule.register"
+    )
 
 
 def layer_by_layer(net: stax.Layer, spec: Spec, context: Context) -> list[Step]:

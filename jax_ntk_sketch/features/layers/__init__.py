@@ -1,4 +1,4 @@
-"""How features pass through each layer; files are named as in `jax_ntk_sketch.stax`."""
+"""The rule of each layer; files have the names of those in `jax_ntk_sketch.stax`."""
 
 from jax_ntk_sketch.features.layers import (
     activations,
