@@ -12,7 +12,10 @@ import scipy.special
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
 from jax_ntk_sketch.features.methods._zonal_kernel import zonal_kernel
-from jax_ntk_sketch.features.methods.variance_reduced.layers import _DEGREE, _weights
+from jax_ntk_sketch.features.methods.variance_reduced.expansion import (
+    DEGREE,
+    expansion_weights,
+)
 from jax_ntk_sketch.features.methods.variance_reduced.network import zonal_fit
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.validation.measures import centered_relative_error, loglog_slope
@@ -185,9 +188,11 @@ def test_weights_are_the_derivatives(order):
     a2 = np.array([0.0, 0.2, 0.7])
     rho = np.sqrt(1 - a2)
     inputs = (jnp.full(3, 2.0), jnp.asarray(a2, jnp.float32), jnp.asarray(rho))
-    g = _weights(RELU, order, *inputs, 10**9, False)
+    g = expansion_weights(
+        RELU, *inputs, 10**9, of_slope=not order, signed=False
+    )
     powers = np.arange(count + 1)
-    for degree in range(_DEGREE + 1):
+    for degree in range(DEGREE + 1):
         chosen = powers >= degree
         ways = scipy.special.comb(powers[chosen], degree)
         rest = a2[:, None] ** (powers[chosen] - degree)
@@ -201,8 +206,8 @@ def test_expansion_is_exact_for_equal_constants():
     a2, t = 0.6, np.linspace(-0.5, 0.5, 5)
     for order, kappa in enumerate((kernels.kappa0, kernels.kappa1)):
         inputs = (jnp.float32(2.0), jnp.float32(a2), jnp.float32((1 - a2) ** 0.5))
-        g = _weights(RELU, order, *inputs, 40, False)
-        p = kernels.gegenbauer.gegenbauer_values(t, _DEGREE, 40)
+        g = expansion_weights(RELU, *inputs, 40, of_slope=not order, signed=False)
+        p = kernels.gegenbauer.gegenbauer_values(t, DEGREE, 40)
         ours = p @ np.array([float(v) ** 2 for v in g]) * (1 if order else 2)
         np.testing.assert_allclose(ours, kappa(a2 + (1 - a2) * t), atol=2e-4)
 

@@ -1,56 +1,57 @@
 r"""Method "variance_reduced", layer by layer.
 
-At an activation the features of one example (or patch) P split into what is the same
-for all examples, P_c, what is linear in the input, and the rest. With
-a^2 = |P_c|^2 / |P|^2 and e the direction of P - P_c, the cosine of two examples is
-a a' + rho rho' <e, e'>, where rho^2 = 1 - a^2, and both dual kernels are expanded
-around a a':
+Let P be the NNGP features of a position (of a patch after a convolution), and q its
+variance: q = |P|^2, or more after Dropout. P has a part P_c that is the same for all
+examples, up to its length. With
 
-    k(alpha) = sum_j k^(j)(a a') / j! (rho rho')^j <e, e'>^j.
+    a^2 = |P_c|^2 / q,    rho^2 = 1 - a^2,    t^2 = (|P|^2 / q - a^2) / rho^2,
 
-Behind Dropout the variance, q, is more than |P|^2 and takes its place, so that a^2 +
-rho^2 = |P|^2 / q. The term j has then a factor t^j t'^j, t^2 = rho^2 / (1 - a^2), more.
-The coefficients are taken as g_j g_j', exact for equal a and |P|; where nothing is the
-same for all examples they are exact for all |P|. The term j = 0 is one exact column,
-the linear channels of j = 1 are exact columns, and all else is one zonal function of
-w.e with alternating signs. The NTK's product has its constant and linear parts exact
-likewise; the rest is a random projection of psi times a zonal function.
+and e the unit vector of P - P_c, the cosine of two positions is
+a a' + rho t rho' t' <e, e'>. The dual kernels of an activation are expanded around
+a a', which gives weights g_0 ... g_6 for each position (`expansion`). For the dual
+kernel k the features after the activation are
+
+    g_0,    g_1 e_L,    m^(-1/2) (f(w.e) - g_0 - g_1 (w.e)_L)
+
+where e_L are the coordinates of e that are linear in the input, (w.e)_L their part of
+w.e, and w one of m random directions. f = g_0 + g_1 h_1 - g_2 h_2 - g_3 h_3 + ... is a
+sum of orthonormal Gegenbauer polynomials with alternating signs. The first two blocks
+are exact, and only the third one is random.
+
+The NTK features y have constant and linear parts y_C and y_L as well. With g and f now
+of the derivative's kernel k', and S a random linear sketch, the NTK features are
+
+    |y_C| g_0,    |y_C| g_1 e_L,    y_L g_0,
+    S y * f(w.e) - S (y_C + y_L) g_0 - S y_C g_1 (w.e)_L.
 """
 
-import functools
-import math
-from typing import Any
+import dataclasses
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_ntk_sketch import kernels
-from jax_ntk_sketch._numerics import evaluate_eagerly, safe_reciprocal, safe_sqrt
-from jax_ntk_sketch._typing import Kind, PyTree
+from jax_ntk_sketch._numerics import at_least_float32, safe_reciprocal, safe_sqrt
+from jax_ntk_sketch._typing import Array, Key, Kind, PyTree
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
-from jax_ntk_sketch.features.patches import Patches
+from jax_ntk_sketch.features.methods.variance_reduced.expansion import (
+    DEGREE,
+    expansion_weights,
+    high_degrees,
+    largest_bias,
+    with_kink,
+)
+from jax_ntk_sketch.features.patches import Patches, Projection
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
-from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
-from jax_ntk_sketch.kernels.gegenbauer import (
-    gegenbauer_coefficients,
-    gegenbauer_values,
-    orthonormal_values,
-)
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features.zonal import gegenbauer_series_sum
+from jax_ntk_sketch.sketch.random_map import init_each
 
 __all__: list[str] = []
 
-# Of the expansion; what is left out at <e, e'> = 1 is in the plan.
-_DEGREE = 6
-
-# Of the Hermite series of an activation that is no rectifier.
-_SERIES = 24
-
-_SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(_DEGREE + 1))
+# The signs of f: they keep it bounded.
+_SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(DEGREE + 1))
 
 
 @accepts_patches.register
@@ -64,319 +65,321 @@ def variance_reduced_accepts_patches(
 def variance_reduced_step(
     method: VarianceReduced, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    columns = context.max_columns
-    first = max(1, columns // 2 if context.wants_ntk else columns)
-    c = spec.exact_columns
-    phi, psi = Patches.of(spec, "nngp"), Patches.of(spec, "ntk")
-    # Even functions have no linear part, unless something constant shifts them.
-    means_known = bool(c.constants) or bool(phi.bias)
-    some = means_known or reference_coefficients(dual, 1)[0][1] > 0
-    linears = c.linears if some and 4 * len(c.linears) <= first else ()
-    num1 = max(1, first - 1 - len(linears))
-    first = 1 + len(linears) + num1
-    parts = {"kappa1": phi.directions(num1)}
-
-    product, num0 = 0, 0
-    ntk_linears: tuple[int, ...] = ()
-    has_constant = bool(c.ntk_constants) or bool(psi.bias)
-    tails = {o: _kinked(dual, o) for o in (0, 1) if method.objective == "kernel"}
+    columns = _divide_columns(dual, spec, context)
+    x_patches, y_patches = Patches.of(spec, "nngp"), Patches.of(spec, "ntk")
+    maps = {"nngp_directions": x_patches.directions(columns.nngp_zonal)}
     if context.wants_ntk:
-        share = max(1, columns - first)
-        both = len(c.ntk_linears) + has_constant * len(linears)
-        if 2 * both <= share:
-            ntk_linears = c.ntk_linears
-        exact = int(has_constant) + len(ntk_linears)
-        exact += has_constant * len(linears)
-        num0 = max(1, share - exact)
-        product = exact + num0
-        parts |= {"kappa0": phi.directions(num0), "mix": psi.sketch(num0)}
-
-    def init(key: jax.Array) -> PyTree:
-        keys = jax.random.split(key, len(parts))
-        pairs = zip(parts.items(), keys, strict=True)
-        return {name: p.init(k) for (name, p), k in pairs}
-
-    def apply(params: PyTree, f: Features) -> Features:
-        dtype = f.nngp.dtype
-        wide = jnp.promote_types(dtype, jnp.float32)  # half precision is for storage
-        x, y = f.nngp.astype(wide), f.ntk.astype(wide)
-        own = q = phi.squared_norms(x)
-        r: Any = 1.0
-        if spec.after_dropout:
-            q = jnp.maximum(f.nngp_diag.astype(wide), own)
-            r = own * safe_reciprocal(q)
-        constants = phi.channel_means(x, c.constants)
-        a2 = (jnp.sum(constants**2, axis=-1) + phi.bias**2) * safe_reciprocal(q)
-        a2 = jnp.clip(a2, 0, r)
-        rho = safe_sqrt(1 - a2)
-        ratio = (r - a2) * safe_reciprocal(1 - a2) if spec.after_dropout else 1.0
-        to_unit = safe_sqrt(safe_reciprocal(q * (r - a2)))[..., None]
-        means = phi.channel_means(x, linears) * to_unit
-
-        def zonal(
-            name: str, g: list[jax.Array], total: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            """f(w.e) with all degrees; and its linear part on the exact channels."""
-            part = parts[name]
-            z = part.apply(params[name], x)
-            along, bias = part.apply_to_channel_means(
-                params[name], (*c.constants, *linears), x.dtype
-            )
-            k = len(c.constants)
-            z = z - jnp.matmul(constants, along[:k]) - (bias if phi.bias else 0)
-            z = z * to_unit
-            weights = [g[i][..., None] * _SIGNS[i] for i in range(_DEGREE + 1)]
-            linear_weight, jump = weights[1], jnp.zeros((), x.dtype)
-            tail = tails.get(int(name[-1]))
-            if tail:
-                known, norm = _tail(tail.power, part.sphere_dim)
-                left = total - sum(gi**2 for gi in g)
-                scale = safe_sqrt(left)[..., None] * (1 / norm)
-                bent = -jnp.abs(z) if tail.power else jnp.sign(z)
-                jump = scale * bent
-                weights = [w - scale * c for w, c in zip(weights, known, strict=True)]
-            all_degrees = (
-                gegenbauer_series_sum(
-                    z * part.sphere_dim**-0.5, weights, part.sphere_dim
-                )
-                + jump
-            )
-            linear = jnp.matmul(means, along[k:]) * linear_weight
-            return all_degrees, linear
-
-        total, slopes = (
-            dual.covariances(own, q, q) if spec.after_dropout else dual.diagonal(q)
-        )
-        g = _weights(
-            dual, 1, q, a2, rho, parts["kappa1"].sphere_dim, not means_known, ratio
-        )
-        values, linear = zonal("kappa1", g, total)
-        rest = (values - linear - g[0][..., None]) * num1**-0.5
-        nngp = jnp.concatenate([g[0][..., None], g[1][..., None] * means, rest], -1)
-        ntk = nngp[..., :0]
-        if context.wants_ntk:
-            dim = parts["kappa0"].sphere_dim
-            g = _weights(dual, 0, q, a2, rho, dim, not means_known, ratio)
-            values, linear = zonal("kappa0", g, jnp.where(q > 0, slopes, 0))
-            mixed = parts["mix"].apply(params["mix"], y)
-            along, bias = parts["mix"].apply_to_channel_means(
-                params["mix"], (*c.ntk_constants, *ntk_linears), x.dtype
-            )
-            k = len(c.ntk_constants)
-            psi_constants = psi.channel_means(y, c.ntk_constants)
-            psi_linears = psi.channel_means(y, ntk_linears)
-            constant_part = jnp.matmul(psi_constants, along[:k])
-            if psi.bias:
-                constant_part = constant_part + bias
-            exact_part = constant_part + jnp.matmul(psi_linears, along[k:])
-            g0, g1 = g[0][..., None], g[1][..., None]
-            rest = mixed * values - exact_part * g0 - constant_part * linear
-            out = [rest]
-            out.insert(0, psi_linears * g0)
-            if has_constant:
-                merged = safe_sqrt(jnp.sum(psi_constants**2, axis=-1) + psi.bias**2)[
-                    ..., None
-                ]
-                out = [merged * g0, merged * g1 * means, *out]
-            ntk = jnp.concatenate(out, axis=-1)
-        norm2 = jnp.sum(nngp**2, axis=-1)
-        if spec.after_dropout:
-            norm2 = dual.diagonal(q)[0]
-        return Features(*(z.astype(dtype) for z in (nngp, ntk, norm2)))
-
-    start = int(has_constant)
-    more = has_constant * len(linears) + len(ntk_linears)
-    carried = ExactColumns(
-        (0,),
-        tuple(range(1, 1 + len(linears))),
-        (0,) if has_constant and context.wants_ntk else (),
-        tuple(range(start, start + more)) if context.wants_ntk else (),
+        maps["slope_directions"] = x_patches.directions(columns.ntk_zonal)
+        maps["ntk_sketch"] = y_patches.sketch(columns.ntk_zonal)
+    layer = _ExpansionLayer(
+        dual=dual,
+        exact_high_degrees=method.objective == "kernel",
+        after_dropout=spec.after_dropout,
+        columns=columns,
+        x_patches=x_patches,
+        y_patches=y_patches,
+        maps=maps,
     )
-
-    def bias() -> dict[Kind, float]:
-        orders: dict[Kind, int] = {"nngp": 1}
-        if context.wants_ntk:
-            orders["ntk"] = 0
-        return {
-            kind: _bias(
-                dual,
-                order,
-                parts[f"kappa{order}"].sphere_dim,
-                bool(tails.get(order)),
-                means_known,
-                spec.after_dropout,
-            )
-            for kind, order in orders.items()
-        }
-
-    flops = sum(p.flops for p in parts.values())
-    flops += (5 * _DEGREE + 2 * len(linears) + 8) * (num1 + num0)
+    flops = sum(projection.flops for projection in maps.values())
+    per_column = 5 * DEGREE + 2 * len(columns.linears) + 8
+    flops += per_column * (columns.nngp_zonal + columns.ntk_zonal)
+    elements = columns.nngp_total + 4 * columns.ntk_total
     return Step(
         name="constant, linear, zonal",
-        spec=Spec(first, product, exact_columns=carried),
-        apply=apply,
-        init=init,
+        spec=Spec(
+            columns.nngp_total,
+            columns.ntk_total,
+            exact_columns=columns.exact_columns(),
+        ),
+        apply=layer.apply,
+        init=layer.init,
         flops=flops * spec.pixels,
-        live_elements=spec.live_elements() + (first + 4 * product) * spec.pixels,
-        bias=bias,
+        live_elements=spec.live_elements() + elements * spec.pixels,
+        bias=layer.bias,
     )
 
 
-def _kinked(dual: DualActivation, order: int) -> Homogeneous | None:
-    """The activation, or its derivative (order 0), if it is a step or has a kink.
+class _Columns(NamedTuple):
+    """The columns before and after an activation.
 
-    Its series then decays slowly.
+    Attributes:
+      constants, linears: columns of the NNGP features before it that are used.
+      ntk_constants, ntk_linears: columns of the NTK features before it that are used.
+      has_constants: whether P_c is not 0; `ntk_has_constants`: whether y_C is not 0.
+      nngp_zonal, ntk_zonal: random columns after it; 0 for a kernel that is not wanted.
     """
-    if not isinstance(dual, Homogeneous):
-        return None
-    function = dual if order else dual.derivative
-    return function if function and function.power <= 1 else None
+
+    constants: tuple[int, ...]
+    linears: tuple[int, ...]
+    ntk_constants: tuple[int, ...]
+    ntk_linears: tuple[int, ...]
+    has_constants: bool
+    ntk_has_constants: bool
+    nngp_zonal: int
+    ntk_zonal: int
+
+    @property
+    def nngp_total(self) -> int:
+        """Columns of the NNGP features after the activation."""
+        return 1 + len(self.linears) + self.nngp_zonal
+
+    @property
+    def ntk_exact(self) -> int:
+        """Exact columns of the NTK features after the activation."""
+        constant = self.ntk_has_constants * (1 + len(self.linears))
+        return constant + len(self.ntk_linears)
+
+    @property
+    def ntk_total(self) -> int:
+        """Columns of the NTK features after the activation."""
+        return self.ntk_exact + self.ntk_zonal if self.ntk_zonal else 0
+
+    def exact_columns(self) -> ExactColumns:
+        """Return the exact columns after the activation."""
+        linears = tuple(range(1, 1 + len(self.linears)))
+        if not self.ntk_zonal:
+            return ExactColumns((0,), linears)
+        num_constants = int(self.ntk_has_constants)
+        return ExactColumns(
+            (0,),
+            linears,
+            tuple(range(num_constants)),
+            tuple(range(num_constants, self.ntk_exact)),
+        )
 
 
-def _weights(
-    dual: DualActivation,
-    order: int,
-    norm2: jax.Array,
-    a2: jax.Array,
-    rho: jax.Array,
-    dim: int,
-    signed: bool,
-    ratio: jax.Array | float = 1.0,
-) -> list[jax.Array]:
-    """g_0 ... g_6, coefficients of Gegenbauer's polynomials of the sphere in `dim`.
-
-    Args:
-      order: 1 for the activation, 0 for its derivative.
-      norm2, a2, rho: |P|^2 (behind Dropout q), a^2 and (1 - a^2)^(1/2).
-      signed: a is 0 everywhere; then they have the signs of Hermite coefficients.
-      ratio: t^2, less than 1 behind Dropout.
-    """
-    signs: Any = np.ones(_DEGREE + 1)
-    terms: list[Any]
-    kinked = _kinked(dual, order)
-    if kinked:
-        # With u = kappa_k: half the square of p + n (p - n for a step) times u, and
-        # -p n alpha (p n) more.
-        p, n, power = kinked.positive, kinked.negative, kinked.power
-        square = norm2 if power else (norm2 > 0).astype(norm2.dtype)
-        scale = (p + n) ** 2 / 2 if power else (p - n) ** 2 / 2
-        terms = [scale * t for t in _kappa_terms(power, a2, rho)]
-        linear = [-p * n * a2, -p * n * rho**2] if power else [p * n]
-        for j, term in enumerate(linear):
-            terms[j] = terms[j] + term
-        terms = [square * t for t in terms]
-    else:
-        s = safe_sqrt(norm2)
-        series = dual.coefficients if order else dual.slope_coefficients
-        a = series(s, _SERIES)
-        terms = []
-        for j in range(_DEGREE + 1):
-            t = jnp.zeros_like(a2)
-            for i in range(_SERIES, j - 1, -1):
-                t = t * a2 + math.comb(i, j) * a[..., i] ** 2
-            terms.append(t * rho ** (2 * j))
-        if signed:
-            signs = jnp.moveaxis(jnp.where(a < 0, -1, 1), -1, 0)
-    terms = [t * ratio**j for j, t in enumerate(terms)]
-    change = np.stack(
-        [gegenbauer_coefficients(row, dim) for row in np.eye(_DEGREE + 1)]
+def _divide_columns(dual: DualActivation, spec: Spec, context: Context) -> _Columns:
+    exact, max_columns = spec.exact_columns, context.max_columns
+    nngp_share = max(1, max_columns // 2 if context.wants_ntk else max_columns)
+    has_constants = bool(exact.constants) or bool(Patches.of(spec, "nngp").bias)
+    # Even functions have no linear part, unless something constant shifts them.
+    has_linear = has_constants or reference_coefficients(dual, 1)[0][1] > 0
+    keep_linears = has_linear and 4 * len(exact.linears) <= nngp_share
+    linears = exact.linears if keep_linears else ()
+    columns = _Columns(
+        constants=exact.constants,
+        linears=linears,
+        ntk_constants=exact.ntk_constants,
+        ntk_linears=(),
+        has_constants=has_constants,
+        ntk_has_constants=bool(exact.ntk_constants)
+        or bool(Patches.of(spec, "ntk").bias),
+        nngp_zonal=max(1, nngp_share - 1 - len(linears)),
+        ntk_zonal=0,
     )
-    out = []
-    for i in range(_DEGREE + 1):
-        total = sum(
-            float(change[j, i]) * terms[j]
-            for j in range(_DEGREE + 1)
-            if change[j, i] > 1e-9
+    if not context.wants_ntk:
+        return columns
+    ntk_share = max(1, max_columns - columns.nngp_total)
+    num_linears = len(exact.ntk_linears) + columns.ntk_has_constants * len(linears)
+    if 2 * num_linears <= ntk_share:
+        columns = columns._replace(ntk_linears=exact.ntk_linears)
+    return columns._replace(ntk_zonal=max(1, ntk_share - columns.ntk_exact))
+
+
+class _Geometry(NamedTuple):
+    """The decomposition of the NNGP features P of each position.
+
+    Attributes:
+      q: variances, (...).
+      norm2: |P|^2, (...).
+      a2, rho: a^2 and rho, (...).
+      t2: t^2, (...); 1 without Dropout.
+      constants: the coordinates of P_c, (..., k).
+      linears: e_L, (..., j).
+      inverse_length: 1 / |P - P_c|, (..., 1).
+    """
+
+    q: Array
+    norm2: Array
+    a2: Array
+    rho: Array
+    t2: Array | float
+    constants: Array
+    linears: Array
+    inverse_length: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _ExpansionLayer:
+    """The functions of the step of one activation.
+
+    Attributes:
+      dual: the activation.
+      exact_high_degrees: whether f has all degrees of a function with a kink.
+      after_dropout: as in `Spec`.
+      columns: the columns before and after the activation.
+      x_patches, y_patches: how P and y are read from images.
+      maps: the random maps, "nngp_directions" and, for the NTK, "slope_directions" and
+        "ntk_sketch".
+    """
+
+    dual: DualActivation
+    exact_high_degrees: bool
+    after_dropout: bool
+    columns: _Columns
+    x_patches: Patches
+    y_patches: Patches
+    maps: dict[str, Projection]
+
+    def init(self, key: Key) -> dict[str, PyTree]:
+        """Draw the random maps."""
+        return init_each(self.maps, key)
+
+    def apply(self, params: dict[str, PyTree], f: Features) -> Features:
+        """Return the features after the activation."""
+        dtype, f = f.nngp.dtype, Features(*map(at_least_float32, f))
+        geometry = self._geometry(f)
+        nngp = self._nngp_features(params, f.nngp, geometry)
+        ntk = nngp[..., :0]
+        if self.columns.ntk_zonal:
+            ntk = self._ntk_features(params, f, geometry)
+        nngp_diag = jnp.sum(nngp**2, axis=-1)
+        if self.after_dropout:
+            nngp_diag = self.dual.diagonal(geometry.q)[0]
+        return Features(*(array.astype(dtype) for array in (nngp, ntk, nngp_diag)))
+
+    def bias(self) -> dict[Kind, float]:
+        """Return the largest bias of each kernel."""
+
+        def of_kernel(directions: str, of_slope: bool) -> float:
+            return largest_bias(
+                self.dual,
+                self.maps[directions].sphere_dim,
+                of_slope=of_slope,
+                with_high_degrees=self._has_high_degrees(of_slope),
+                has_constants=self.columns.has_constants,
+                after_dropout=self.after_dropout,
+            )
+
+        bias: dict[Kind, float] = {"nngp": of_kernel("nngp_directions", False)}
+        if self.columns.ntk_zonal:
+            bias["ntk"] = of_kernel("slope_directions", True)
+        return bias
+
+    def _has_high_degrees(self, of_slope: bool) -> bool:
+        kink = with_kink(self.dual, of_slope=of_slope)
+        return self.exact_high_degrees and kink is not None
+
+    def _geometry(self, f: Features) -> _Geometry:
+        norm2 = q = self.x_patches.squared_norms(f.nngp)
+        share: Array | float = 1.0  # |P|^2 / q
+        if self.after_dropout:
+            q = jnp.maximum(f.nngp_diag, norm2)
+            share = norm2 * safe_reciprocal(q)
+        constants = self.x_patches.channel_means(f.nngp, self.columns.constants)
+        constant_norm2 = jnp.sum(constants**2, axis=-1) + self.x_patches.bias**2
+        a2 = jnp.clip(constant_norm2 * safe_reciprocal(q), 0, share)
+        t2: Array | float = 1.0
+        if self.after_dropout:
+            t2 = (share - a2) * safe_reciprocal(1 - a2)
+        inverse_length = safe_sqrt(safe_reciprocal(q * (share - a2)))[..., None]
+        linears = self.x_patches.channel_means(f.nngp, self.columns.linears)
+        return _Geometry(
+            q=q,
+            norm2=norm2,
+            a2=a2,
+            rho=safe_sqrt(1 - a2),
+            t2=t2,
+            constants=constants,
+            linears=linears * inverse_length,
+            inverse_length=inverse_length,
         )
-        out.append(signs[i] * safe_sqrt(total + jnp.zeros_like(a2)))
-    return out
 
-
-def _kappa_terms(order: int, a2: jax.Array, rho: jax.Array) -> list[jax.Array]:
-    r"""kappa_order^(j)(a^2) rho^(2j) / j! for j = 0..6.
-
-    With :math:`y = (1-s^2)^{-1/2}`, :math:`\kappa_0' = y / \pi`; the derivatives of y
-    are :math:`u_n (1-s^2)^{-n-1/2}` with
-    :math:`u_{n+1} = (2n+1) s u_n + n^2 (1-s^2) u_{n-1}`, all positive.
-    """
-    s = a2
-    terms = [kernels.kappa1(s), kernels.kappa0(s) * rho**2]
-    power = rho**3
-    if order == 0:
-        terms, power = [kernels.kappa0(s)], rho
-    u, before = jnp.ones_like(s), jnp.zeros_like(s)
-    for n in range(_DEGREE + 1 - len(terms)):
-        j = len(terms)
-        terms.append(u * power / (math.pi * math.factorial(j) * (1 + s) ** (n + 0.5)))
-        u, before = (2 * n + 1) * s * u + n * n * rho**2 * (1 + s) * before, u
-    return terms
-
-
-@functools.lru_cache(maxsize=64)
-def _bias(
-    dual: DualActivation, order: int, dim: int, tail: bool, means: bool, dropped: bool
-) -> float:
-    """The largest difference of a dual kernel and what its features expect.
-
-    At variance 1, relative to the kernel at cosine 1 (of derivatives, at most; as much
-    of the NTK), over all a, a' (0 where inputs have no common part), <e, e'> and,
-    behind Dropout, t and t', rounded up.
-    """
-    fine = dual.homogeneity_degree is not None
-    a2 = np.linspace(0, 1, 41 if fine else 11) if means else np.zeros(1)
-    c = np.linspace(-1, 1, 81 if fine else 41)
-    ratio = np.linspace(0, 1, 5 if fine else 3) if dropped else np.ones(1)
-    a2, ratio = (z.reshape(-1) for z in np.meshgrid(a2, ratio))
-    rho = np.sqrt(1 - a2)
-    rest = rho * np.sqrt(ratio)
-    alpha = np.sqrt(np.outer(a2, a2))[..., None] + np.outer(rest, rest)[..., None] * c
-    own = a2 + rest**2
-
-    def evaluate() -> tuple[np.ndarray, ...]:
-        one = jnp.ones(())
-        inputs = (jnp.ones(len(a2)), jnp.asarray(a2), jnp.asarray(rho))
-        weights = _weights(dual, order, *inputs, dim, not means, jnp.asarray(ratio))
-        pair = dual.covariances(jnp.asarray(np.minimum(alpha, 1)), one, one)
-        whole = dual.diagonal(one)[1 - order]
-        seen = (
-            dual.covariances(jnp.asarray(own), one, one)[1 - order]
-            if dropped
-            else whole
+    def _weights(self, geometry: _Geometry, dim: int, of_slope: bool) -> list[Array]:
+        """Return g_0 ... g_6, (..., 1) each."""
+        weights = expansion_weights(
+            self.dual,
+            geometry.q,
+            geometry.a2,
+            geometry.rho,
+            dim,
+            of_slope=of_slope,
+            signed=not self.columns.has_constants,
+            t2=geometry.t2,
         )
-        parts = (jnp.stack(weights, -1), pair[1 - order], seen, whole)
-        return tuple(np.asarray(part, np.float64) for part in parts)
+        return [weight[..., None] for weight in weights]
 
-    g, exact, seen, total = evaluate_eagerly(evaluate)
-    p = gegenbauer_values(c, _DEGREE, dim)
-    expected = np.einsum("il,jl,cl->ijc", g, g, p)
-    kinked = _kinked(dual, order)
-    if tail and kinked:
-        known, norm = _tail(kinked.power, dim)
-        # Of sgn z and |z|, without the degrees that are known.
-        whole = np.arcsin(c) * (2 / np.pi)
-        if kinked.power == 1:
-            whole = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
-        rest = (whole - p @ np.square(known)) / norm**2
-        scale = np.sqrt(np.maximum(seen - (g**2).sum(axis=1), 0))
-        expected += np.outer(scale, scale)[..., None] * rest
-    if not total:
-        return 0.0
-    return math.ceil(100 * np.abs(exact - expected).max() / total) / 100
+    def _dual_with_itself(self, geometry: _Geometry, of_slope: bool) -> Array:
+        """Return the kernel of features of each position with itself."""
+        q = geometry.q
+        if self.after_dropout:
+            value, slope = self.dual.covariances(geometry.norm2, q, q)
+        else:
+            value, slope = self.dual.diagonal(q)
+        return jnp.where(q > 0, slope, 0) if of_slope else value
 
+    def _zonal_function(
+        self,
+        params: dict[str, PyTree],
+        x: Array,
+        geometry: _Geometry,
+        g: list[Array],
+        of_slope: bool,
+    ) -> tuple[Array, Array]:
+        """Return f(w.e) and g_1 (w.e)_L for all directions w, (..., m) each."""
+        name = "slope_directions" if of_slope else "nngp_directions"
+        projection, constants = self.maps[name], self.columns.constants
+        dim = projection.sphere_dim
+        z = projection.apply(params[name], x)
+        along, bias = projection.apply_to_channel_means(
+            params[name], (*constants, *self.columns.linears), x.dtype
+        )
+        of_constants, of_linears = along[: len(constants)], along[len(constants) :]
+        z = z - jnp.matmul(geometry.constants, of_constants)
+        z = z - (bias if self.x_patches.bias else 0)
+        z = z * geometry.inverse_length
+        weights = [weight * sign for weight, sign in zip(g, _SIGNS, strict=True)]
+        linear = jnp.matmul(geometry.linears, of_linears) * weights[1]
+        high = jnp.zeros((), x.dtype)
+        if self._has_high_degrees(of_slope):
+            function = with_kink(self.dual, of_slope=of_slope)
+            assert function is not None
+            low_coefficients, norm = high_degrees(function.power, dim)
+            total = self._dual_with_itself(geometry, of_slope)
+            left = total - sum(weight[..., 0] ** 2 for weight in g)
+            scale = safe_sqrt(left)[..., None] * (1 / norm)
+            high = scale * (-jnp.abs(z) if function.power else jnp.sign(z))
+            weights = [
+                weight - scale * low
+                for weight, low in zip(weights, low_coefficients, strict=True)
+            ]
+        f = gegenbauer_series_sum(z * dim**-0.5, weights, dim) + high
+        return f, linear
 
-@functools.lru_cache
-def _tail(order: int, dim: int) -> tuple[tuple[float, ...], float]:
-    """Of sgn z, or -|z|: coefficients up to degree 6, and the norm of the rest.
+    def _nngp_features(
+        self, params: dict[str, PyTree], x: Array, geometry: _Geometry
+    ) -> Array:
+        g = self._weights(
+            geometry, self.maps["nngp_directions"].sphere_dim, of_slope=False
+        )
+        f, linear = self._zonal_function(params, x, geometry, g, of_slope=False)
+        zonal = (f - linear - g[0]) * self.columns.nngp_zonal**-0.5
+        return jnp.concatenate([g[0], g[1] * geometry.linears, zonal], axis=-1)
 
-    z = t sqrt(dim), and t is the cosine of an angle of density sin^(dim-2).
-    """
-    angle = (np.arange(100_000) + 0.5) * (np.pi / 100_000)
-    log = (dim - 2) * np.log(np.sin(angle))
-    density = np.exp(log - log.max())
-    density /= density.sum()
-    t = np.cos(angle)
-    values = np.sign(t) if order == 0 else -np.abs(t) * math.sqrt(dim)
-    h = orthonormal_values(t, _DEGREE, dim)
-    known = (density * values) @ h
-    rest = density @ values**2 - known @ known
-    return tuple(map(float, known)), math.sqrt(rest)
+    def _ntk_features(
+        self, params: dict[str, PyTree], features: Features, geometry: _Geometry
+    ) -> Array:
+        x, y = features.nngp, features.ntk
+        g = self._weights(
+            geometry, self.maps["slope_directions"].sphere_dim, of_slope=True
+        )
+        f, linear = self._zonal_function(params, x, geometry, g, of_slope=True)
+        sketch, sketch_params = self.maps["ntk_sketch"], params["ntk_sketch"]
+        constants, linears = self.columns.ntk_constants, self.columns.ntk_linears
+        sketched = sketch.apply(sketch_params, y)
+        along, bias = sketch.apply_to_channel_means(
+            sketch_params, (*constants, *linears), x.dtype
+        )
+        y_constants = self.y_patches.channel_means(y, constants)
+        y_linears = self.y_patches.channel_means(y, linears)
+        constant_part = jnp.matmul(y_constants, along[: len(constants)])
+        if self.y_patches.bias:
+            constant_part = constant_part + bias
+        exact_part = constant_part + jnp.matmul(y_linears, along[len(constants) :])
+        zonal = sketched * f - exact_part * g[0] - constant_part * linear
+        blocks = [y_linears * g[0], zonal]
+        if self.columns.ntk_has_constants:
+            squares = jnp.sum(y_constants**2, axis=-1) + self.y_patches.bias**2
+            norm = safe_sqrt(squares)[..., None]
+            blocks = [norm * g[0], norm * g[1] * geometry.linears, *blocks]
+        return jnp.concatenate(blocks, axis=-1)
