@@ -188,9 +188,7 @@ def test_weights_are_the_derivatives(order):
     a2 = np.array([0.0, 0.2, 0.7])
     rho = np.sqrt(1 - a2)
     inputs = (jnp.full(3, 2.0), jnp.asarray(a2, jnp.float32), jnp.asarray(rho))
-    g = expansion_weights(
-        RELU, *inputs, 10**9, of_slope=not order, signed=False
-    )
+    g = expansion_weights(RELU, *inputs, 10**9, of_slope=not order, signed=False)
     powers = np.arange(count + 1)
     for degree in range(DEGREE + 1):
         chosen = powers >= degree
