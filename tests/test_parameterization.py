@@ -10,8 +10,8 @@ from helpers import x64
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, stax
 from jax_ntk_sketch.features.methods._zonal_kernel import why_not_zonal
-from jax_ntk_sketch.features.methods.variance_reduced import (
-    layers as variance_reduced_layers,
+from jax_ntk_sketch.features.methods.variance_reduced.expansion import (
+    expansion_weights,
 )
 from jax_ntk_sketch.features.state import Features, Spec, dropout_variance
 from jax_ntk_sketch.features.step import Context, layer_rule
@@ -417,8 +417,9 @@ def test_series_of_the_cosines_behind_dropout():
         wanted = dual.covariances(*map(jnp.asarray, (cov, q, q)))
         for order in (0, 1):
             inputs = (jnp.asarray(z, jnp.float32) for z in (q, a2, rho))
-            g = variance_reduced_layers._weights(
-                dual, order, *inputs, dim, False, jnp.asarray(ratio)
+            t2 = jnp.asarray(ratio)
+            g = expansion_weights(
+                dual, *inputs, dim, of_slope=not order, signed=False, t2=t2
             )
             total = np.square(np.stack(g, -1)) @ p
             np.testing.assert_allclose(total, wanted[1 - order], rtol=3e-3)

@@ -114,11 +114,11 @@ def _terms_with_kink(
     p, n, power = function.positive, function.negative, function.power
     scale = (p + n) ** 2 / 2 if power else (p - n) ** 2 / 2
     terms = [scale * term for term in _kappa_terms(power, a2, rho)]
-    remainder: list[Array | float] = [p * n]
     if power:
-        remainder = [-p * n * a2, -p * n * rho**2]
-    for j, term in enumerate(remainder):
-        terms[j] = terms[j] + term
+        terms[0] = terms[0] - p * n * a2
+        terms[1] = terms[1] - p * n * rho**2
+    else:
+        terms[0] = terms[0] + p * n
     at_one = q if power else (q > 0).astype(q.dtype)
     return [at_one * term for term in terms]
 
