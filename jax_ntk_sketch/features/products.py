@@ -19,8 +19,8 @@ class Product:
     Attributes:
       left, right: the columns of x (..., left) and y (..., right).
       max_columns: the largest number of columns, beyond which products are sketched.
-      batch_columns: the columns of a batch whose kernel is factored, which is as many
-        as x has rows; 0 for tensor products.
+      batch_columns: the number of rows of x, if the kernel of the whole batch is
+        factored, which has a column for each row; 0 for tensor products.
     """
 
     left: int

@@ -1,6 +1,6 @@
-"""What flows between the steps of a feature map.
+"""`Features`, which flow between the steps of a feature map, and their `Spec`.
 
-`Features` are the arrays, and `Spec` is what is known of them before any array exists.
+The spec holds the facts that are known before any array exists: sizes and properties.
 Between `FanOut` and a fan-in layer there are lists of features, and `Branches`.
 """
 
@@ -129,7 +129,7 @@ class PatchWindow:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known of `Features` before any array exists.
+    """The facts about `Features` that are known before any array exists.
 
     Attributes:
       nngp_dim, ntk_dim: the columns of the arrays of each kernel.
@@ -191,7 +191,7 @@ AnyFeatures: TypeAlias = Features | list[Features]
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """What is known of the features of several branches, which are a list."""
+    """The specs of several branches, whose features are a list."""
 
     specs: tuple[Spec, ...]
 

@@ -90,7 +90,7 @@ class ConvTranspose(_Convolution):
       strides: how many output pixels an input pixel is wide, for each spatial axis;
         None for 1.
       padding: "VALID" for all pixels that a filter reaches, "SAME" for strides times
-        the size, "CIRCULAR" for as many, wrapped around.
+        the size, and "CIRCULAR" for the same size, wrapped around.
 
     Raises:
       TypeError: a size is not an integer, or a deviation is not a number.
