@@ -16,6 +16,7 @@ matrices, as root mean square over seeds. The largest maps have fewer seeds.
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 
 import common
@@ -36,12 +37,9 @@ ACTIVATIONS: dict[str, stax.Activation] = {
     "GELU": stax.Gelu(),
 }
 METHODS = (
-    "ntk_random_features",
-    "ntk_sketch",
-    "variance_reduced",
-    "ntk_sketch, uncompressed",
+    "ntk_random_features", "ntk_sketch", "variance_reduced", "ntk_sketch, uncompressed",
     "variance_reduced, kernel",
-)
+)  # fmt: skip
 # The degrees in the printed table; the JSON file has all.
 SHOWN = (1, 4, 8, 20)
 # Maps with more columns get fewer seeds.
@@ -128,13 +126,11 @@ def degree(args: common.Options) -> None:
             records.append({"activation": name, "degree": q, **by_kind})
     shown = [r for r in records if r["degree"] in SHOWN]
     titles = {"nngp": "NNGP kernel", "published": "Published", "ntk": "NTK"}
-    tables = [
-        f"{title}:\n\n"
-        + common.wide_table(
-            shown, "degree", "{degree}", "{activation}", f"{{{kind}:.1e}}"
-        )
-        for kind, title in titles.items()
-    ]
+    tables = []
+    for kind, title in titles.items():
+        labels = ("degree", "{degree}", "{activation}")
+        table = common.wide_table(shown, *labels, f"{{{kind}:.1e}}")
+        tables.append(f"{title}:\n\n{table}")
     common.report(args, "activations-degree", "\n\n".join(tables), records)
 
 
@@ -151,29 +147,19 @@ def features(args: common.Options) -> None:
     """Measure the error against the number of features."""
     x = inputs(args.num, args.dim).astype(np.float32)
     records = []
-    for m in args.num_features:
-        for method in args.methods:
-            for name in args.activations:
-                fmap = jns.feature_map(
-                    network(name, args.dim),
-                    num_features=m,
-                    get=args.get,
-                    method=maps.METHODS[method],
-                )
-                kernel = exact(name, *x.shape)[args.get]
-                seeds = args.seeds if m < MANY_COLUMNS else args.few_seeds
-                errors = maps.gram_errors(fmap, kernel, x, seeds)[:, 0]
-                record = {"num_features": m, "method": method, "activation": name}
-                record["error"], record["se"] = maps.root_mean_square(errors)
-                records.append(record)
-                print(record, flush=True)
-    text = common.wide_table(
-        records,
-        "columns | method",
-        "{num_features:,} | `{method}`",
-        "{activation}",
-        "{error:.4f}",
-    )
+    cases = itertools.product(args.num_features, args.methods, args.activations)
+    for m, method, name in cases:
+        net, record = network(name, args.dim), maps.METHODS[method]
+        fmap = jns.feature_map(net, num_features=m, get=args.get, method=record)
+        kernel = exact(name, *x.shape)[args.get]
+        seeds = args.seeds if m < MANY_COLUMNS else args.few_seeds
+        errors = maps.gram_errors(fmap, kernel, x, seeds)[:, 0]
+        error, se = maps.root_mean_square(errors)
+        labels = {"num_features": m, "method": method, "activation": name}
+        records.append({**labels, "error": error, "se": se})
+        print(records[-1], flush=True)
+    head, row = "columns | method", "{num_features:,} | `{method}`"
+    text = common.wide_table(records, head, row, "{activation}", "{error:.4f}")
     common.report(args, f"activations-features-{args.get}", text, records)
 
 

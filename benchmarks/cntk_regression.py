@@ -1,7 +1,6 @@
 """Ridge regression on features of images, compared with exact CNTK regression.
 
-    python benchmarks/cntk_regression.py exact --data FOLDER
-    python benchmarks/cntk_regression.py regression --data FOLDER
+    python benchmarks/cntk_regression.py --data FOLDER
 
 The data are 600 CIFAR-10 images averaged to 16 x 16 pixels. The first 300 standardize
 each color channel and are fitted. The network has three convolutions and two average
@@ -12,22 +11,22 @@ The distance is the root mean square of the difference between the test scores a
 those of exact CNTK ridge regression. Landmarks and directions are learned from the
 fitting images.
 
-"exact" computes the exact kernel, which takes half an hour on two cores. Its blocks are
-kept in the output folder, so that a run can be stopped and continued. "regression"
-starts with it where it is missing, and keeps every single result.
+The exact kernel takes half an hour on two cores. It and every single result are kept in
+the output folder.
 """
 
 import functools
 import hashlib
+import itertools
 import pathlib
 import time
 
 import common
-import jax
 import maps
 import numpy as np
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch.cli.regression import ExactKernel
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
 NET = jns.recipes.cntk(3)
@@ -46,58 +45,31 @@ METHODS = (
 )
 
 
-@functools.cache
-def images(
-    folder: str | None, fit: int, test: int, side: int
-) -> tuple[np.ndarray, np.ndarray]:
+def load(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
     """Return the fitting and the test images, and their labels."""
-    x, labels = common.small_images(folder, fit + test, side)
-    known = x[:fit]
+    x, labels = common.small_images(args.data, args.fit + args.test, args.side)
+    known = x[: args.fit]
     x = (x - known.mean(axis=(0, 1, 2))) / known.std(axis=(0, 1, 2))
     return x.astype(np.float32), labels
 
 
-def load(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and labels that the options ask for."""
-    return images(args.data, args.fit, args.test, args.side)
-
-
 def exact_kernel(
-    net: jns.stax.Layer, x: np.ndarray, n: int, folder: str, kind: str, block: int = 20
+    net: jns.stax.Layer, x: np.ndarray, n: int, folder: str, kind: str
 ) -> np.ndarray:
     """Return the exact kernel `(len(x), n)` of all images with the first n.
 
-    Finished rows of blocks are kept on disk, named after the network and the images.
+    It is kept on disk, named after the network and the images.
     """
-    kernel_fn = jnt.to_stax(net)[2]
-    run = jax.jit(lambda p, q: kernel_fn(p, q, kind))
     name = hashlib.sha256(repr(net).encode() + x.tobytes()).hexdigest()[:16]
-    place = pathlib.Path(folder) / f"{kind}-{name}-{n}-{block}"
-    place.mkdir(parents=True, exist_ok=True)
-    out = np.zeros((len(x), n))
-    for i in range(0, len(x), block):
-        rows, path = slice(i, i + block), place / f"{i}.npy"
-        stop = min(n, i + block)  # rows of the first n: up to the diagonal
-        if not path.is_file():
-            starts = range(0, stop, block)
-            parts = [np.asarray(run(x[rows], x[j : j + block])) for j in starts]
-            part = path.with_suffix(".part")
-            with open(part, "wb") as file:
-                np.save(file, np.concatenate(parts, axis=1))
-            part.replace(path)
-            print(
-                f"exact kernel: {min(i + block, len(x))} of {len(x)} rows", flush=True
-            )
-        known = np.load(path)[:, :stop]
-        out[rows, :stop] = known
-        if i < n:
-            out[:stop, rows] = known[: n - i].T
-    return out
-
-
-def exact(args: common.Options) -> np.ndarray:
-    """Return the exact kernel of all images with the fitting ones."""
-    return exact_kernel(NET, load(args)[0], args.fit, args.output, "ntk")
+    path = pathlib.Path(folder) / f"{kind}-{name}-{n}.npy"
+    if not path.is_file():
+        run = ExactKernel(functools.partial(jnt.to_stax(net)[2], get=kind), block=20)
+        parts = [run(x[:n], show=None)]
+        if n < len(x):
+            parts.append(run(x[n:], x[:n], show=None))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.concatenate(parts))
+    return np.load(path)
 
 
 def outcome(
@@ -137,15 +109,15 @@ def measure(
 
 def regression(args: common.Options) -> None:
     """Measure what is new, and write the table of all results that are kept."""
-    reg, best, accuracy = outcome(args, exact(args))
+    exact = exact_kernel(NET, load(args)[0], args.fit, args.output, "ntk")
+    reg, best, accuracy = outcome(args, exact)
     print(f"exact: reg {reg:.3g}, rms of scores {np.mean(best**2) ** 0.5:.4f}")
     setup = {"fit": args.fit, "test": args.test, "side": args.side}
     kept = common.Kept(args.output, "cntk-regression")
-    for m in args.num_features:
-        for name in args.methods:
-            for seed in range(1 if name == FC else args.seeds):
-                run = functools.partial(measure, args, name, m, seed, best, reg)
-                kept.get(run, method=name, num_features=m, seed=seed, **setup)
+    for m, name in itertools.product(args.num_features, args.methods):
+        for seed in range(1 if name == FC else args.seeds):
+            run = functools.partial(measure, args, name, m, seed, best, reg)
+            kept.get(run, method=name, num_features=m, seed=seed, **setup)
     values = ("distance", "same", "accuracy", "seconds")
     records = kept.summary((*setup, "num_features", "method"), values)
     records = [r for r in records if setup.items() <= r.items()]
@@ -165,7 +137,7 @@ def regression(args: common.Options) -> None:
 if __name__ == "__main__":
     common.main(
         __doc__,
-        {"exact": exact, "regression": regression},
+        {"regression": regression},
         num_features=([256, 1024], "features"),
         seeds=(5, "draws of each map"),
         methods=(list(METHODS), "feature maps", METHODS),

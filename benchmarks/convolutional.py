@@ -14,6 +14,7 @@ featurizing 10,000 images with the plan.
 """
 
 import functools
+import itertools
 
 import common
 import jax
@@ -66,23 +67,19 @@ def standardized(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
 def accuracy(args: common.Options) -> None:
     """Measure centered errors, and put the published ones beside them."""
     x, others = standardized(args)
-    exact = {
-        kind: exact_kernel(NET, x, len(x), args.output, kind)
-        for kind in ("nngp", "ntk")
-    }
+    kinds = ("nngp", "ntk")
+    exact = {kind: exact_kernel(NET, x, len(x), args.output, kind) for kind in kinds}
     records = []
     for width in args.widths:
-        for name in args.methods:
-            for kind, columns in (("nngp", width), ("ntk", 2 * width)):
-                fmap = feature_map(name, columns, kind)
-                sample = others if name == "nystrom" else x
-                errors = maps.gram_errors(
-                    fmap, exact[kind], x, args.seeds, sample, batch_size=4
-                )[:, 1]
-                error, se = maps.root_mean_square(errors)
-                record = {"width": width, "column": f"{name}, {kind.upper()}"}
-                records.append({**record, "error": error, "se": se})
-                print(records[-1], flush=True)
+        sizes = (("nngp", width), ("ntk", 2 * width))
+        for name, (kind, columns) in itertools.product(args.methods, sizes):
+            fmap = feature_map(name, columns, kind)
+            sample = others if name == "nystrom" else x
+            errors = maps.gram_errors(fmap, exact[kind], x, args.seeds, sample, 4)[:, 1]
+            error, se = maps.root_mean_square(errors)
+            record = {"width": width, "column": f"{name}, {kind.upper()}"}
+            records.append({**record, "error": error, "se": se})
+            print(records[-1], flush=True)
         for kind, error in zip(("NNGP", "NTK"), PUBLISHED.get(width, ()), strict=False):
             column = f"published code of random features, {kind}"
             records.append({"width": width, "column": column, "error": error})
@@ -150,9 +147,8 @@ def pixels(args: common.Options) -> None:
     ]
     head = "method | ms by pixels of a side | log-log slope in pixels"
     row = "{method} | {times} | {slope:.2f}"
-    common.report(
-        args, "convolutional-pixels", common.table(records, head, row), records
-    )
+    text = common.table(records, head, row)
+    common.report(args, "convolutional-pixels", text, records)
 
 
 def peak_of_transform(name: str, batch_size: int, count: int) -> common.Record:
@@ -172,37 +168,30 @@ def memory(args: common.Options) -> None:
     """Compare the peak memory of `transform`, in a new process, with the plan."""
     records = []
     example = jax.ShapeDtypeStruct((args.images, *IMAGE), jnp.float32)
-    for name in args.methods:
-        for batch_size in args.batch_sizes:
-            plan = feature_map(name, 1024).plan(example, batch_size=batch_size)
-            found = common.in_child(peak_of_transform, name, batch_size, args.images)
-            record = {"method": f"`{name}`", "batch_size": batch_size}
-            record |= {key: value / 1e6 for key, value in found.items()}
-            record |= {"plan": plan.peak_bytes / 1e6}
-            records.append({**record, "ratio": record["above"] / record["plan"]})
-            print(records[-1], flush=True)
+    for name, batch_size in itertools.product(args.methods, args.batch_sizes):
+        plan = feature_map(name, 1024).plan(example, batch_size=batch_size)
+        found = common.in_child(peak_of_transform, name, batch_size, args.images)
+        record = {"method": f"`{name}`", "batch_size": batch_size}
+        record |= {key: value / 1e6 for key, value in found.items()}
+        record |= {"plan": plan.peak_bytes / 1e6}
+        records.append({**record, "ratio": record["above"] / record["plan"]})
+        print(records[-1], flush=True)
     head = (
-        "method | batch_size | plan, MB | before, MB | peak above that, MB | over the"
-        " plan"
+        "method | batch_size | plan, MB | before, MB | peak above, MB | over the plan"
     )
     row = (
         "{method} | {batch_size} | {plan:.0f} | {before:.0f} | {above:.0f} | "
         "{ratio:.2f}"
     )
-    common.report(
-        args, "convolutional-memory", common.table(records, head, row), records
-    )
+    text = common.table(records, head, row)
+    common.report(args, "convolutional-memory", text, records)
 
 
 if __name__ == "__main__":
+    jobs = (accuracy, throughput, pixels, memory)
     common.main(
         __doc__,
-        {
-            "accuracy": accuracy,
-            "throughput": throughput,
-            "pixels": pixels,
-            "memory": memory,
-        },
+        {job.__name__: job for job in jobs},
         widths=([128, 256, 512], "columns M of NNGP features"),
         seeds=(10, "draws of each map"),
         first=(0, "number of the first image that errors are measured on"),

@@ -11,6 +11,7 @@ have no part in any choice. "time" measures the features of random graphs of 100
 with 1000 to 100,000 edges, and of graphs with 8 edges a node and 100 to 10,000 nodes.
 """
 
+import functools
 import time
 import warnings
 
@@ -26,11 +27,8 @@ from jax_ntk_sketch.linear_model import fit_ridge
 
 EXACT = "exact"
 METHODS = (
-    "variance_reduced",
-    "variance_reduced, kernel",
-    "ntk_random_features",
-    "ntk_sketch",
-)
+    "variance_reduced", "variance_reduced, kernel", "ntk_random_features", "ntk_sketch",
+)  # fmt: skip
 # Penalties per graph, relative to the kernel's mean diagonal.
 REGS = 10.0 ** np.arange(-7, 0.1, 0.5)
 
@@ -82,6 +80,9 @@ def features(
     args: common.Options, graphs: jns.graphs.Graphs, method: str, m: int, seed: int
 ) -> tuple[np.ndarray, float]:
     """Return features of all graphs, and their seconds without compilation."""
+    start = time.perf_counter()
+    if method == EXACT:
+        return root(exact_kernel(args, graphs)), time.perf_counter() - start
     net, size = network(args), min(args.batch_size, len(graphs.x))
     fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
     params = fmap.init(jax.random.key(seed), graphs.x.shape[1:])
@@ -108,13 +109,8 @@ def accuracy(args: common.Options) -> None:
         for method, m in runs:
             scores, seconds = [], []
             for seed in range(1 if method == EXACT else args.seeds):
-                start = time.perf_counter()
-                if method == EXACT:
-                    phi = root(exact_kernel(args, data.graphs))
-                    seconds.append(time.perf_counter() - start)
-                else:
-                    phi, spent = features(args, data.graphs, method, m, seed)
-                    seconds.append(spent)
+                phi, spent = features(args, data.graphs, method, m, seed)
+                seconds.append(spent)
                 scores.append(accuracies(phi, data.y, data.folds))
             by_fold = 100 * np.mean(scores, axis=0)
             record = {"set": label, "method": method, "num_features": m or None}
@@ -155,12 +151,7 @@ def edges(args: common.Options) -> None:
             graph = random_graph(nodes, count)
             params = fmap.init(jax.random.key(0), graph.x.shape[1:])
             x, pattern = jax.device_put((graph.x, graph.pattern))
-
-            def call(
-                p: dict = params, x: jax.Array = x, e: jax.Array = pattern
-            ) -> object:
-                return run(p, x, pattern=e)
-
+            call = functools.partial(run, params, x, pattern=pattern)
             times.append(common.seconds(call, 3)[1])
             record = {"nodes": nodes, "edges": count, "ms": 1e3 * times[-1]}
             records.append(record)

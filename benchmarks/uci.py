@@ -35,7 +35,6 @@ import common
 import jax
 import maps
 import numpy as np
-from scipy.linalg import eigh
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.metrics.pairwise import rbf_kernel
@@ -43,6 +42,7 @@ from sklearn.neural_network import MLPRegressor
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit, fit_ridge
+from jax_ntk_sketch.methods import Method, Nystrom, VarianceReduced
 
 DIGITS = "digits"
 SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
@@ -79,15 +79,6 @@ def standardize(fitting: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
     return [(z - mean) / np.where(spread > 0, spread, 1) for z in parts]
 
 
-@functools.lru_cache(1)
-def load(folder: str | None, name: str, split: int) -> tuple[np.ndarray, ...]:
-    """Return standardized training and test inputs, float32, and targets (n,)."""
-    x, x_test, y, y_test = rows(folder, name, split)
-    x, x_test = (z.astype(np.float32) for z in standardize(x, x, x_test))
-    y, y_test = (z[:, 0] for z in standardize(y, y, y_test))
-    return x, x_test, y, y_test
-
-
 def with_ones(x: np.ndarray) -> np.ndarray:
     """Append a constant column."""
     return np.c_[x, np.ones(len(x), np.float32)]
@@ -116,8 +107,10 @@ class Split(NamedTuple):
 @functools.lru_cache(1)
 def choose(folder: str | None, name: str, split: int, count: int) -> Split:
     """Return a split, with the depth and gamma that `count` training rows choose."""
-    data = load(folder, name, split)
-    x, y = data[0][:count], data[2][:count]
+    x, x_test, y, y_test = rows(folder, name, split)
+    x, x_test = (z.astype(np.float32) for z in standardize(x, x, x_test))
+    y, y_test = (z[:, 0] for z in standardize(y, y, y_test))
+    data, x, y = (x, x_test, y, y_test), x[:count], y[:count]
     gammas = [g / x.shape[1] for g in GAMMAS]
 
     def error(k: np.ndarray) -> float:
@@ -129,10 +122,10 @@ def choose(folder: str | None, name: str, split: int, count: int) -> Split:
     return Split(*data, depth, gamma, split)
 
 
-def ntk_features(args: common.Options, split: Split, method: str) -> np.ndarray:
+def ntk_features(args: common.Options, split: Split, method: Method) -> np.ndarray:
     """Return predictions of streaming ridge regression on the library's features."""
     x, net = with_ones(split.x), maps.relu_network(split.depth)
-    fmap = jns.feature_map(net, num_features=args.width, method=maps.METHODS[method])
+    fmap = jns.feature_map(net, num_features=args.width, method=method)
     params = fmap.init(jax.random.key(split.seed), x)
     regs = REGS * maps.mean_diagonal(fmap.apply(params, x[:256]))
     with warnings.catch_warnings():
@@ -141,32 +134,14 @@ def ntk_features(args: common.Options, split: Split, method: str) -> np.ndarray:
     return fitted.predict(with_ones(split.x_test))
 
 
-def nystrom_uniform(args: common.Options, split: Split) -> np.ndarray:
-    """Return predictions of Nyström with the exact NTK and uniform landmarks."""
-    x, x_test, depth = with_ones(split.x), with_ones(split.x_test), split.depth
-    rng = np.random.default_rng(split.seed)
-    landmarks = x[rng.choice(len(x), args.width, False)]
-    values, vectors = eigh(maps.exact(landmarks, None, depth))
-    root = vectors / np.sqrt(np.maximum(values, 1e-10 * values[-1]))
-    phi, phi_test = (
-        (maps.exact_in_blocks(z, landmarks, depth) @ root).astype(np.float32)
-        for z in (x, x_test)
-    )
-    return ridge(phi, split.y, phi_test)
-
-
-def ridge(phi: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return predictions of ridge regression with a cross-validated penalty."""
-    regs = REGS[REGS > 1e-8] * maps.mean_diagonal(phi)
-    return np.asarray(fit_ridge(phi, y, reg=regs.tolist()).best().predict(test))
-
-
 def gaussian(args: common.Options, split: Split, approximation: Callable) -> np.ndarray:
     """Return predictions with scikit-learn's features of the Gaussian kernel."""
     size, seed = args.width, split.seed
     f = approximation(gamma=split.gamma, n_components=size, random_state=seed)
     phi = f.fit(split.x).transform(split.x)
-    return ridge(phi, split.y, f.transform(split.x_test))
+    regs = REGS[REGS > 1e-8] * maps.mean_diagonal(phi)
+    model = fit_ridge(phi, split.y, reg=regs.tolist()).best()
+    return np.asarray(model.predict(f.transform(split.x_test)))
 
 
 def mlp(args: common.Options, split: Split) -> np.ndarray:
@@ -195,9 +170,9 @@ def subsample(args: common.Options, split: Split) -> np.ndarray:
 
 
 METHODS: dict[str, Callable[[common.Options, Split], np.ndarray]] = {
-    "NTK, nystrom": lambda *a: ntk_features(*a, "nystrom"),
-    "NTK, variance_reduced": lambda *a: ntk_features(*a, "variance_reduced, kernel"),
-    "NTK, uniform Nyström": nystrom_uniform,
+    "NTK, nystrom": lambda *a: ntk_features(*a, Nystrom()),
+    "NTK, variance_reduced": lambda *a: ntk_features(*a, VarianceReduced("kernel")),
+    "NTK, uniform Nyström": lambda *a: ntk_features(*a, Nystrom("uniform", 1.0)),
     "RBF, Nystroem": lambda *a: gaussian(*a, Nystroem),
     "RBF, RBFSampler": lambda *a: gaussian(*a, RBFSampler),
     "exact NTK, 5000 rows": subsample,
@@ -280,26 +255,20 @@ def downstream(args: common.Options) -> None:
     kept = common.Kept(args.output, "downstream")
     records = []
     for name, method in itertools.product(args.sets, args.maps):
-        labels = {"set": name, "depth": args.depth, "method": method}
         x, *_, y_test = few_rows(args.data, name, args.num_train)
         best = None
         for m in args.num_features:
             if method in LEARNED and m > len(x):
                 break
-            runs = [
-                kept.get(
-                    functools.partial(ridge_on_draw, args, name, method, m, seed),
-                    **labels,
-                    num_features=m,
-                    seed=seed,
-                )
-                for seed in range(args.seeds)
-            ]
-            draws = [r for r in runs if r is not None]
-            if draws:
+            labels = {"set": name, "depth": args.depth, "method": method}
+            labels |= {"num_features": m}
+            for seed in range(args.seeds):
+                run = functools.partial(ridge_on_draw, args, name, method, m, seed)
+                kept.get(run, **labels, seed=seed)
+            if draws := kept.select(**labels):
                 lost = float(np.mean([r["lost"] for r in draws]))
                 mse, se = common.mean_and_error([r["mse"] for r in draws])
-                best = {**labels, "num_features": m, "mse": mse, "se": se, "lost": lost}
+                best = {**labels, "mse": mse, "se": se, "lost": lost}
                 if lost <= args.within:
                     break
         if best is not None:

@@ -28,14 +28,13 @@ RUNS = {
     "convolutional-memory": "convolutional.py memory --images 64 --batch-sizes 4 "
     "--methods variance_reduced",
     "fully_connected-accuracy": "fully_connected.py accuracy --depths 1 "
-    "--methods ntk_sketch one_pass " + TINY_MAPS,
-    "fully_connected-equal_error": "fully_connected.py equal_error --depths 1 "
-    "--num-timed 64 " + TINY_MAPS,
+    "--methods ntk_sketch nystrom " + TINY_MAPS,
+    "fully_connected-throughput": "fully_connected.py throughput --num-timed 64 "
+    "--methods ntk_random_features",
     "graphs-accuracy": "graphs.py accuracy --blocks 2 --methods ntk_random_features "
     + TINY_MAPS,
-    "pareto-errors": "pareto.py errors --repeats 1 --methods nystrom "
+    "pareto-regression": "pareto.py regression --methods variance_reduced "
     "'exact eigenvectors' " + TINY_MAPS,
-    "pareto-regression": "pareto.py regression --methods variance_reduced " + TINY_MAPS,
     "scale": "scale.py features exact --num-train 300 --num-chosen 100 "
     "--num-features 64",
     "solvers-cg": "solvers.py cg --depth 1 --num-train 200 --num-features 32",
