@@ -149,8 +149,7 @@ def features(args: common.Options) -> None:
     records = []
     cases = itertools.product(args.num_features, args.methods, args.activations)
     for m, method, name in cases:
-        net, record = network(name, args.dim), maps.METHODS[method]
-        fmap = jns.feature_map(net, num_features=m, get=args.get, method=record)
+        fmap = maps.feature_map(network(name, args.dim), method, m, args.get)
         kernel = exact(name, *x.shape)[args.get]
         seeds = args.seeds if m < MANY_COLUMNS else args.few_seeds
         errors = maps.gram_errors(fmap, kernel, x, seeds)[:, 0]

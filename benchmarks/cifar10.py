@@ -13,6 +13,7 @@ published ones.
 """
 
 import io
+import itertools
 import pathlib
 import time
 
@@ -142,26 +143,21 @@ def features(args: common.Options) -> None:
             records.append({**record, "seconds": seconds, **found})
             print(records[-1], flush=True)
 
+    sizes = list(itertools.product(args.networks, args.methods, args.num_features))
     for zca in args.zca:
         x, x_test = prepare([images, test_images], zca)
         if args.fully_connected:
             flat, flat_test = (z.reshape(len(z), -1) for z in (x, x_test))
-            kernels = (
-                maps.exact_in_blocks(z, flat, FC_DEPTH) for z in (flat, flat_test)
-            )
+            kernels = (maps.exact(z, flat, FC_DEPTH) for z in (flat, flat_test))
             name = f"fully connected NTK, depth {FC_DEPTH}, exact"
             add(name, 0, zca, 0.0, tuple(kernels))
-        for network in args.networks:
-            for method in args.methods:
-                for m in args.num_features:
-                    fmap = jns.feature_map(
-                        NETWORKS[network], num_features=m, method=maps.METHODS[method]
-                    )
-                    params = fmap.init(jax.random.key(0), x)
-                    start = time.perf_counter()
-                    phi = tuple(jns.transform(fmap, params, z) for z in (x, x_test))
-                    seconds = time.perf_counter() - start
-                    add(f"{network}, {method}", m, zca, seconds, phi)
+        for network, method, m in sizes:
+            fmap = maps.feature_map(NETWORKS[network], method, m)
+            params = fmap.init(jax.random.key(0), x)
+            start = time.perf_counter()
+            phi = tuple(jns.transform(fmap, params, z) for z in (x, x_test))
+            seconds = time.perf_counter() - start
+            add(f"{network}, {method}", m, zca, seconds, phi)
     head = "features | columns | ZCA"
     row = "{method} | {num_features} | {zca:g}"
     text = common.wide_table(

@@ -7,14 +7,12 @@ also replace the section of `RESULTS.md` between the markers that bear the job's
 
 import argparse
 import datetime
-import inspect
 import json
 import os
 import pathlib
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -40,50 +38,39 @@ class _HelpFormatter(
 def main(
     description: str | None,
     jobs: Mapping[str, Callable[[Options], object]],
-    **options: tuple[Any, ...],
+    **settings: tuple[Any, ...],
 ) -> None:
     """Parse the command line and run the jobs that it names, in order.
 
     Args:
       description: the docstring of the script.
       jobs: a function for each job.
-      **options: for each option the default, a help text and perhaps the choices. A
+      **settings: for each option the default, a help text and perhaps the choices. A
         list as default takes several values, and `False` makes a switch.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=_HelpFormatter
     )
-    add = parser.add_argument
-    add(
-        "jobs",
-        nargs="*",
-        default=list(jobs),
-        help="the jobs to run: " + ", ".join(jobs),
-    )
-    add(
-        "--data",
-        default=os.environ.get(DATA_VARIABLE),
-        help=f"folder with the data; the variable {DATA_VARIABLE} names it too",
-    )
+    add, names = parser.add_argument, ", ".join(jobs)
+    add("jobs", nargs="*", default=list(jobs), help=f"the jobs to run: {names}")
+    folder = f"folder with the data; the variable {DATA_VARIABLE} names it too"
+    add("--data", default=os.environ.get(DATA_VARIABLE), help=folder)
     add("--output", default="report-benchmarks", help="folder for Markdown and JSON")
     add("--write", action="store_true", help="put the tables into RESULTS.md")
-    for name, (default, text, *choices) in options.items():
+    for name, (default, text, *choices) in settings.items():
         flag = "--" + name.replace("_", "-")
         if default is False:
             add(flag, action="store_true", help=text)
             continue
-        first = (*default, "")[0] if isinstance(default, list) else default
-        add(
-            flag,
-            default=default,
-            type=type(first),
-            nargs="+" if isinstance(default, list) else None,
-            choices=list(choices[0]) if choices else None,
-            help=text,
-        )
+        options = {"default": default, "type": type(default), "help": text}
+        if isinstance(default, list):
+            options |= {"nargs": "+", "type": type((*default, "")[0])}
+        if choices:
+            options["choices"] = list(choices[0])
+        add(flag, **options)
     arguments = parser.parse_args()
     if unknown := set(arguments.jobs) - set(jobs):
-        parser.error(f"jobs must be among {', '.join(jobs)}, got {sorted(unknown)}")
+        parser.error(f"jobs must be among {names}, got {sorted(unknown)}")
     for job in arguments.jobs:
         jobs[job](arguments)
 
@@ -126,13 +113,9 @@ def small_images(
     The images `(count, side, side, 3)` are float64 in [0, 1].
     """
     x, labels = arrays(folder, "cifar10_lossless_subset.npz", "x_train", "y_train")
-    return average_pixels(x[:count] / 255, side), labels[:count].astype(int)
-
-
-def average_pixels(x: np.ndarray, side: int) -> np.ndarray:
-    """Average images `(n, 32, 32, 3)` to `(n, side, side, 3)`."""
-    block = 32 // side
-    return x.reshape(len(x), side, block, side, block, 3).mean(axis=(2, 4))
+    x, block = x[:count] / 255, 32 // side
+    x = x.reshape(len(x), side, block, side, block, 3).mean(axis=(2, 4))
+    return x, labels[:count].astype(int)
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
@@ -153,36 +136,6 @@ def matmul_flops(size: int = 2048) -> float:
     a = jax.numpy.ones((size, size), "float32")
     product = jax.jit(jax.numpy.matmul)
     return 2 * size**3 / seconds(lambda: product(a, a))[1]
-
-
-def resident_bytes(name: str = "VmRSS") -> int:
-    """Return the resident memory of this process, or with "VmHWM" its peak (Linux)."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("the resident memory is known on Linux only")
-
-
-def peak_above_now(run: Callable[[], Any]) -> Record:
-    """Return the resident memory before `run` and by how much its peak exceeds it."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident_bytes()
-    jax.block_until_ready(run())
-    return {"before": before, "above": resident_bytes("VmHWM") - before}
-
-
-def in_child(function: Callable[..., Record], *arguments: Any) -> Record:
-    """Call a function of a benchmark in a new process, whose memory is its own."""
-    module = pathlib.Path(inspect.getfile(function)).stem
-    call = f"{module}.{function.__name__}(*{arguments!r})"
-    code = (
-        f"import json, sys; sys.path.insert(0, {str(FOLDER)!r}); import {module}; "
-        f"print(json.dumps({call}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Convolutional networks: error and speed against width and against pixels.
 
     python benchmarks/convolutional.py accuracy --data FOLDER
-    python benchmarks/convolutional.py throughput pixels memory
+    python benchmarks/convolutional.py throughput pixels
 
 The network has three 3 x 3 convolutions, two average pools and global average pooling.
 "accuracy" measures the centered error of the features' Gram matrices against the exact
@@ -9,8 +9,7 @@ CNTK on 80 CIFAR-10 images of 16 x 16 pixels. There are M columns of NNGP featur
 2 M of NTK features. The error is the root mean square over seeds, and landmarks come
 from other images. "throughput" measures images per second at 32 x 32 x 3 pixels and
 1024 features. "pixels" measures the time per image against the number of pixels, and
-the exact kernel's time per pair. "memory" compares the peak resident memory of
-featurizing 10,000 images with the plan.
+the exact kernel's time per pair.
 """
 
 import functools
@@ -45,12 +44,6 @@ NET = jns.recipes.cntk(3)
 IMAGE = (32, 32, 3)
 
 
-def feature_map(name: str, num_features: int, get: str = "ntk") -> jns.FeatureMap:
-    """Return the feature map of a method in METHODS."""
-    method = maps.METHODS[name]
-    return jns.feature_map(NET, num_features=num_features, get=get, method=method)
-
-
 def standardized(args: common.Options) -> tuple[np.ndarray, np.ndarray]:
     """Return images to measure errors on, and others to learn from, as float32.
 
@@ -73,7 +66,7 @@ def accuracy(args: common.Options) -> None:
     for width in args.widths:
         sizes = (("nngp", width), ("ntk", 2 * width))
         for name, (kind, columns) in itertools.product(args.methods, sizes):
-            fmap = feature_map(name, columns, kind)
+            fmap = maps.feature_map(NET, name, columns, kind)
             sample = others if name == "nystrom" else x
             errors = maps.gram_errors(fmap, exact[kind], x, args.seeds, sample, 4)[:, 1]
             error, se = maps.root_mean_square(errors)
@@ -97,7 +90,7 @@ def throughput(args: common.Options) -> None:
     peak = common.matmul_flops()
     records = []
     for name in args.methods:
-        fmap = feature_map(name, 1024)
+        fmap = maps.feature_map(NET, name, 1024)
         params = fmap.init(jax.random.key(0), x)
         flops = fmap.plan(x).flops
         for batch_size in args.batch_sizes:
@@ -123,7 +116,7 @@ def pixels(args: common.Options) -> None:
     rng = np.random.default_rng(0)
     times: dict[str, dict[int, float]] = {}
     for name in args.methods:
-        fmap = feature_map(name, 1024)
+        fmap = maps.feature_map(NET, name, 1024)
         run = jax.jit(functools.partial(fmap.apply, batch_size=1))
         for side in (8, 16, 32, 64):
             count = max(8, 64 * 256 // side**2)
@@ -151,54 +144,16 @@ def pixels(args: common.Options) -> None:
     common.report(args, "convolutional-pixels", text, records)
 
 
-def peak_of_transform(name: str, batch_size: int, count: int) -> common.Record:
-    """Return the memory of `transform`, above what a run on few images holds."""
-    fmap = feature_map(name, 1024)
-    rng = np.random.default_rng(0)
-    params = fmap.init(jax.random.key(0), rng.random((64, *IMAGE), np.float32))
-
-    def run(x: np.ndarray) -> np.ndarray:
-        return jns.transform(fmap, params, x, batch_size=batch_size, progress=False)
-
-    run(np.zeros((batch_size, *IMAGE), np.float32))
-    return common.peak_above_now(lambda: run(rng.random((count, *IMAGE), np.float32)))
-
-
-def memory(args: common.Options) -> None:
-    """Compare the peak memory of `transform`, in a new process, with the plan."""
-    records = []
-    example = jax.ShapeDtypeStruct((args.images, *IMAGE), jnp.float32)
-    for name, batch_size in itertools.product(args.methods, args.batch_sizes):
-        plan = feature_map(name, 1024).plan(example, batch_size=batch_size)
-        found = common.in_child(peak_of_transform, name, batch_size, args.images)
-        record = {"method": f"`{name}`", "batch_size": batch_size}
-        record |= {key: value / 1e6 for key, value in found.items()}
-        record |= {"plan": plan.peak_bytes / 1e6}
-        records.append({**record, "ratio": record["above"] / record["plan"]})
-        print(records[-1], flush=True)
-    head = (
-        "method | batch_size | plan, MB | before, MB | peak above, MB | over the plan"
-    )
-    row = (
-        "{method} | {batch_size} | {plan:.0f} | {before:.0f} | {above:.0f} | "
-        "{ratio:.2f}"
-    )
-    text = common.table(records, head, row)
-    common.report(args, "convolutional-memory", text, records)
-
-
 if __name__ == "__main__":
-    jobs = (accuracy, throughput, pixels, memory)
     common.main(
         __doc__,
-        {job.__name__: job for job in jobs},
+        {"accuracy": accuracy, "throughput": throughput, "pixels": pixels},
         widths=([128, 256, 512], "columns M of NNGP features"),
         seeds=(10, "draws of each map"),
         first=(0, "number of the first image that errors are measured on"),
         num=(80, "images that errors are measured on"),
         side=(16, "their pixels"),
         others=(300, "images that landmarks are taken from"),
-        images=(10_000, "images for memory"),
         batch_sizes=([1, 16], "batch_size of apply"),
         methods=(list(METHODS), "feature maps", METHODS),
     )

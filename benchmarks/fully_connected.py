@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import maps
 
-import jax_ntk_sketch as jns
-
 # Mean relative errors of the published implementations, measured with their PyTorch
 # code: the one-pass sketch (the best of degrees 2, 4, 8) and random features.
 PUBLISHED = {
@@ -50,22 +48,16 @@ METHODS = (
 LEARNED = ("nystrom", "nystrom, uniform")  # fmt: skip
 
 
-def feature_map(name: str, depth: int, num_features: int) -> jns.FeatureMap:
-    """Return the feature map of a method in METHODS."""
-    net, method = maps.relu_network(depth), maps.METHODS[name]
-    return jns.feature_map(net, num_features=num_features, method=method)
-
-
 def accuracy(args: common.Options) -> None:
     """Measure errors, and put the published ones beside them."""
     images = common.mnist(args.data)[0]
     x, sample = images[:1000], images[1000:5000]
     records = []
     for depth in args.depths:
-        kernel = maps.exact(x, None, depth)
+        net, kernel = maps.relu_network(depth), maps.exact(x, None, depth)
         for m in args.num_features:
             for name in args.methods:
-                fmap = feature_map(name, depth, m)
+                fmap = maps.feature_map(net, name, m)
                 errors = maps.gram_errors(fmap, kernel, x, args.seeds, sample).T
                 record = {"depth": depth, "num_features": m, "method": name}
                 for kind, values in zip(("relative", "centered"), errors, strict=True):
@@ -99,7 +91,7 @@ def throughput(args: common.Options) -> None:
     x = jnp.asarray(common.mnist(args.data)[0][: args.num_timed])
     records = []
     for name in args.methods:
-        fmap = feature_map(name, 1, 8192)
+        fmap = maps.feature_map(maps.relu_network(1), name, 8192)
         params = fmap.init(jax.random.key(0), x)
         run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch_size))
         first, again = common.seconds(functools.partial(run, params, x), repeats=7)

@@ -84,7 +84,7 @@ def features(
     if method == EXACT:
         return root(exact_kernel(args, graphs)), time.perf_counter() - start
     net, size = network(args), min(args.batch_size, len(graphs.x))
-    fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
+    fmap = maps.feature_map(net, method, m)
     params = fmap.init(jax.random.key(seed), graphs.x.shape[1:])
 
     def run(part: jns.graphs.Graphs) -> np.ndarray:
@@ -138,9 +138,7 @@ def random_graph(nodes: int, edges: int) -> jns.graphs.Graphs:
 
 def edges(args: common.Options) -> None:
     """Measure the time against edges, and fit a line to its relative errors."""
-    fmap = jns.feature_map(
-        network(args), num_features=1024, method="ntk_random_features"
-    )
+    fmap = maps.feature_map(network(args), "ntk_random_features", 1024)
     run = jax.jit(fmap.apply)
     fixed = [(1000, count) for count in (1000, 3000, 10_000, 30_000, 100_000)]
     growing = [(nodes, 8 * nodes) for nodes in (100, 300, 1000, 3000, 10_000)]

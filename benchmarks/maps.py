@@ -11,6 +11,7 @@ import scipy.linalg
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch.cli.regression import ExactKernel, ridge_weights
 from jax_ntk_sketch.methods import NTKSketch, OnePass
 
 METHODS: dict[str, methods.Method] = {
@@ -52,14 +53,16 @@ def relu_network(depth: int) -> stax.Layer:
 
 def exact(x: np.ndarray, z: np.ndarray | None, depth: int) -> np.ndarray:
     """Return the exact NTK `(len(x), len(z))` of `relu_network(depth)`, in float64."""
-    kernel = jns.kernels.exact_kernel(relu_network(depth), x, z, get="ntk")
-    return np.asarray(kernel, np.float64)
+    kernel = functools.partial(jns.kernels.exact_kernel, relu_network(depth), get="ntk")
+    return ExactKernel(kernel)(x, z)
 
 
-def exact_in_blocks(x: np.ndarray, z: np.ndarray, depth: int) -> np.ndarray:
-    """Return `exact(x, z, depth)`, computed in blocks of rows."""
-    blocks = range(0, len(x), 2000)
-    return np.concatenate([exact(x[i : i + 2000], z, depth) for i in blocks])
+def feature_map(
+    net: stax.Layer, name: str, num_features: int, get: Any = "ntk"
+) -> jns.FeatureMap:
+    """Return the feature map of a method in METHODS."""
+    method = METHODS[name]
+    return jns.feature_map(net, num_features=num_features, get=get, method=method)
 
 
 def draw(
@@ -87,10 +90,10 @@ def draw(
     """
     key = jax.random.key(seed)
     if name in METHODS:
-        fmap = jns.feature_map(net, num_features=num_features, method=METHODS[name])
+        fmap = feature_map(net, name, num_features)
         return fmap, fmap.init(key, sample)
     wide = max(generated or GENERATED[name], num_features)
-    fmap = jns.feature_map(net, num_features=wide, method=METHODS[base])
+    fmap = feature_map(net, base, wide)
     params = fmap.init(key, sample)
     return jns.compress(fmap, params, sample, num_features=num_features)
 
@@ -140,14 +143,6 @@ def mean_diagonal(phi: Any) -> float:
     return float(np.mean(np.sum(np.square(np.asarray(phi, np.float64)), axis=1)))
 
 
-def solve(gram: np.ndarray, right: np.ndarray, reg: float) -> np.ndarray:
-    """Return the solution w of (gram + reg I) w = right, in float64."""
-    a = gram.copy()
-    a[np.diag_indices_from(a)] += reg
-    factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True)
-    return scipy.linalg.cho_solve(factor, right)
-
-
 def square_error(predictions: np.ndarray, y: np.ndarray) -> float:
     """Return the mean squared error."""
     return float(np.mean((predictions - y) ** 2))
@@ -178,9 +173,8 @@ def ridge(
     """
     best: common.Record = {"held": np.inf}
     for reg in regs:
-        try:
-            w = solve(gram, right, float(reg))
-        except np.linalg.LinAlgError:
+        w = ridge_weights(gram, float(reg) / len(gram), right)
+        if np.isnan(w).any():  # the system is singular
             continue
         error = loss(held @ w, y_held)
         if error < best["held"]:

@@ -15,7 +15,6 @@ import jax
 import maps
 import numpy as np
 
-import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 
 
@@ -70,9 +69,8 @@ def cg(args: common.Options) -> None:
     """Measure passes, times and distances for several penalties."""
     x, y, x_test, _ = common.mnist(args.data)
     x, y, x_test = x[: args.num_train], y[: args.num_train], x_test[:2000]
-    method = maps.METHODS["variance_reduced, kernel"]
     net = maps.relu_network(args.depth)
-    fmap = jns.feature_map(net, num_features=args.num_features, method=method)
+    fmap = maps.feature_map(net, "variance_reduced, kernel", args.num_features)
     params = fmap.init(jax.random.key(0), x.shape[1:])
     scale = maps.mean_diagonal(fmap.apply(params, x[:256]))
     records, key = [], jax.random.key(1)

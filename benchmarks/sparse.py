@@ -1,8 +1,8 @@
-"""Sparse inputs of dimension 10^6: time and memory, and the error of the sketch.
+"""Sparse inputs of dimension 10^6: time, and the error of the sketch.
 
-    python benchmarks/sparse.py time memory error
+    python benchmarks/sparse.py time error
 
-"time" and "memory" use 128 examples with 16 to 16,384 nonzeros each, 4096 columns of
+"time" uses 128 examples with 16 to 16,384 nonzeros each, 4096 columns of
 the sketch and 1024 features. "error" uses 300 simulated documents of 100 words.
 """
 
@@ -79,37 +79,6 @@ def time(args: common.Options) -> None:
     common.report(args, "sparse-time", text, records)
 
 
-def peak_of_apply(method: str, nonzeros: int) -> common.Record:
-    """Return the peak memory of `apply`, above what there was before."""
-    fmap = feature_map(method)
-    params = fmap.init(jax.random.key(0), (DIM,))
-    x = jns.SparseRows.from_scipy(examples(nonzeros))
-    run = jax.jit(functools.partial(fmap.apply, batch_size=16))
-    compiled = run.lower(params, x).compile()
-    found = common.peak_above_now(lambda: compiled(params, jax.device_put(x)))
-    return {**found, "input": sum(a.nbytes for a in (x.indices, x.rows, x.values))}
-
-
-def memory(args: common.Options) -> None:
-    """Measure the peak memory of `apply`, each time in a new process."""
-    records = []
-    fixed = 4 * EXAMPLES * COLUMNS
-    for method in METHODS:
-        for nonzeros in (16, 1024, 16384):
-            found = common.in_child(peak_of_apply, method, nonzeros)
-            count = nonzeros * EXAMPLES
-            record = {"method": f"`{method}`", "nonzeros": count}
-            record |= {key: found[key] / 2**20 for key in ("input", "above")}
-            records.append({**record, "each": (found["above"] - fixed) / count})
-            print(records[-1], flush=True)
-    head = (
-        "method | nonzeros | input, MiB | apply, MiB | (apply - 4 n columns) bytes a "
-        "nonzero"
-    )
-    row = "{method} | {nonzeros:,} | {input:.1f} | {above:.1f} | {each:.0f}"
-    common.report(args, "sparse-memory", common.table(records, head, row), records)
-
-
 def documents(n: int = 300, words: int = 100) -> scipy.sparse.csr_array:
     """Return counts of words: frequencies fall like 1 / rank, and topics are shared."""
     rng = np.random.default_rng(1)
@@ -165,5 +134,5 @@ def error(args: common.Options) -> None:
 
 
 if __name__ == "__main__":
-    jobs = {"time": time, "memory": memory, "error": error}
+    jobs = {"time": time, "error": error}
     common.main(__doc__, jobs, seeds=(5, "draws of each map"))

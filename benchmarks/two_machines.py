@@ -21,26 +21,10 @@ from jax.experimental import multihost_utils
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
+from jax_ntk_sketch.cli.inputs import Prepared
 
 REGS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3]
 NAMES = ("x_train", "y_train", "x_test", "y_test")
-
-
-class Part:
-    """One of `count` parts of an array or memory map, with pixels as 0 to 1."""
-
-    def __init__(self, array: np.ndarray, index: int, count: int) -> None:
-        self.array = array
-        self.start = len(array) * index // count
-        self.stop = len(array) * (index + 1) // count
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, _ = rows.indices(len(self))
-        x = np.asarray(self.array[self.start + start : self.start + stop])
-        return x / np.float32(255) if x.dtype == np.uint8 else x
 
 
 def read(folder: str | None) -> dict[str, np.ndarray]:
@@ -55,6 +39,17 @@ def read(folder: str | None) -> dict[str, np.ndarray]:
     return {name: np.load(path, mmap_mode="r") for name, path in found.items()}
 
 
+def part(count: int) -> slice:
+    """Return the rows of this process."""
+    index, processes = jax.process_index(), jax.process_count()
+    return slice(count * index // processes, count * (index + 1) // processes)
+
+
+def scaled(x: np.ndarray) -> np.ndarray:
+    """Return pixels as 0 to 1, and other numbers as they are."""
+    return x / np.float32(255) if x.dtype == np.uint8 else np.asarray(x)
+
+
 def main() -> None:
     """Fit, save and test."""
     args = arguments()
@@ -66,25 +61,26 @@ def main() -> None:
             heartbeat_timeout_seconds=args.heartbeat_seconds,
         )
     arrays = read(args.data)
-    process = jax.process_index(), jax.process_count()
+    shape = arrays["x_train"].shape[1:]
     mesh = jns.sharding.data_mesh()
 
     def log(text: str) -> None:
-        if process[0] == 0:
+        if jax.process_index() == 0:
             print(text, flush=True)
 
-    log(f"{process[1]} processes, {mesh.size} devices")
-    x = Part(arrays["x_train"], *process)
+    log(f"{jax.process_count()} processes, {mesh.size} devices")
+    rows = part(len(arrays["x_train"]))
+    x = Prepared(arrays["x_train"][rows], shape, scaled)
     net = stax.serial(
         stax.Flatten(), stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1)
     )
     fmap = jns.feature_map(net, num_features=args.num_features)
-    params = fmap.init(jax.random.key(args.seed), arrays["x_train"].shape[1:])
+    params = fmap.init(jax.random.key(args.seed), shape)
     fitted = jns.linear_model.fit(
         fmap,
         params,
         x,
-        arrays["y_train"][x.start : x.stop],
+        arrays["y_train"][rows],
         reg=REGS,
         batch_size=args.batch_size,
         checkpoint=args.checkpoint and pathlib.Path(args.checkpoint) / "sums.npz",
@@ -92,14 +88,15 @@ def main() -> None:
         mesh=mesh,
     )
     log(f"reg {float(fitted.best.reg):.0e}, by generalized cross-validation")
-    if process[0] == 0 and args.save is not None:
+    if jax.process_index() == 0 and args.save is not None:
         jns.linear_model.save_model(args.save, fitted)
     if "x_test" in arrays and fitted.best.num_classes is not None:
         # Each process has the whole model, and predicts its part of the test examples.
-        x = Part(arrays["x_test"], *process)
-        right = fitted.predict_class(x, mesh=mesh) == arrays["y_test"][x.start : x.stop]
-        right = multihost_utils.process_allgather(np.array(right.sum()))
         total = len(arrays["x_test"])
+        rows = part(total)
+        x = Prepared(arrays["x_test"][rows], shape, scaled)
+        right = fitted.predict_class(x, mesh=mesh) == arrays["y_test"][rows]
+        right = multihost_utils.process_allgather(np.array(right.sum()))
         log(f"test error {1 - right.sum() / total:.4f} of {total} examples")
 
 

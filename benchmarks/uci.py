@@ -2,7 +2,7 @@
 
     python benchmarks/uci.py table --data FOLDER
     python benchmarks/uci.py table --sets bike pol --methods "NTK, nystrom"
-    python benchmarks/uci.py downstream prediction --data FOLDER
+    python benchmarks/uci.py downstream --data FOLDER
 
 The sets are files `uci_regression/*.npz` with `X`, `y` and `test_mask`, whose column k
 marks the test rows of split k. "digits" are scikit-learn's. Inputs and targets are
@@ -18,10 +18,8 @@ stops when a held-out tenth of the training rows has not improved for 20 epochs.
 "downstream" compares ridge on few features with exact NTK ridge regression on 5000
 training rows of the first split, of which a fifth is held out. The held-out rows choose
 the penalty and the number of features: the fewest of --num-features whose predictions
-differ from the exact ones by at most --within of the exact mean squared error.
-
-"prediction" divides `validation.expected_error` on 1000 fitting rows by the error that
-is found on 1000 test rows (all 360 of the digits). No choice depends on a test row.
+differ from the exact ones by at most --within of the exact mean squared error. No
+choice depends on a test row.
 """
 
 import functools
@@ -166,7 +164,7 @@ def subsample(args: common.Options, split: Split) -> np.ndarray:
     x, y = with_ones(split.x)[: args.num_exact], split.y[: args.num_exact]
     k = maps.exact(x, None, split.depth)
     _, _, w = maps.kernel_ridge(k, y[:, None], REGS, generalized=True)
-    return maps.exact_in_blocks(with_ones(split.x_test), x, split.depth) @ w[:, 0]
+    return maps.exact(with_ones(split.x_test), x, split.depth) @ w[:, 0]
 
 
 METHODS: dict[str, Callable[[common.Options, Split], np.ndarray]] = {
@@ -286,49 +284,21 @@ def downstream(args: common.Options) -> None:
     common.report(args, "uci-downstream", common.table(records, head, row), records)
 
 
-def prediction(args: common.Options) -> None:
-    """Compare predicted with measured kernel errors."""
-    records = []
-    names = [name for name in args.maps if name in maps.METHODS]
-    for name, method in itertools.product(args.sets, names):
-        x, _, test, *_ = few_rows(args.data, name, args.num_train)
-        x, test = x[:1000], test[:1000]
-        kernel = maps.exact(test, None, args.depth)
-        for m in args.num_features[:2]:
-            net = maps.relu_network(args.depth)
-            fmap = jns.feature_map(net, num_features=m, method=maps.METHODS[method])
-            predicted = jns.validation.expected_error(
-                fmap, x, key=jax.random.key(0), num_examples=len(test)
-            )
-            errors = maps.gram_errors(fmap, kernel, test, args.seeds, sample=x)[:, 0]
-            measured, _ = maps.root_mean_square(errors)
-            record = {"set": name, "method": method, "num_features": m}
-            record |= {"predicted": predicted, "measured": measured}
-            records.append({**record, "ratio": predicted / measured})
-            print(records[-1], flush=True)
-    head = "data | method | features | predicted | measured | ratio"
-    row = (
-        "{set} | {method} | {num_features} | {predicted:.4f} | {measured:.4f} | "
-        "{ratio:.2f}"
-    )
-    common.report(args, "uci-prediction", common.table(records, head, row), records)
-
-
 if __name__ == "__main__":
     common.main(
         __doc__,
-        {"table": table, "downstream": downstream, "prediction": prediction},
+        {"table": table, "downstream": downstream},
         sets=(list(SETS), "data sets", (*SETS, DIGITS)),
         methods=(list(METHODS), "for table: methods", METHODS),
         splits=(3, "for table: splits"),
         width=(2048, "for table: features"),
         num_chosen=(2000, "for table: rows that choose the depth"),
         num_exact=(5000, "for table: rows of the exact NTK"),
-        maps=(["variance_reduced, kernel"], "else: feature maps", MAPS),
-        num_features=([512, 1024, 2048, 4096, 8192], "else: features"),
-        num_train=(5000, "else: training rows"),
-        depth=(1, "else: hidden layers"),
-        seeds=(3, "else: draws of each map"),
+        maps=(["variance_reduced, kernel"], "for downstream: feature maps", MAPS),
+        num_features=([512, 1024, 2048, 4096, 8192], "for downstream: features"),
+        num_train=(5000, "for downstream: training rows"),
+        depth=(1, "for downstream: hidden layers"),
+        seeds=(3, "for downstream: draws of each map"),
         within=(0.02, "for downstream: difference from the exact predictions"),
         base=(maps.BASE, "for downstream: what compress compresses", maps.METHODS),
     )

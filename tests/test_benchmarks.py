@@ -25,7 +25,7 @@ RUNS = {
     "--side 4 --generated 64 --num-features 32 --seeds 1",
     "convolutional-accuracy": "convolutional.py accuracy --widths 32 --seeds 2 "
     "--num 12 --side 8 --others 20 --methods nystrom ntk_random_features",
-    "convolutional-memory": "convolutional.py memory --images 64 --batch-sizes 4 "
+    "convolutional-throughput": "convolutional.py throughput --batch-sizes 4 "
     "--methods variance_reduced",
     "fully_connected-accuracy": "fully_connected.py accuracy --depths 1 "
     "--methods ntk_sketch nystrom " + TINY_MAPS,
@@ -42,7 +42,6 @@ RUNS = {
     "--num-exact 200",
     "uci-downstream": "uci.py downstream --sets bike --num-train 200 --maps nystrom "
     "compress " + TINY_MAPS,
-    "uci-prediction": "uci.py prediction --sets digits --num-train 200 " + TINY_MAPS,
 }
 
 

@@ -87,23 +87,6 @@ def test_columns_are_matched_by_name(files, tmp_path, capsys):
     assert [["high", "low", "mid"][i] for i in best] == lines[1:]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_split_is_the_one_that_fit_drew(files, tmp_path, split):
-    argv = ["--data", files / "whole.npz", "--seed", "5"]
-    model, content = fitted(tmp_path, *argv)
-    everything = predicted(files, tmp_path, model, *argv[:2])
-    part = predicted(files, tmp_path, model, *argv, "--split", split)
-    assert len(everything) == 120 and len(part) == content["data"][f"num_{split}"]
-    loaded = jns.data.load(files / "whole.npz", seed=5)
-    rows = np.load(files / "whole.npz")["x"]
-    x = getattr(loaded, f"x_{split}")
-    numbers = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in x]
-    np.testing.assert_array_equal(part, everything[numbers])
-    if split == "test":
-        wrong = np.mean(part != loaded.y_test)
-        assert content["test"]["error"] == pytest.approx(wrong)
-
-
 def test_regression_with_several_targets(tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(90, 6))
     y = np.stack([x[:, 0], x[:, 1] / 10 + 5], axis=1)
@@ -182,11 +165,9 @@ def test_pixels_that_are_not_scaled(files, tmp_path, capsys):
         ("ok.npz --data narrow.npy", "shape (5,), but the model was fitted to (6,)"),
         ("ok.npz --data nan_x.npy", "7"),
         ("ok.npz --data x_test.npy --targets short_y.npy", "30 examples but 89"),
-        ("ok.npz --data x_test.npy --split test", "--split is for data that are split"),
         ("ok.npz --data parts.npz --targets y_test.npy", "goes with --data X.npy"),
         ("ok.npz --data no.csv", "no such file or folder: no.csv"),
         ("named.npz --data turned.csv --target-column no", "no column 'no'"),
-        ("named.npz --data turned.csv --split test", "there are no targets"),
         ("named.npz --data short.csv", "columns that are missing here: 'b', 'c'"),
         ("ok.npz", "the following arguments are required: --data"),
         ("ok.npz --data x_test.npy --output p.txt", "must end in .npy or .csv"),

@@ -60,30 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "if not given, all but auto that suit fc, and for image networks "
     default += " and ".join(_METHODS["images"])
     options.add_method_option(add, None, "+", default)
-    add(
-        "--num-features",
-        nargs="+",
-        type=count,
-        default=[256, 1024, 4096],
-        metavar="M",
-        help="sizes of the feature maps",
-    )
+    m, sizes = [256, 1024, 4096], "sizes of the feature maps"
+    add("--num-features", nargs="+", type=count, default=m, metavar="M", help=sizes)
     draws = "independent draws of the features, for the error bars"
     add("--num-seeds", type=count, default=3, metavar="S", help=draws)
-    add(
-        "--reg",
-        nargs="+",
-        type=options.positive,
-        help="candidates for the ridge penalty per example; if not given, 1e-6 to 1 "
-        "times the mean of K(x, x)",
+    reg = (
+        "candidates for the ridge penalty per example; if not given, 1e-6 to 1 times "
+        "the mean of K(x, x)"
     )
+    add("--reg", nargs="+", type=options.positive, help=reg)
     add = parser.add_argument_group("exact kernel").add_argument
-    add(
-        "--exact",
-        action=argparse.BooleanOptionalAction,
-        help="exact regression with the kernel, N² numbers and N³ operations; if not "
-        "given, done for fc, and for image networks where it takes a minute at most",
+    exact = (
+        "exact regression with the kernel, N² numbers and N³ operations; if not given, "
+        "done for fc, and for image networks where it takes a minute at most"
     )
+    add("--exact", action=argparse.BooleanOptionalAction, help=exact)
     rows = "training rows to compare kernels on; 16 images without exact regression"
     add("--num-compare", type=options.at_least(2), default=500, metavar="N", help=rows)
     memory = "most memory to plan for; if not given, that of the machine"
@@ -158,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         **found,
         "rows": [row for row, _ in compared],
     }
-    print(f"\n{compare_report.table(content)}\n\n{compare_report.legend(content)}\n")
+    print(f"\n{compare_report.tables(content)}\n\n{compare_report.legend(content)}\n")
     comparisons = [comparison for _, comparison in compared if comparison]
     with options.usage_errors():
         files = compare_report.files(content, heading, comparisons)
@@ -276,8 +267,7 @@ def _with_exact(
     found["exact"] = {
         "error": regression.error(predictions),
         "reg": reg,
-        "features_seconds": middle - start,
-        "fit_seconds": time.perf_counter() - middle,
+        "seconds": {"features": middle - start, "fit": time.perf_counter() - middle},
     }
     matrix = matrix[np.ix_(rows, rows)]
     return task._replace(matrix=matrix, predictions=predictions, reg=reg), found

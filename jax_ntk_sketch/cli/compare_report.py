@@ -1,4 +1,4 @@
-"""The report of `compare`, from its JSON: a table, Markdown and a plot."""
+"""The report of `compare`, from its JSON: tables, Markdown and a plot."""
 
 import io
 from collections.abc import Sequence
@@ -8,46 +8,46 @@ from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.cli.report import Json, markdown_table, strict_json
 from jax_ntk_sketch.validation.report import Comparison, Estimate
 
+_ERRORS = ("kernel error", "centered", "spectral", "test error", "distance")
+_COSTS = ("rows/s", "memory", "compile s", "features s", "fit s")
 
-def table(content: Json) -> str:
-    """Return a Markdown table, references first."""
-    header = [
-        "method",
-        "features",
-        "kernel error",
-        "centered",
-        "spectral",
-        "test error",
+
+def tables(content: Json) -> str:
+    """Return a Markdown table of errors, references first, and one of costs."""
+    lines: list[Json] = [
+        {"method": name, "test error": f"{content[f'{name}_error']:.4g}"}
+        for name in ("constant", "inputs")
     ]
-    header += ["distance", "rows/s", "memory", "compile s", "features s", "fit s"]
-    lines: list[list[object]] = []
-    for name in ("constant", "inputs"):
-        lines.append([name, *[""] * 4, f"{content[f'{name}_error']:.4g}", *[""] * 6])
     if (exact := content["exact"]) is not None:
-        times = [f"{exact[f'{name}_seconds']:.2f}" for name in ("features", "fit")]
-        lines.append(
-            [_exact(content), *[""] * 4, f"{exact['error']:.4g}", *[""] * 4, *times]
-        )
+        error = f"{exact['error']:.4g}"
+        times = _seconds(exact["seconds"])
+        lines.append({"method": _exact(content), "test error": error, **times})
     for row in content["rows"]:
-        errors = row["kernel_error"] or {}
-        names = ("relative", "centered", "spectral")
-        lines.append(
-            [
-                row["method"],
-                row["num_features"],
-                *(Estimate(errors[n]["values"]) if errors else "" for n in names),
-                Estimate(row["test_error"]),
-                Estimate(row["distance"]) if row["distance"] else "",
-                f"{row['rows_per_second']:.0f}",
-                format_bytes(row["bytes"]),
-                *(f"{row['seconds'][n]:.2f}" for n in ("compile", "features", "fit")),
-            ]
-        )
-    return markdown_table(header, lines)
+        line: Json = {"method": row["method"], "features": row["num_features"]}
+        line |= _seconds(row["seconds"]) | {"test error": Estimate(row["test_error"])}
+        line |= {"rows/s": f"{row['rows_per_second']:.0f}"}
+        line |= {"memory": format_bytes(row["bytes"])}
+        if row["distance"]:
+            line["distance"] = Estimate(row["distance"])
+        if errors := row["kernel_error"]:
+            names = zip(_ERRORS, ("relative", "centered", "spectral"), strict=False)
+            line |= {title: Estimate(errors[name]["values"]) for title, name in names}
+        lines.append(line)
+    parts = []
+    for columns in (_ERRORS, _COSTS):
+        header = ["method", "features", *columns]
+        shown = [line for line in lines if not line.keys().isdisjoint(columns)]
+        cells = [[line.get(name, "") for name in header] for line in shown]
+        parts.append(markdown_table(header, cells))
+    return "\n\n".join(parts)
+
+
+def _seconds(seconds: dict[str, float]) -> dict[str, str]:
+    return {f"{name} s": f"{value:.2f}" for name, value in seconds.items()}
 
 
 def legend(content: Json) -> str:
-    """Return the meaning of the columns of the table."""
+    """Return the meaning of the columns of the tables."""
     text = (
         f"Test error: {content['metric']} of ridge regression on the "
         f"{content['data']['num_test']} test rows, with a penalty chosen on held-out "
@@ -84,16 +84,17 @@ def files(
       comparisons: the kernel errors, for the plot.
     """
     plot = _plot(content, comparisons)
+    picture = "![kernel error and test error](report.png)"
+    if not plot:
+        picture = "There is no plot, because matplotlib is not installed."
     options, versions = content["options"], content["environment"].items()
     parts = [
         f"# `{options['network']}` on {content['data']['name']}",
         heading,
         *content["notes"],
-        table(content),
+        tables(content),
         legend(content),
-        "![kernel error and test error](report.png)"
-        if plot
-        else "There is no plot, because matplotlib is not installed.",
+        picture,
         f"Versions: {', '.join(f'{name} {value}' for name, value in versions)}.",
     ]
     out: dict[str, bytes | str] = {"report.json": strict_json(content)}
@@ -119,21 +120,17 @@ def _plot(content: Json, comparisons: Sequence[Comparison]) -> bytes | None:
     rows = content["rows"]
     for method in dict.fromkeys(row["method"] for row in rows):
         line = [row for row in rows if row["method"] == method]
+        sizes = [row["num_features"] for row in line]
         errors = [Estimate(row["test_error"]) for row in line]
-        right.errorbar(
-            [row["num_features"] for row in line],
-            [error.mean for error in errors],
-            yerr=[error.standard_error or 0.0 for error in errors],
-            fmt=".-",
-            capsize=3,
-            label=method,
-        )
+        means = [error.mean for error in errors]
+        bars = [error.standard_error or 0.0 for error in errors]
+        right.errorbar(sizes, means, bars, fmt=".-", capsize=3, label=method)
     if content["exact"] is not None:
         level = content["exact"]["error"]
         right.axhline(level, color="black", ls="--", label=_exact(content))
     right.set_xscale("log", base=2)
-    right.set_xlabel("num_features")
-    right.set_ylabel(f"test error ({content['metric']})")
+    ylabel = f"test error ({content['metric']})"
+    right.set(xlabel="num_features", ylabel=ylabel)
     right.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

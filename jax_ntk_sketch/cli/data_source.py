@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 
 from jax_ntk_sketch._typing import Examples
-from jax_ntk_sketch.data._dataset import Arrays, Dataset, Task, to_dataset, to_targets
+from jax_ntk_sketch.cli.report import Json
+from jax_ntk_sketch.data._dataset import Arrays, Dataset, to_dataset, to_targets
 from jax_ntk_sketch.data._digits import read_digits
 from jax_ntk_sketch.data._load import read
 from jax_ntk_sketch.data._npz import read_array
@@ -41,31 +42,26 @@ def training_data(
 
 
 def examples_to_predict(
-    args: argparse.Namespace,
-    *,
-    task: Task,
-    columns: tuple[str, ...],
-    target: str | None,
-    pixels: bool,
+    args: argparse.Namespace, saved: Json, pixels: bool
 ) -> tuple[Examples, np.ndarray | None, tuple[str, ...]]:
     """Return examples in the order of their file, their targets if known, and notes.
 
+    Where the file marks a test part, the examples are this part.
+
     Args:
       args: the options of `predict`.
-      task: the task of the model.
-      columns: the columns of the table that the model was fitted to, or ().
-      target: the target column of that table.
+      saved: the metadata of the model, with its task, and with the columns of the table
+        that it was fitted to and of the targets there.
       pixels: whether the model divides 8-bit values by 255.
 
     Raises:
       ValueError, OSError, ImportError: the data cannot be read, or do not fit.
     """
     if _is_npy(args):
-        if args.split is not None:
-            raise ValueError("--split is for data that are split, not for .npy files")
         arrays = _read_npy(args)
     else:
-        arrays = _read(args, args.target_column or target, columns)
+        target = args.target_column or saved["target"]
+        arrays = _read(args, target, tuple(saved["columns"]))
         if args.target_column is not None and arrays.y is None:
             raise ValueError(f"{args.data}: no column {args.target_column!r}")
     if arrays.x.dtype == np.uint8 and not pixels:
@@ -73,18 +69,13 @@ def examples_to_predict(
             f"{args.data}: 8-bit pixels are divided by 255, but the model was fitted "
             "to numbers that were not; convert one of the two"
         )
-    if args.split is not None:
-        loaded = to_dataset(arrays, task=task, seed=args.seed)
-        if args.split == "train":
-            return loaded.x_train, loaded.y_train, loaded.notes
-        return loaded.x_test, loaded.y_test, loaded.notes
     x, y = arrays.x, arrays.y
     if arrays.x_test is not None:
         x, y = arrays.x_test, arrays.y_test
     if y is not None:
         if len(x) != len(y):
             raise ValueError(f"{args.data}: {len(x)} examples but {len(y)} targets")
-        y, _ = to_targets(y, task, f"{args.data}: targets")
+        y, _ = to_targets(y, saved["task"], f"{args.data}: targets")
     return x, y, arrays.notes
 
 
@@ -92,9 +83,7 @@ def _is_npy(args: argparse.Namespace) -> bool:
     """Return whether --data is an .npy file, and check the options beside it."""
     if pathlib.Path(args.data).suffix == ".npy":
         if args.target_column is not None:
-            raise ValueError(
-                "--target-column is for tables, and --data is an .npy file"
-            )
+            raise ValueError("--target-column is for tables, and --data is an array")
         return True
     for name in _NPY_OPTIONS:
         if getattr(args, name, None) is not None:

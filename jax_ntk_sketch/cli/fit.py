@@ -1,15 +1,14 @@
 """Ridge regression on features of data of any size, saved with its preprocessing.
 
 The data are read once, and the same command resumes after it was killed. The penalty
-is chosen by generalized or k-fold cross-validation from that pass, and a test part is
-for the report only.
+is chosen by generalized cross-validation from that pass, and a test part is for the
+report only.
 """
 
 import argparse
 import json
 import math
 import pathlib
-import sys
 import time
 
 import jax
@@ -41,10 +40,10 @@ _COARSE = 1e-2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     options.add_data_options(parser, default=None, rows="if not given, all")
+    add, ways = parser.add_argument, ("raise", "skip")
     nonfinite = "name examples that are NaN or infinite, or leave them out"
-    parser.add_argument(
-        "--nonfinite", choices=("raise", "skip"), default="raise", help=nonfinite
-    )
+    add("--nonfinite", choices=ways, default="raise", help=nonfinite)
+    add("--report-json", metavar="FILE", help="report as JSON")
     options.add_network_options(parser)
     count = options.at_least(1)
     add = parser.add_argument_group("features").add_argument
@@ -52,42 +51,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-features", type=count, default=4096, metavar="M", help=size)
     purpose = "approximation of the kernel"
     options.add_method_option(add, "variance_reduced", None, purpose)
-    add(
-        "--objective",
-        choices=("kernel", "regression"),
-        help="objective of variance_reduced; if not given, kernel, which predicted "
-        "better with thousands of features",
-    )
+    objective = "objective of variance_reduced; if not given, kernel"
+    add("--objective", choices=("kernel", "regression"), help=objective)
     add = parser.add_argument_group("regression").add_argument
-    add(
-        "--reg",
-        nargs="+",
-        type=options.positive,
-        help="candidates for the ridge penalty per example; if not given, two a decade "
-        "from 1e-7 to 1 times the mean squared norm of the features",
+    reg = (
+        "candidates for the ridge penalty per example; if not given, two a decade from "
+        "1e-7 to 1 times the mean squared norm of the features"
     )
-    add(
-        "--folds",
-        type=options.at_least(0),
-        default=0,
-        help="choose the penalty by cross-validation with this number of folds; each "
-        "takes memory for its sums; 0 is generalized cross-validation",
-    )
+    add("--reg", nargs="+", type=options.positive, help=reg)
     batch = "examples whose features are summed at a time"
     add("--batch-size", type=count, default=1024, metavar="N", help=batch)
     memory = "most memory to plan for; if not given, that of the machine"
     add("--max-memory", type=options.positive, metavar="GB", help=memory)
-    add(
-        "--checkpoint",
-        metavar="FILE",
-        help="the sums so far, from which the same command resumes; kept, so that "
-        "other values of --reg need no pass. If not given, OUTPUT.checkpoint, which is "
-        "removed once the model is saved",
+    sums = (
+        "the sums so far, from which the same command resumes; kept, so that other "
+        "values of --reg need no pass. If not given, OUTPUT.checkpoint, which is "
+        "removed once the model is saved"
     )
+    add("--checkpoint", metavar="FILE", help=sums)
     every = "seconds between two checkpoints"
     add("--checkpoint-seconds", type=options.number, default=60.0, help=every)
     options.add_output_options(parser, ".npz file of the model", "NPZ", required=True)
-    parser.add_argument("--report-json", metavar="FILE", help="report as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,24 +85,16 @@ def run(args: argparse.Namespace) -> None:
     if args.method == "variance_reduced":
         args.objective = args.objective or "kernel"
     with options.usage_errors():
-        if args.folds == 1 or args.folds > args.batch_size:
-            raise ValueError(
-                f"--folds must be 0 or from 2 to --batch-size, got {args.folds}"
-            )
         net = options.network(args)
         data, target = training_data(args, finite=args.nonfinite == "raise")
         data = data.take(args.num_train, args.num_test, seed=args.seed)
         targets = Targets.of(data.y_train, data.task)
         inputs = Inputs.from_options(data.x_train.shape[1:], data.pixels, args)
-        fmap = jax_ntk_sketch.feature_map(
-            net,
-            num_features=args.num_features,
-            get=args.kernel,
-            method=options.method_record(args.method, args.objective),
-        )
+        chosen = {name: getattr(args, name) for name in options.FEATURE_OPTIONS}
+        fmap = options.feature_map(net, **chosen)
         needed = _bytes_needed(fmap, inputs, targets, args)
     subject = f"--num-features {fmap.num_features}"
-    remedy = "give a smaller --num-features or fewer --folds"
+    remedy = "give a smaller --num-features"
     options.require_memory(needed, args.max_memory, subject, remedy)
     print(
         f"{report.describe(data)}\nNetwork: {net!r}\nFeatures: {fmap.num_features}, "
@@ -137,19 +113,9 @@ def run(args: argparse.Namespace) -> None:
         saved, arrays = inputs.saved()
         if targets.classes is not None:
             arrays["classes"] = targets.classes
-        metadata = {
-            "version": jax_ntk_sketch.__version__,
-            "data": data.name,
-            "columns": data.columns,
-            "target": target,
-            "task": data.task,
-            "network": json.loads(stax.to_json(net)),
-            "num_features": fmap.num_features,
-            "kernel": args.kernel,
-            "method": args.method,
-            "objective": args.objective,
-            "inputs": saved,
-        }
+        metadata = {"version": jax_ntk_sketch.__version__, "data": data.name, **chosen}
+        metadata |= {"columns": data.columns, "target": target, "task": data.task}
+        metadata |= {"network": json.loads(stax.to_json(net)), "inputs": saved}
         linear_model.save_model(output, fitted, metadata=metadata, arrays=arrays)
         if args.checkpoint is None:
             checkpoint.unlink(missing_ok=True)
@@ -169,7 +135,6 @@ def run(args: argparse.Namespace) -> None:
         "metric": targets.metric,
         "test": test,
         "seconds": time.perf_counter() - start,
-        "peak_bytes": _peak_bytes(),
     }
     print(f"\n{_to_text(content)}")
     _warn(fitted)
@@ -192,8 +157,7 @@ def _outputs(
             "overwritten, give another path"
         )
     report_json = None
-    if args.report_json is not None:
-        name = args.report_json
+    if (name := args.report_json) is not None:
         report_json = path("--report-json", name, [".json"], overwrite=overwrite)
     if args.checkpoint is None:
         return output, output.with_name(f"{output.name}.checkpoint"), report_json
@@ -209,9 +173,9 @@ def _bytes_needed(
 ) -> int:
     """Return the bytes that the fit takes at its peak.
 
-    With m features, t targets and k folds the sums take 8 (m + t + 1)² max(1, k)
-    bytes. Beside them lie a batch and its products, and later the system that is
-    solved. A map that learns from data takes its memory before.
+    With m features and t targets the sums take 8 (m + t + 1)² bytes. A batch and its
+    products are added, and later the system that is solved. A map that learns from data
+    takes its memory before.
     """
     m, t, size = fmap.num_features, targets.num_targets, args.batch_size
     square = (m + t + 1) ** 2
@@ -221,11 +185,8 @@ def _bytes_needed(
         sample = (min(len(targets.y), num_candidates(fmap)), *inputs.shape)
         learn = fmap.plan(jax.ShapeDtypeStruct(sample, np.float32)).fit_bytes
     batch = 4 * size * (math.prod(inputs.shape) + 3 * m) + plan.peak_bytes
-    merged = 16 * square if args.folds else 0
-    weights = 32 * m * t * len(args.reg or _POWERS)
-    solve = 24 * m**2 + merged + weights
-    sums = 8 * square * max(1, args.folds)
-    return max(learn, sums + max(batch + 16 * square, solve))
+    solve = 24 * m**2 + 32 * m * t * len(args.reg or _POWERS)
+    return max(learn, 8 * square + max(batch + 16 * square, solve))
 
 
 def _fit(
@@ -251,7 +212,6 @@ def _fit(
             targets.y,
             reg=sorted(set(regs)),
             num_classes=targets.num_classes,
-            folds=args.folds,
             batch_size=args.batch_size,
             nonfinite=args.nonfinite,
             checkpoint=checkpoint,
@@ -265,25 +225,11 @@ def _fit(
         ) from error
 
 
-def _peak_bytes() -> int | None:
-    """Return the most bytes that were resident in the process, or None if unknown."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _path(fitted: linear_model.FittedModel) -> list[dict[str, float | None]]:
     """Return a row for each value of reg; None where a number is not finite."""
     rows = []
     for i, reg in enumerate(np.atleast_1d(fitted.all_models.reg)):
-        info = fitted.all_models.select(i).info._asdict()
-        row = {"reg": reg, **info}
-        if fitted.cross_validation is not None:
-            row["cv"] = fitted.cross_validation.mean[i]
-            row["cv_standard_error"] = fitted.cross_validation.standard_error[i]
+        row = {"reg": reg, **fitted.all_models.select(i).info._asdict()}
         rows.append({k: float(v) if np.isfinite(v) else None for k, v in row.items()})
     return rows
 
@@ -291,12 +237,7 @@ def _path(fitted: linear_model.FittedModel) -> list[dict[str, float | None]]:
 def _to_text(content: report.Json) -> str:
     """Return the report for reading."""
     test, data = content["test"], content["data"]
-    columns = [
-        "cv" if content["options"]["folds"] else "gcv",
-        "mse",
-        "effective_dof",
-        "condition",
-    ]
+    columns = ["gcv", "mse", "effective_dof", "condition"]
     rows = []
     for row in content["path"]:
         mark = "*" if row["reg"] == content["reg"] else ""
@@ -309,13 +250,11 @@ def _to_text(content: report.Json) -> str:
             f"{content['metric']} {test['error']:{form}} of {data['num_test']} rows; "
             f"the best constant prediction has {test['baseline']:{form}}"
         )
-    peak = content["peak_bytes"]
-    memory = "" if peak is None else f", at most {format_bytes(peak)} of memory"
     return (
         f"{report.markdown_table(['reg', *columns], rows)}\n\n"
-        f"{columns[0]}: squared error on new examples, estimated from the training "
+        "gcv: squared error on new examples, estimated from the training "
         "rows; it chose reg (*). mse: squared error on these.\n\n"
-        f"Test: {found}.\nCost: {content['seconds']:.1f} s{memory}."
+        f"Test: {found}.\nTime: {content['seconds']:.1f} s."
     )
 
 

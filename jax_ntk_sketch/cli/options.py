@@ -10,12 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+import jax_ntk_sketch
 from jax_ntk_sketch import methods, recipes, stax
+from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.data._dataset import TASKS
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 # "exact" is the oracle, whose features depend on the batch.
 APPROXIMATIONS = tuple(name for name in methods.METHODS if name != "exact")
+
+# The options that describe a feature map, and that a model is saved with.
+FEATURE_OPTIONS = ("num_features", "kernel", "method", "objective")
 
 _NETWORKS = ("fc", "cntk", "myrtle5", "myrtle7", "myrtle10")
 # Hidden layers of "fc" and convolutions of "cntk" where the user gives no --depth.
@@ -105,28 +111,22 @@ def add_data_options(
         no such parts.
     """
     add = parser.add_argument_group("data").add_argument
-    add(
-        "--data",
-        metavar="PATH",
-        default=default,
-        required=default is None,
-        help="a table (.csv, .parquet, ...), an .npz archive, MNIST's idx files, "
-        "CIFAR's batches or archive, or 'digits' for the images in scikit-learn; or "
-        "examples (n, ...) as an .npy file, which is read batch by batch",
+    kinds = (
+        "a table (.csv, .parquet, ...), an .npz archive, MNIST's idx files, CIFAR's "
+        "batches or archive, or 'digits' for the images in scikit-learn; or examples "
+        "(n, ...) as an .npy file, which is read batch by batch"
     )
+    required = default is None
+    add("--data", metavar="PATH", default=default, required=required, help=kinds)
     add("--targets", metavar="NPY", help="with an .npy file: targets (n,) or (n, t)")
     add("--target-column", metavar="COLUMN", help="name or index of a table's column")
-    add("--seed", type=at_least(0), default=0, help="seed of every random choice")
     if rows is None:
         return
+    add("--seed", type=at_least(0), default=0, help="seed of every random choice")
     add("--test-data", metavar="NPY", help="with an .npy file: examples to test on")
     add("--test-targets", metavar="NPY", help="targets of --test-data")
-    add(
-        "--task",
-        choices=TASKS,
-        help="if not given, text and up to 100 distinct integers are classes, and "
-        "other targets are numbers",
-    )
+    task = "if not given, text and up to 100 distinct integers are classes"
+    add("--task", choices=TASKS, help=task)
     most = f"largest number of training rows; {rows}"
     add("--num-train", metavar="N", type=at_least(10), help=most)
     most = "largest number of test rows"
@@ -137,57 +137,35 @@ def add_method_option(
     add: Callable[..., object], default: str | None, nargs: str | None, help: str
 ) -> None:
     """Add --method to a group of options; `help` follows the names of the methods."""
-    help = f"{', '.join(APPROXIMATIONS)}; {help}"
-    add(
-        "--method",
-        nargs=nargs,
-        choices=APPROXIMATIONS,
-        default=default,
-        metavar="METHOD",
-        help=help,
-    )
+    names, text = APPROXIMATIONS, f"{', '.join(APPROXIMATIONS)}; {help}"
+    form = {"nargs": nargs, "choices": names, "default": default, "metavar": "METHOD"}
+    add("--method", **form, help=text)
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of preprocessing, of the network and of its kernel."""
-    group = parser.add_argument_group("preprocessing, learned from the training rows")
-    flag = argparse.BooleanOptionalAction
-    add = group.add_argument
-    add(
-        "--standardize-columns",
-        action=flag,
-        help="give each column mean 0 and deviation 1; if not given, done for fc "
-        "unless examples are pixels",
-    )
-    add(
-        "--standardize-images",
-        action=flag,
-        help="give each image mean 0 and deviation 1; if not given, done where images "
-        "are whitened or have color",
-    )
-    add(
-        "--zca",
-        action=flag,
-        help="whiten images; if not given, done where they have color and at most 4096 "
-        "numbers",
-    )
+    title, flag = "preprocessing, learned from training", argparse.BooleanOptionalAction
+    add = parser.add_argument_group(title).add_argument
+    each = "give each {} mean 0 and deviation 1; if not given, done for {}"
+    columns = each.format("column", "fc unless examples are pixels")
+    add("--standardize-columns", action=flag, help=columns)
+    images = each.format("image", "images that have color or are whitened")
+    add("--standardize-images", action=flag, help=images)
+    zca = "whiten images; if not given, done for color images of at most 4096 numbers"
+    add("--zca", action=flag, help=zca)
     zca_reg = "added to the eigenvalues, in units of their mean"
     add("--zca-reg", type=number, default=0.1, metavar="R", help=zca_reg)
     add = parser.add_argument_group("network").add_argument
-    add(
-        "--network",
-        choices=_NETWORKS,
-        default="fc",
-        help="fully connected, or a convolutional network of jax_ntk_sketch.recipes",
-    )
+    recipe = "fully connected, or a convolutional network of jax_ntk_sketch.recipes"
+    add("--network", choices=_NETWORKS, default="fc", help=recipe)
     depth = "hidden layers of fc (2 if not given), convolutions of cntk (3)"
     add("--depth", type=at_least(0), help=depth)
     weight = "standard deviation of the weights"
     add("--weight-std", type=positive, default=2**0.5, metavar="STD", help=weight)
     bias = "standard deviation of the biases; if not given, there are none"
     add("--bias-std", type=number, metavar="STD", help=bias)
-    kernel = "kernel of the network"
-    add("--kernel", choices=("ntk", "nngp"), default="ntk", help=kernel)
+    kernels = ("ntk", "nngp")
+    add("--kernel", choices=kernels, default="ntk", help="kernel of the network")
 
 
 def add_output_options(
@@ -223,17 +201,22 @@ def network(args: argparse.Namespace) -> stax.Layer:
     return stax.serial(*hidden * depth, stax.Dense(1, **stds))
 
 
-def method_record(name: str, objective: str | None = None) -> methods.Method:
-    """Return the method that --method and --objective name.
+def feature_map(
+    net: stax.Layer, num_features: int, kernel: Kind, method: str, objective: str | None
+) -> NetworkFeatureMap:
+    """Return the feature map that the `FEATURE_OPTIONS` describe.
 
     Raises:
-      ValueError: the method has no objective.
+      ValueError: the method has no objective, or does not suit the network.
     """
-    if objective is None:
-        return methods.from_name(name)
-    if name != "variance_reduced":
-        raise ValueError(f"--objective is for --method variance_reduced, got {name}")
-    return methods.VarianceReduced(objective=objective)
+    record = methods.from_name(method)
+    if objective is not None:
+        if method != "variance_reduced":
+            raise ValueError(f"--objective is for variance_reduced, got {method}")
+        record = methods.VarianceReduced(objective=objective)
+    return jax_ntk_sketch.feature_map(
+        net, num_features=num_features, get=kernel, method=record
+    )
 
 
 def output_path(

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from jax_ntk_sketch import feature_map, linear_model, stax
+from jax_ntk_sketch import linear_model, stax
 from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import examples_to_predict
@@ -21,23 +21,12 @@ SUMMARY = "Predict with a model that fit saved, and report the error if it is kn
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--model", metavar="NPZ", required=True, help="saved by fit")
+    add = parser.add_argument
+    add("--model", metavar="NPZ", required=True, help="file that fit saved")
     options.add_data_options(parser, default=None, rows=None)
-    parser.add_argument(
-        "--split",
-        choices=("train", "test"),
-        help="part of the data to predict, drawn as fit draws it with the same --seed "
-        "where the file marks none; if not given, the test part that the file marks, "
-        "or else all rows in their order",
-    )
-    parser.add_argument(
-        "--output-scores",
-        action="store_true",
-        help="write the scores of all classes in place of the classes",
-    )
-    product = (
-        ".npy or .csv file of predictions; if not given, only the error is printed"
-    )
+    scores = "write the scores of all classes in place of the classes"
+    add("--output-scores", action="store_true", help=scores)
+    product = ".npy or .csv file of predictions; without it only the error is printed"
     options.add_output_options(parser, product, "FILE", required=False)
 
 
@@ -47,24 +36,15 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       UsageError: the options, the model or the data that they name are wrong.
     """
-    output = None
-    if args.output is not None:
-        output = options.output_path(
-            "--output", args.output, [".npy", ".csv"], overwrite=args.overwrite
-        )
+    path, suffixes, output = args.output, [".npy", ".csv"], None
+    if path is not None:
+        overwrite = args.overwrite
+        output = options.output_path("--output", path, suffixes, overwrite=overwrite)
     with options.usage_errors():
         fitted, inputs, saved, classes = _load(args.model)
         if args.output_scores and classes is None:
-            raise ValueError(
-                "--output-scores is for classes; this model predicts numbers"
-            )
-        x, y, notes = examples_to_predict(
-            args,
-            task=saved["task"],
-            columns=tuple(saved["columns"]),
-            target=saved["target"],
-            pixels=inputs.pixels,
-        )
+            raise ValueError("--output-scores is for classes, and the model has none")
+        x, y, notes = examples_to_predict(args, saved, inputs.pixels)
         _check_shape(x, inputs.shape)
         if output is None and y is None:
             raise ValueError("nothing to do: give --output, or data with targets")
@@ -107,12 +87,9 @@ def _load(
             f"--model {path} does not state what its inputs are, because it was saved "
             "in Python; give a model that fit saved"
         )
-    fmap = feature_map(
-        stax.from_json(json.dumps(saved["network"])),
-        num_features=saved["num_features"],
-        get=saved["kernel"],
-        method=options.method_record(saved["method"], saved["objective"]),
-    )
+    net = stax.from_json(json.dumps(saved["network"]))
+    chosen = {name: saved[name] for name in options.FEATURE_OPTIONS}
+    fmap = options.feature_map(net, **chosen)
     fitted = linear_model.load_model(path, fmap)
     inputs = Inputs.restored(saved["inputs"], arrays)
     return fitted, inputs, saved, arrays.get("classes")

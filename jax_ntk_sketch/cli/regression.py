@@ -44,11 +44,9 @@ class ExactKernel:
         columns = rows if z is None else self._blocks(z)
         height, width = len(rows[0]), len(columns[0])
         out = np.empty((len(rows) * height, len(columns) * width))
-        places = [
-            (i, j)
-            for i in range(len(rows))
-            for j in range(i + 1 if z is None else len(columns))
-        ]
+        places = list(np.ndindex(len(rows), len(columns)))
+        if z is None:
+            places = [(i, j) for i, j in places if j <= i]
         for i, j in progress(places, "exact kernel, blocks", enabled=show):
             same = z is None and i == j
             block = np.asarray(function(rows[i], None if same else columns[j]))
@@ -118,11 +116,12 @@ class Regression:
             inner = matrix[np.ix_(self._fit, self._fit)]
             outer = matrix[np.ix_(self._held, self._fit)]
             y = self._codes[self._fit]
-            losses = [self._loss(outer @ _solve(inner, value, y)) for value in regs]
+            weights = (ridge_weights(inner, value, y) for value in regs)
+            losses = [self._loss(outer @ w) for w in weights]
             if np.isnan(losses).all():
                 raise np.linalg.LinAlgError("the kernel plus each penalty is singular")
             reg = regs[int(np.nanargmin(losses))]
-        predictions = cross @ _solve(matrix, reg, self._codes)
+        predictions = cross @ ridge_weights(matrix, reg, self._codes)
         if np.isnan(predictions).any():
             raise np.linalg.LinAlgError(f"the kernel plus {reg:g} is singular")
         return predictions, reg
@@ -154,9 +153,8 @@ class Regression:
         if reg is None:
             scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean())
             regs = self._candidates(scale)
-            models = fit_ridge(
-                phi[self._fit], codes[self._fit], reg=regs, intercept=False
-            )
+            x, y = phi[self._fit], codes[self._fit]
+            models = fit_ridge(x, y, reg=regs, intercept=False)
             guesses = np.asarray(models.predict(phi[self._held]), np.float64)
             reg = regs[int(np.argmin([self._loss(guess) for guess in guesses]))]
         model = fit_ridge(phi, codes, reg=reg, intercept=False)
@@ -169,12 +167,12 @@ class Regression:
         return float(np.mean((guess - self._codes[self._held]) ** 2))
 
 
-def _solve(matrix: np.ndarray, reg: float, y: np.ndarray) -> np.ndarray:
-    """Return NaN where the matrix plus penalty is not positive definite."""
+def ridge_weights(matrix: np.ndarray, reg: float, y: np.ndarray) -> np.ndarray:
+    """Return (matrix + n reg I)^-1 y, or NaN where this system is singular."""
     shifted = matrix.copy()
     shifted[np.diag_indices(len(matrix))] += reg * len(matrix)
     try:
         factor = scipy.linalg.cho_factor(shifted, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return np.full_like(y, np.nan)
-    return scipy.linalg.cho_solve(factor, y, check_finite=False)
+    return scipy.linalg.choridge_weights(factor, y, check_finite=False)

@@ -18,50 +18,36 @@ _GZIP = b"\x1f\x8b"
 
 
 def is_idx(path: pathlib.Path) -> bool:
-    """Return whether `path` is a folder with MNIST's files, or begins like one."""
-    if path.is_dir():
-        return any(path.glob("t*-*ubyte*"))
-    with open(path, "rb") as file:
-        return file.read(2) in (b"\0\0", _GZIP)
+    """Return whether `path` is a folder with MNIST's files."""
+    return path.is_dir() and any(path.glob("t*-*ubyte*"))
 
 
-def read_idx(path: str | os.PathLike[str]) -> Arrays:
+def read_idx(folder: pathlib.Path) -> Arrays:
     """Return the images and labels of MNIST's idx files, plain or gzip-compressed.
 
     Args:
-      path: a folder with the four files (`train-images-idx3-ubyte[.gz]`, ...), or one
-        file of images whose labels lie beside it in a file that is named alike.
+      folder: the folder of the four files (`train-images-idx3-ubyte[.gz]`, ...).
 
     Raises:
       FileNotFoundError: a file is missing; nothing is downloaded.
       ValueError: a header is wrong, a file is truncated, or counts do not agree.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        train, test = (
-            _images_and_labels(_find(path, f"{part}-images-idx3-ubyte"))
-            for part in ("train", "t10k")
-        )
-        return Arrays(path.resolve().name, *train, *test)
-    return Arrays(path.name.split(".")[0], *_images_and_labels(existing_file(path)))
+    train, test = (_images_and_labels(folder, part) for part in ("train", "t10k"))
+    return Arrays(folder.resolve().name, *train, *test)
 
 
-def _images_and_labels(images: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    name = images.name.removesuffix(".gz")
-    labels = name.replace("images", "labels").replace("idx3", "idx1")
-    if labels == name:
-        raise ValueError(
-            f"{images}: give the images file ('images' in its name); its labels are "
-            "looked for beside it"
-        )
-    x, y = read_idx_file(images), read_idx_file(_find(images.parent, labels))
+def _images_and_labels(
+    folder: pathlib.Path, part: str
+) -> tuple[np.ndarray, np.ndarray]:
+    names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
+    x, y = (read_idx_file(_find(folder, name)) for name in names)
     if x.ndim < 2 or y.ndim != 1:
         raise ValueError(
-            f"{images}: expected images (n, ...) and labels (n,), got shapes {x.shape} "
-            f"and {y.shape}"
+            f"{folder}: expected images (n, ...) and labels (n,) of {part}, got shapes "
+            f"{x.shape} and {y.shape}"
         )
     if len(x) != len(y):
-        raise ValueError(f"{images}: {len(x)} images but {len(y)} labels")
+        raise ValueError(f"{folder}: {part} has {len(x)} images but {len(y)} labels")
     return x, y
 
 

@@ -29,7 +29,7 @@ def load(
       names or without, read by pandas. A first column without a name is left out.
     - `.npz`: arrays `x_train, y_train` with or without `x_test, y_test`; or `x, y` (`X,
       y`) with or without `test_mask`, bool (n,) or (n, splits).
-    - MNIST's idx files: a folder with the four, or one file of images.
+    - MNIST's idx files: the folder of the four.
     - CIFAR-10 or CIFAR-100, Python version: the folder of the batches or its `.tar.gz`.
 
     8-bit examples are pixels and are divided by 255. Nothing is downloaded, and no
