@@ -35,14 +35,10 @@ FC_DEPTH = 3
 REGS = 10.0 ** np.arange(-9, 0.25, 0.25)
 EXACT, FC = "exact CNTK", "fully connected NTK, exact"
 METHODS = (
-    "published random features",
-    "ntk_random_features",
-    "ntk_sketch, degrees 2, 1, uncompressed",
-    "variance_reduced",
-    "nystrom",
-    "compress",
+    "published random features", "ntk_random_features",
+    "ntk_sketch, degrees 2, 1, uncompressed", "variance_reduced", "nystrom", "compress",
     FC,
-)
+)  # fmt: skip
 
 
 def load(args: common.Options) -> tuple[np.ndarray, np.ndarray]:

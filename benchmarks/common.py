@@ -198,9 +198,8 @@ class Kept:
         for group, results in sorted(groups.items()):
             record = dict(zip(keys, group, strict=True), seeds=len(results))
             for name in values:
-                found = [r[name] for r in results if name in r]
-                if found:
-                    record[name], record[f"{name}_se"] = mean_and_error(found)
+                found = [r[name] for r in results]
+                record[name], record[f"{name}_se"] = mean_and_error(found)
             out.append(record)
         return out
 

@@ -200,14 +200,7 @@ def cell(value: float, method: str) -> str:
     return f"{value:.3f}"
 
 
-def number(refusals: list[str], text: str) -> int:
-    """Return the number of an error message in the notes."""
-    if text not in refusals:
-        refusals.append(text)
-    return refusals.index(text) + 1
-
-
-def row(name: str, args: common.Options, refusals: list[str]) -> list[str]:
+def row(name: str, args: common.Options, refusals: dict[str, int]) -> list[str]:
     """Return the table's row: errors, or the number of the message that refuses."""
     out, empty = [f"`{name}`"], len(args.methods) - 1
     if name in HELPERS:
@@ -217,7 +210,11 @@ def row(name: str, args: common.Options, refusals: list[str]) -> list[str]:
         try:
             getattr(stax, name)
         except AttributeError as refusal:
-            return [*out, f"no [{number(refusals, str(refusal))}]", *["no"] * empty]
+            return [
+                *out,
+                f"no [{refusals.setdefault(str(refusal), len(refusals) + 1)}]",
+                *["no"] * empty,
+            ]
         raise SystemExit(f"{name} has a record, but no network in {__file__}")
     shape, net = found
     exact = exact_kernels(shape, net)
@@ -227,7 +224,8 @@ def row(name: str, args: common.Options, refusals: list[str]) -> list[str]:
             found_errors = errors(shape, net, exact, method, m, keys)
             out.append(cell(found_errors.max(), method))
         except ValueError as refusal:
-            out.append(f"no [{number(refusals, str(refusal))}]")
+            number = refusals.setdefault(str(refusal), len(refusals) + 1)
+            out.append(f"no [{number}]")
     return out
 
 
@@ -243,11 +241,11 @@ def coverage(args: common.Options) -> None:
     # Neural Tangents warns of each numerical activation and fan-in.
     warnings.simplefilter("ignore")
     rows: list[list[str]] = []
-    refusals: list[str] = []
+    refusals: dict[str, int] = {}
     for name in args.only or names:
         rows.append(row(name, args, refusals))
         print(" | ".join(rows[-1]), flush=True)
-    notes = "\n".join(f"[{i}] {text}\n" for i, text in enumerate(refusals, 1))
+    notes = "\n".join(f"[{i}] {text}\n" for text, i in refusals.items())
     text = f"{common.markdown(('name', *args.methods), rows)}\n\n{notes}".strip()
     print(f"\n{text}")
     if args.write:

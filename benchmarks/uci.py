@@ -145,15 +145,9 @@ def gaussian(args: common.Options, split: Split, approximation: Callable) -> np.
 def mlp(args: common.Options, split: Split) -> np.ndarray:
     """Return predictions of a finite network."""
     model = MLPRegressor(
-        hidden_layer_sizes=(256, 256),
-        batch_size=256,
-        alpha=1e-5,
-        early_stopping=True,
-        n_iter_no_change=20,
-        max_iter=500,
-        tol=0,
-        random_state=split.seed,
-    )
+        (256, 256), batch_size=256, alpha=1e-5, early_stopping=True,
+        n_iter_no_change=20, max_iter=500, tol=0, random_state=split.seed,
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         return model.fit(split.x, split.y).predict(split.x_test)

@@ -38,7 +38,7 @@ def test_report_files(report):
     assert (report / "report.png").read_bytes()[:4] == b"\x89PNG"
     text = (report / "report.md").read_text()
     assert text.startswith("# `fc` on digits") and "report.png" in text
-    for words in ("| exact NTK ", "| one_pass ", "Kernel error: ", "Versions: jax_ntk"):
+    for words in ("| exact NTK ", "| one_pass ", "kernel error: ", "Versions: jax_ntk"):
         assert words in text
 
 

@@ -31,10 +31,7 @@ from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.validation import measures
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
-SUMMARY = (
-    "Compare features of several methods and sizes with the exact kernel, by the error "
-    "of the kernel and by ridge regression."
-)
+SUMMARY = "Compare features of several methods and sizes with the exact kernel."
 
 # "auto" would repeat the row of the method that it stands for.
 _METHODS = {
@@ -64,16 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-features", nargs="+", type=count, default=m, metavar="M", help=sizes)
     draws = "independent draws of the features, for the error bars"
     add("--num-seeds", type=count, default=3, metavar="S", help=draws)
-    reg = (
-        "candidates for the ridge penalty per example; if not given, 1e-6 to 1 times "
-        "the mean of K(x, x)"
-    )
+    reg = "penalties per example to try; if not given, 1e-6 to 1 times mean K(x, x)"
     add("--reg", nargs="+", type=options.positive, help=reg)
     add = parser.add_argument_group("exact kernel").add_argument
-    exact = (
-        "exact regression with the kernel, N² numbers and N³ operations; if not given, "
-        "done for fc, and for image networks where it takes a minute at most"
-    )
+    exact = "exact regression, N³ operations; if not given, for fc and for few images"
     add("--exact", action=argparse.BooleanOptionalAction, help=exact)
     rows = "training rows to compare kernels on; 16 images without exact regression"
     add("--num-compare", type=options.at_least(2), default=500, metavar="N", help=rows)

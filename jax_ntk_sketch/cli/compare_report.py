@@ -47,30 +47,34 @@ def _seconds(seconds: dict[str, float]) -> dict[str, str]:
 
 
 def legend(content: Json) -> str:
-    """Return the meaning of the columns of the tables."""
-    text = (
-        f"Test error: {content['metric']} of ridge regression on the "
-        f"{content['data']['num_test']} test rows, with a penalty chosen on held-out "
-        "training rows. References: the best constant prediction, and ridge regression "
-        "on the inputs."
-    )
+    """Return a list of the meaning of the columns of the tables."""
+    lines = [
+        f"test error: the {content['metric']} of ridge regression on the "
+        f"{content['data']['num_test']} test rows. Held-out training rows choose the "
+        "penalty.",
+        "constant, inputs: the best constant prediction, and regression on the inputs.",
+    ]
     if content["exact"] is not None:
-        text += (
-            f" {_exact(content)}: exact regression with the kernel. Distance: between "
-            "predictions and those of exact regression, relative to the norm of these."
-        )
+        lines += [
+            f"{_exact(content)}: exact regression with the kernel.",
+            "distance: between the predictions and those of exact regression, relative "
+            "to the norm of these.",
+        ]
     if content["rows"][0]["kernel_error"]:
-        text += (
-            " Kernel error: relative Frobenius error of the kernel matrix of "
-            f"{content['num_compare']} training rows; centered: the same after double "
-            "centering; spectral: the smallest e with (1-e)(K+L) <= K_hat+L <= "
-            "(1+e)(K+L), where L is the penalty."
-        )
-    return (
-        f"{text} Mean ± standard error of {content['options']['num_seeds']} draws. "
-        "Memory: parameters and one example. Features s: of all rows (exact: the "
-        "kernel, compiled and run); fit s: choosing the penalty and solving."
-    )
+        lines += [
+            "kernel error: the relative Frobenius error of the kernel matrix of "
+            f"{content['num_compare']} training rows.",
+            "centered: the same after double centering.",
+            "spectral: the smallest e with (1-e)(K+L) <= K_hat+L <= (1+e)(K+L), where "
+            "L is the penalty.",
+        ]
+    lines += [
+        f"±: the standard error of {content['options']['num_seeds']} draws.",
+        "memory: the parameters and one example.",
+        "features s: the features of all rows, or the exact kernel with compilation.",
+        "fit s: choosing the penalty and solving.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def files(

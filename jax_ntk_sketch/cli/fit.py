@@ -54,19 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     objective = "objective of variance_reduced; if not given, kernel"
     add("--objective", choices=("kernel", "regression"), help=objective)
     add = parser.add_argument_group("regression").add_argument
-    reg = (
-        "candidates for the ridge penalty per example; if not given, two a decade from "
-        "1e-7 to 1 times the mean squared norm of the features"
-    )
+    reg = "penalties per example to try; if not given, 1e-7 to 1 times mean |features|²"
     add("--reg", nargs="+", type=options.positive, help=reg)
     batch = "examples whose features are summed at a time"
     add("--batch-size", type=count, default=1024, metavar="N", help=batch)
     memory = "most memory to plan for; if not given, that of the machine"
     add("--max-memory", type=options.positive, metavar="GB", help=memory)
     sums = (
-        "the sums so far, from which the same command resumes; kept, so that other "
-        "values of --reg need no pass. If not given, OUTPUT.checkpoint, which is "
-        "removed once the model is saved"
+        "sums so far, from which the same command resumes, also with another --reg; "
+        "if not given, OUTPUT.checkpoint, which is removed once the model is saved"
     )
     add("--checkpoint", metavar="FILE", help=sums)
     every = "seconds between two checkpoints"

@@ -175,4 +175,4 @@ def ridge_weights(matrix: np.ndarray, reg: float, y: np.ndarray) -> np.ndarray:
         factor = scipy.linalg.cho_factor(shifted, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return np.full_like(y, np.nan)
-    return scipy.linalg.choridge_weights(factor, y, check_finite=False)
+    return scipy.linalg.cho_solve(factor, y, check_finite=False)

@@ -33,13 +33,7 @@ class GraphDataset:
     folds: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def load_graphs(
-    path: str | os.PathLike[str],
-    *,
-    undirected: bool = True,
-    loops: bool = True,
-    normalize: bool = False,
-) -> GraphDataset:
+def load_graphs(path: str | os.PathLike[str]) -> GraphDataset:
     """Return labeled graphs whose nodes have tags, such as MUTAG, from an archive.
 
     The NumPy archive holds `y`, `n_nodes` and `n_edges`, (n,) each; `node_tag`, the
@@ -48,8 +42,8 @@ def load_graphs(
     `fold1_train`, `fold1_test`, `fold2_train`, ..., which are indices of graphs.
 
     Args:
-      path: the file.
-      undirected, loops, normalize: see `jax_ntk_sketch.graphs.pad`.
+      path: the file. Its graphs are undirected, and each node gets an edge to itself;
+        see `jax_ntk_sketch.graphs.pad`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -74,13 +68,8 @@ def load_graphs(
     values, tag_numbers = np.unique(tags, return_inverse=True)
     one_hot = np.eye(len(values), dtype=np.float32)[tag_numbers.reshape(-1)]
     edges = np.stack([first, second], axis=1)
-    padded = pad(
-        np.split(one_hot, np.cumsum(sizes)[:-1]),
-        np.split(edges, np.cumsum(counts)[:-1]),
-        undirected=undirected,
-        loops=loops,
-        normalize=normalize,
-    )
+    nodes = np.split(one_hot, np.cumsum(sizes)[:-1])
+    padded = pad(nodes, np.split(edges, np.cumsum(counts)[:-1]))
     labels, classes = np.unique(y, return_inverse=True)
     folds: list[tuple[np.ndarray, np.ndarray]] = []
     while (name := f"fold{len(folds) + 1}_train") in arrays:
