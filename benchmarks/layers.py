@@ -210,11 +210,8 @@ def row(name: str, args: common.Options, refusals: dict[str, int]) -> list[str]:
         try:
             getattr(stax, name)
         except AttributeError as refusal:
-            return [
-                *out,
-                f"no [{refusals.setdefault(str(refusal), len(refusals) + 1)}]",
-                *["no"] * empty,
-            ]
+            number = refusals.setdefault(str(refusal), len(refusals) + 1)
+            return [*out, f"no [{number}]", *["no"] * empty]
         raise SystemExit(f"{name} has a record, but no network in {__file__}")
     shape, net = found
     exact = exact_kernels(shape, net)
