@@ -26,8 +26,6 @@ from jax_ntk_sketch.features._transform import (
 )
 from jax_ntk_sketch.features.fitting import in_batches
 
-__all__ = ["CompressedFeatureMap", "compress"]
-
 
 @dataclasses.dataclass(frozen=True)
 class CompressedFeatureMap:

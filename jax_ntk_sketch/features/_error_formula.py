@@ -9,8 +9,6 @@ from jax_ntk_sketch._typing import Array, Examples, Shape
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.features.step import Step
 
-__all__ = ["first_features", "formula_error"]
-
 # The formula is averaged over the pairs of this many examples at most.
 _MAX_EXAMPLES = 256
 

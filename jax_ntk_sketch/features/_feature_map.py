@@ -32,12 +32,15 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features.build import build_steps
-from jax_ntk_sketch.features.fitting import fit_peak_bytes, fit_steps, in_batches
+from jax_ntk_sketch.features.fitting import (
+    draw_params,
+    fit_peak_bytes,
+    in_batches,
+    run_steps,
+)
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.step import Step, extra_inputs
-
-__all__ = ["NetworkFeatureMap", "feature_map"]
 
 # A number for each kernel: a float, or a tuple if `get` is a tuple; None if unknown.
 PerKernel = float | tuple[float, ...] | None
@@ -148,18 +151,13 @@ class NetworkFeatureMap:
         The key is split for each kernel anew, so that the features of one kernel do not
         depend on the other.
         """
-        learned = sample is not None
-        params: dict[str, PyTree] = {
-            "origin": Origin(shape, self.num_features, learned)
-        }
+        origin = Origin(shape, self.num_features, learned=sample is not None)
+        params: dict[str, PyTree] = {"origin": origin}
+        first = None if sample is None else first_features(sample)
         for kind in self.kinds:
             steps = _steps(self, kind, shape, 1)
             keys = jax.random.split(key, len(steps))
-            if sample is not None and any(step.fit for step in steps):
-                first = first_features(sample)
-                params[kind] = fit_steps(steps, keys, first, inputs or {})
-            else:
-                params[kind] = [s.init(k) for s, k in zip(steps, keys, strict=True)]
+            params[kind] = draw_params(steps, keys, first, inputs or {})
         return params
 
     def apply(
@@ -239,10 +237,8 @@ class NetworkFeatureMap:
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
         for kind in self.kinds:
-            f = first_features(x)
             steps = _steps(self, kind, x.shape[1:], len(x))
-            for step, step_params in zip(steps, params[kind], strict=True):
-                f = step.run(step_params, f, **inputs)
+            f = run_steps(steps, params[kind], first_features(x), inputs)
             out[kind] = getattr(f, kind)
         return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 
@@ -421,7 +417,6 @@ def feature_map(
 def _plan_row(name: str, step: Step) -> PlanRow:
     """Return the row of a step, without allocating its parameters."""
     shapes = jax.eval_shape(step.init, jax.random.key(0))
-    biases = step.bias() if step.bias else {}
     return PlanRow(
         name=name,
         nngp_features=step.spec.nngp_dim,
@@ -432,7 +427,7 @@ def _plan_row(name: str, step: Step) -> PlanRow:
         ),
         flops=step.flops,
         live_elements=step.live_elements,
-        bias=max(biases.values(), default=None),
+        bias=step.bias() if step.bias else None,
     )
 
 

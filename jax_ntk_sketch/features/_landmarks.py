@@ -31,8 +31,6 @@ from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features.fitting import in_batches
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky
 
-__all__ = ["LandmarkFeatureMap", "landmark_features"]
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LandmarkFeatureMap:

@@ -24,15 +24,6 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._numerics import matmul, two_sum
 from jax_ntk_sketch._typing import Array
 
-__all__ = [
-    "add_products",
-    "directions",
-    "factor",
-    "sample_size",
-    "state_bytes",
-    "whiten",
-]
-
 # Examples in the sample: 4 m, but at most 3072 more than m. With 4 m examples of images
 # the squared norm that is lost was 0.4 % above the optimum.
 _SAMPLE_FACTOR, _SAMPLE_EXCESS = 4, 3072

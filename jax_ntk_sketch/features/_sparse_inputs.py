@@ -27,8 +27,6 @@ from jax_ntk_sketch.batches.sparse_rows import SparseRows, check_rows, is_sparse
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.sketch import HashedOSNAP
 
-__all__ = ["SparseFeatureMap", "with_sparse_inputs"]
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SparseFeatureMap:

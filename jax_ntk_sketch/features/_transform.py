@@ -16,8 +16,6 @@ from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
 from jax_ntk_sketch.batches.sparse_rows import is_sparse
 
-__all__ = ["apply_in_cache", "for_each_batch", "map_reader", "transform"]
-
 
 def transform(
     fmap: FeatureMap,

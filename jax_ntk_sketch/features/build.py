@@ -19,8 +19,6 @@ from jax_ntk_sketch.features.step import Context, Step, network_rule
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import SRHT
 
-__all__ = ["TooFewFeaturesError", "build_steps"]
-
 # Layers that remove the spatial axes.
 _FLATTENING = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
 
@@ -203,7 +201,7 @@ def _with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
 def _output(kind: Kind, spec: Spec, num_features: int) -> Step:
     """Return the step to `num_features` columns: zeros appended, or a compression."""
     columns = spec.dim(kind)
-    out = Spec(num_features, 0) if kind == "nngp" else Spec(0, num_features)
+    out = Spec.of_kind(kind, num_features)
     if columns <= num_features:
 
         def pad(params: PyTree, f: Features) -> Features:

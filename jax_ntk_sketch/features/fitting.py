@@ -15,21 +15,36 @@ from jax_ntk_sketch.features.step import Step
 _FIT_BATCH = 32
 
 
-def fit_steps(
+def run_steps(
+    steps: Sequence[Step],
+    params: Sequence[PyTree],
+    f: AnyFeatures,
+    inputs: dict[str, PyTree],
+) -> PyTree:
+    """Return the features after several steps, given their parameters and inputs."""
+    for step, step_params in zip(steps, params, strict=True):
+        f = step.run(step_params, f, **inputs)
+    return f
+
+
+def draw_params(
     steps: Sequence[Step],
     keys: Sequence[Key] | Key,
-    sample: AnyFeatures,
+    sample: AnyFeatures | None,
     inputs: dict[str, PyTree],
 ) -> list[PyTree]:
-    """Return the parameters of steps, each learned from what the steps before return.
+    """Return the parameters of steps; some learn from what the steps before return.
 
     Args:
-      steps: at least one of them has a `fit`.
+      steps: the steps.
       keys: a key for each step.
-      sample: the features of the sample before the first step.
+      sample: the features of the sample before the first step. With None, steps that
+        learn have parameters of the right shapes only.
       inputs: the extra inputs of the sample, by name.
     """
-    last = max(i for i, step in enumerate(steps) if step.fit)
+    if sample is None:
+        return [step.init(key) for step, key in zip(steps, keys, strict=True)]
+    last = max((i for i, step in enumerate(steps) if step.fit), default=-1)
     f, params = sample, []
     for i, (step, key) in enumerate(zip(steps, keys, strict=True)):
         learned = step.learn(key, f, **inputs)
@@ -44,7 +59,7 @@ def fit_steps(
 
 
 def fit_peak_bytes(steps: Sequence[Step], count: int) -> int:
-    """Return the peak bytes of `fit_steps` with a sample of `count`, in float32."""
+    """Return the peak bytes of `draw_params` with a sample of `count`, in float32."""
     last = max((i for i, step in enumerate(steps) if step.fit), default=0)
     batch = min(count, _FIT_BATCH)
     peaks = [

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, PyTree, Shape
 
-__all__ = ["check_extra_inputs", "check_mask", "describe"]
-
 # The layers that read each of the arrays, for the error message.
 _READERS = {
     "pattern": "stax.Aggregate",

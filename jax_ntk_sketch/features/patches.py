@@ -27,15 +27,6 @@ from jax_ntk_sketch.random_features.directions import (
 from jax_ntk_sketch.random_features.zonal import uniform_directions
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
 
-__all__ = [
-    "Patches",
-    "Projection",
-    "concatenate_patches",
-    "fits_concatenated",
-    "materialize_patches",
-    "sketch_patches",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Patches:

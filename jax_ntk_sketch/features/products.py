@@ -9,8 +9,6 @@ from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context
 from jax_ntk_sketch.sketch import TensorSRHT
 
-__all__ = ["Product"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Product:

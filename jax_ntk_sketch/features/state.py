@@ -36,6 +36,12 @@ class Features(NamedTuple):
     ntk: Array
     nngp_diag: Array
 
+    @classmethod
+    def of_kind(cls, kind: Kind, phi: Array, nngp_diag: Array) -> "Features":
+        """Return features `phi` (n, columns) of one kernel, and none of the other."""
+        empty = phi[..., :0]
+        return cls(*((phi, empty) if kind == "nngp" else (empty, phi)), nngp_diag)
+
 
 class ExactColumns(NamedTuple):
     """The numbers of the columns that are exact.
@@ -158,6 +164,11 @@ class Spec:
     before_activations: bool = True
     exact_columns: ExactColumns = ExactColumns()  # noqa: RUF009
     finite_channels: int = 1
+
+    @classmethod
+    def of_kind(cls, kind: Kind, columns: int) -> "Spec":
+        """Return the spec of `columns` features of one kernel."""
+        return cls(columns, 0) if kind == "nngp" else cls(0, columns)
 
     def dim(self, kind: Kind) -> int:
         """Return the columns of the arrays of one kernel."""

@@ -41,6 +41,11 @@ class Context:
     channel_axis: int = -1
 
     @property
+    def kind(self) -> Kind:
+        """The kernel whose features are wanted at the end of the network."""
+        return "ntk" if self.wants_ntk else "nngp"
+
+    @property
     def keeps_all_columns(self) -> bool:
         """Whether linear layers keep all columns, or sketch them if they are too many.
 
@@ -78,8 +83,8 @@ class Step:
       live_elements: numbers in memory at once while the step runs, its inputs and
         outputs included.
       fit_elements: numbers in memory at once while `fit` runs, besides its input.
-      bias: returns the largest bias of each kernel, relative to the kernel of unit
-        vectors at cosine 1; None for an unbiased step, or one whose bias is unknown.
+      bias: returns the largest bias of a kernel, relative to the kernel of unit vectors
+        at cosine 1; None for an unbiased step, or one whose bias is unknown.
       error: takes cosines of the NNGP features that enter, and returns the kernel of
         unit vectors there and the mean square of its error; None where the noise is
         not known in closed form.
@@ -95,7 +100,7 @@ class Step:
     flops: int = 0
     live_elements: int = 0
     fit_elements: int = 0
-    bias: Callable[[], dict[Kind, float]] | None = None
+    bias: Callable[[], float] | None = None
     error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     extra_inputs: tuple[str, ...] = ()
 

@@ -1,6 +1,6 @@
 """The rule of each layer; files have the names of those in `jax_ntk_sketch.stax`."""
 
-from jax_ntk_sketch.features.layers import (
+from jax_ntk_sketch.features.layers import (  # noqa: F401
     activations,
     attention,
     combinators,
@@ -11,15 +11,3 @@ from jax_ntk_sketch.features.layers import (
     pool,
     shape,
 )
-
-__all__ = [
-    "activations",
-    "attention",
-    "combinators",
-    "conv",
-    "dense",
-    "graph",
-    "normalization",
-    "pool",
-    "shape",
-]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Array, Key, Kind, PyTree
-from jax_ntk_sketch.features.fitting import fit_peak_bytes, fit_steps
+from jax_ntk_sketch._typing import Array, Key, PyTree
+from jax_ntk_sketch.features.fitting import draw_params, fit_peak_bytes, run_steps
 from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.products import Product
 from jax_ntk_sketch.features.state import Branches, ExactColumns, Features, Spec
@@ -118,33 +118,21 @@ def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
         outputs.append(after)
     all_steps = [step for steps in branches for step in steps]
 
-    def init(key: Key) -> BranchParams:
+    def draw(
+        key: Key, sample: BranchFeatures | None = None, **inputs: PyTree
+    ) -> BranchParams:
         keys = iter(jax.random.split(key, max(1, len(all_steps))))
-        return [[step.init(next(keys)) for step in steps] for steps in branches]
+        samples: Sequence[Features | None] = sample or [None] * len(branches)
+        return [
+            draw_params(steps, [next(keys) for _ in steps], f, inputs)
+            for steps, f in zip(branches, samples, strict=True)
+        ]
 
     def apply(
         params: BranchParams, branch_features: BranchFeatures, **inputs: PyTree
     ) -> BranchFeatures:
-        out = []
-        for steps, own_params, f in zip(branches, params, branch_features, strict=True):
-            for step, step_params in zip(steps, own_params, strict=True):
-                f = step.run(step_params, f, **inputs)
-            out.append(f)
-        return out
-
-    def fit(
-        key: Key, branch_features: BranchFeatures, **inputs: PyTree
-    ) -> BranchParams:
-        keys = iter(jax.random.split(key, max(1, len(all_steps))))
-        params = []
-        for steps, f in zip(branches, branch_features, strict=True):
-            own_keys = [next(keys) for _ in steps]
-            if any(step.fit for step in steps):
-                params.append(fit_steps(steps, own_keys, f, inputs))
-            else:
-                pairs = zip(steps, own_keys, strict=True)
-                params.append([step.init(step_key) for step, step_key in pairs])
-        return params
+        triples = zip(branches, params, branch_features, strict=True)
+        return [run_steps(*triple, inputs) for triple in triples]
 
     names = ("; ".join(step.name for step in steps) or "-" for steps in branches)
     fit_elements = max((fit_peak_bytes(steps, 1) // 4 for steps in branches), default=0)
@@ -153,24 +141,15 @@ def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
         name=f"[{' | '.join(names)}]",
         spec=Branches(tuple(outputs)),
         apply=apply,
-        init=init,
-        fit=fit if any(step.fit for step in all_steps) else None,
+        init=draw,
+        fit=draw if any(step.fit for step in all_steps) else None,
         flops=sum(step.flops for step in all_steps),
         live_elements=spec.live_elements()
         + max((step.live_elements for step in all_steps), default=0),
         fit_elements=fit_elements + sum(step.fit_elements for step in all_steps),
-        bias=(lambda: _largest(biases)) if biases else None,
+        bias=(lambda: max(bias() for bias in biases)) if biases else None,
         extra_inputs=extra_inputs(all_steps),
     )
-
-
-def _largest(biases: Sequence[Callable[[], dict[Kind, float]]]) -> dict[Kind, float]:
-    """Return the largest bias of each kernel."""
-    largest: dict[Kind, float] = {}
-    for bias in biases:
-        for kind, value in bias().items():
-            largest[kind] = max(value, largest.get(kind, 0.0))
-    return largest
 
 
 def _materialized(
@@ -238,11 +217,25 @@ def _join_step(layer: stax.FanIn, out: Spec, apply: Callable[..., Features]) -> 
     return Step(name=repr(layer), spec=out, apply=apply, live_elements=elements)
 
 
+def _channels_step(layer: stax.FanIn, out: Spec, weights: Sequence[float]) -> Step:
+    """Return the step that puts features side by side: a weighted sum of kernels."""
+
+    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
+        pairs = list(zip(weights, branch_features, strict=True))
+        return Features(
+            jnp.concatenate([math.sqrt(w) * f.nngp for w, f in pairs], axis=-1),
+            jnp.concatenate([math.sqrt(w) * f.ntk for w, f in pairs], axis=-1),
+            functools.reduce(jnp.add, [w * f.nngp_diag for w, f in pairs]),
+        )
+
+    return _join_step(layer, out, apply)
+
+
 @layer_rule.register
 def fan_in_sum_steps(
     layer: stax.FanInSum, spec: Branches, context: Context
 ) -> list[Step]:
-    """Return the step that puts features side by side, so that kernels add.
+    """Return the step of the sum of the kernels.
 
     Raises:
       ValueError: branches have different shapes, or one does not end in a linear layer.
@@ -251,16 +244,7 @@ def fan_in_sum_steps(
     _check_equal_shapes(layer, specs)
     if len(specs) > 1:
         _check_gaussian(layer, specs)
-
-    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
-        nngp, ntk, variance = zip(*branch_features, strict=True)
-        return Features(
-            jnp.concatenate(nngp, axis=-1),
-            jnp.concatenate(ntk, axis=-1),
-            functools.reduce(jnp.add, variance),
-        )
-
-    return [*before, _join_step(layer, _joined(specs), apply)]
+    return [*before, _channels_step(layer, _joined(specs), [1.0] * len(specs))]
 
 
 @layer_rule.register
@@ -281,27 +265,14 @@ def fan_in_concat_steps(
         )
     axis = layer.axis % ndim
     channels = context.channel_axis % ndim if specs[0].shape else 1
-    if axis == channels:
-        return [*before, _concatenate_channels(layer, specs)]
-    return [*before, _concatenate_positions(layer, specs, axis - (axis > channels))]
-
-
-def _concatenate_channels(layer: stax.FanInConcat, specs: Sequence[Spec]) -> Step:
-    """Return the step of kernels that are weighted by the finite network's widths."""
+    if axis != channels:
+        return [*before, _concatenate_positions(layer, specs, axis - (axis > channels))]
+    # Kernels are weighted by the channels of the finite network.
     _check_equal_shapes(layer, specs, channels=False)
     total = sum(spec.finite_channels for spec in specs)
-    weights = [spec.finite_channels / total for spec in specs]
     out = dataclasses.replace(_joined(specs), gaussian=False, finite_channels=total)
-
-    def apply(params: PyTree, branch_features: BranchFeatures) -> Features:
-        pairs = list(zip(weights, branch_features, strict=True))
-        return Features(
-            jnp.concatenate([math.sqrt(w) * f.nngp for w, f in pairs], axis=-1),
-            jnp.concatenate([math.sqrt(w) * f.ntk for w, f in pairs], axis=-1),
-            functools.reduce(jnp.add, [w * f.nngp_diag for w, f in pairs]),
-        )
-
-    return _join_step(layer, out, apply)
+    weights = [spec.finite_channels / total for spec in specs]
+    return [*before, _channels_step(layer, out, weights)]
 
 
 def _concatenate_positions(

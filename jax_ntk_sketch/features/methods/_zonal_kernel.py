@@ -6,6 +6,7 @@ kernel of the network is N f(alpha) + c.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,8 +16,6 @@ from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer
 from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
 from jax_ntk_sketch.methods import Method
-
-__all__ = ["ZonalKernel", "linear_steps", "why_not_zonal", "zonal_kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +116,25 @@ def _split_at_relus(
     return layers[: relus[0]], layers[relus[0] : relus[-1] + 1], layers[relus[-1] + 1 :]
 
 
-def linear_steps(
-    method: Method, kernel: ZonalKernel, spec: Spec, context: Context
+def zonal_steps(
+    method: Method,
+    net: stax.Layer,
+    spec: Spec,
+    context: Context,
+    last_step: Callable[[ZonalKernel, int, int], Step],
 ) -> list[Step]:
-    """Return the steps of the linear layers before the first `Relu`.
+    """Return the linear layers before the first `Relu`, and one step of all others.
+
+    Args:
+      method, net, spec, context: as for `network_rule`, `why_not_zonal` being None.
+      last_step: takes the kernel, the columns that enter, and `context.max_columns`.
 
     Raises:
       ValueError: there is no linear layer, or examples still have spatial axes.
     """
+    kernel = zonal_kernel(net, context.kind)
+    if kernel is None:
+        return layer_by_layer(net, spec, context)
     steps = layer_by_layer(
         kernel.prefix, spec, dataclasses.replace(context, wants_ntk=False)
     )
@@ -133,10 +143,10 @@ def linear_steps(
             "feature_map: Relu must follow a linear layer such as Dense, but it is the "
             "first layer of net"
         )
-    shape = steps[-1].single_spec.shape
-    if shape:
+    entering = steps[-1].single_spec
+    if entering.shape:
         raise ValueError(
             f"feature_map: {method} is for flat examples, but the first Relu still has "
-            f"spatial axes, of sizes {shape}; begin with Flatten"
+            f"spatial axes, of sizes {entering.shape}; begin with Flatten"
         )
-    return steps
+    return [*steps, last_step(kernel, entering.nngp_dim, context.max_columns)]

@@ -15,8 +15,6 @@ from jax_ntk_sketch.features.step import Context, Step, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Exact
 
-__all__ = ["factor"]
-
 
 @activation_rule.register
 def exact_step(

@@ -37,8 +37,6 @@ from jax_ntk_sketch.random_features.directions import (
 from jax_ntk_sketch.sketch import SRHT
 from jax_ntk_sketch.sketch.random_map import RandomMap, init_each
 
-__all__: list[str] = []
-
 
 @accepts_patches.register
 def ntk_random_features_accepts_patches(

@@ -38,8 +38,6 @@ from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.methods import NTKSketch
 from jax_ntk_sketch.sketch import PolySketch, TensorSRHT
 
-__all__ = ["noise_weights"]
-
 
 def noise_weights(coefficients: np.ndarray) -> np.ndarray:
     """Return the columns that each power deserves, relative to the others.

@@ -12,6 +12,7 @@ where a `PolySketch` makes :math:`Z_j`, a sketch of :math:`u^{\otimes j}`.
 Source: the experiments of arXiv 2106.07880.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -21,26 +22,18 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch._typing import PyTree
-from jax_ntk_sketch.features.methods._whole_network import (
-    features_of,
-    spec_of,
-    wanted_kind,
-)
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
-    linear_steps,
     why_not_zonal,
-    zonal_kernel,
+    zonal_steps,
 )
 from jax_ntk_sketch.features.methods.ntk_sketch import noise_weights
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
-from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
+from jax_ntk_sketch.features.step import Context, Step, network_rule
 from jax_ntk_sketch.features.widths import allocate_columns, polysketch_width
 from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.methods import OnePass
 from jax_ntk_sketch.sketch import PolySketch
-
-__all__ = ["Polynomial", "polynomial"]
 
 
 class Polynomial(NamedTuple):
@@ -73,19 +66,14 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
 def one_pass_network_steps(
     method: OnePass, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    kind = wanted_kind(context)
-    reason = why_not_zonal(net, kind)
+    reason = why_not_zonal(net, context.kind)
     if reason is not None:
         raise ValueError(
             f'feature_map: method "one_pass" {reason}; use method="variance_reduced" '
             'or "ntk_sketch"'
         )
-    kernel = zonal_kernel(net, kind)
-    if kernel is None:
-        return layer_by_layer(net, spec, context)
-    steps = linear_steps(method, kernel, spec, context)
-    input_dim = steps[-1].single_spec.nngp_dim
-    return [*steps, _polynomial_step(method, kernel, input_dim, context.max_columns)]
+    last_step = functools.partial(_polynomial_step, method)
+    return zonal_steps(method, net, spec, context, last_step)
 
 
 def _polynomial_step(
@@ -111,17 +99,17 @@ def _polynomial_step(
         if kernel.constant > 0:
             parts.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
         nngp_diag = f.nngp_diag * float(c.sum()) + kernel.constant
-        return features_of(kernel.kind, jnp.concatenate(parts, axis=-1), nngp_diag)
+        return Features.of_kind(kernel.kind, jnp.concatenate(parts, axis=-1), nngp_diag)
 
     bias = math.ceil(1e4 * fit.max_error) / 1e4
     return Step(
         name=f"one polynomial of degree {len(sizes)}",
-        spec=spec_of(kernel.kind, columns),
+        spec=Spec.of_kind(kernel.kind, columns),
         apply=apply,
         init=poly.init,
         flops=poly.flops + 2 * columns,
         live_elements=2 * input_dim + 2 * columns + 4 * poly.inner_width,
-        bias=lambda: {kernel.kind: bias},
+        bias=lambda: bias,
     )
 
 

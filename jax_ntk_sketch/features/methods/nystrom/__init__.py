@@ -4,6 +4,4 @@
 `layers` has the step of one activation, for all other networks.
 """
 
-from jax_ntk_sketch.features.methods.nystrom import layers, network
-
-__all__ = ["layers", "network"]
+from jax_ntk_sketch.features.methods.nystrom import layers, network  # noqa: F401

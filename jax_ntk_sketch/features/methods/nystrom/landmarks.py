@@ -11,14 +11,6 @@ from jax_ntk_sketch.kernels import rpcholesky
 from jax_ntk_sketch.kernels.nystrom import choose_uniform
 from jax_ntk_sketch.methods import Nystrom
 
-__all__ = [
-    "FLOPS_PER_KERNEL_ENTRY",
-    "candidate_rows",
-    "check_sample",
-    "choose_landmarks",
-    "max_candidates",
-]
-
 # The operations of an activation on one entry of a kernel: the arc-cosine functions.
 FLOPS_PER_KERNEL_ENTRY = 30
 

@@ -42,8 +42,6 @@ from jax_ntk_sketch.kernels.nystrom import principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
 from jax_ntk_sketch.sketch import Window
 
-__all__: list[str] = []
-
 # The NNGP features' share of the columns, where both kernels are wanted. From a quarter
 # to a half NTK errors hardly differ; the number of landmarks is what counts.
 _NNGP_SHARE = 0.4

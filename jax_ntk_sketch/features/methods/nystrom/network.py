@@ -14,11 +14,6 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._typing import Array, Key, PyTree
-from jax_ntk_sketch.features.methods._whole_network import (
-    features_of,
-    spec_of,
-    wanted_kind,
-)
 from jax_ntk_sketch.features.methods.nystrom.landmarks import (
     FLOPS_PER_KERNEL_ENTRY,
     candidate_rows,
@@ -32,8 +27,6 @@ from jax_ntk_sketch.kernels import supports_exact_kernel
 from jax_ntk_sketch.kernels.exact import diagonal_kernels, pairwise_kernels
 from jax_ntk_sketch.kernels.nystrom import principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
-
-__all__ = ["replaces_network"]
 
 
 @network_rule.register
@@ -77,7 +70,7 @@ def _kernel_step(
     method: Nystrom, net: stax.Serial, input_dim: int, context: Context
 ) -> Step:
     """Return the step of the whole network: its exact kernel with the landmarks."""
-    kind, columns = wanted_kind(context), context.max_columns
+    kind, columns = context.kind, context.max_columns
     num_landmarks = math.ceil(method.oversample * columns)
 
     def kernel(x: Array, z: Array | None = None) -> Array:
@@ -112,12 +105,12 @@ def _kernel_step(
         x = at_least_float32(f.nngp)
         z, root = (params[name].astype(x.dtype) for name in ("landmarks", "root"))
         phi = matmul(kernel(x, z), root).astype(f.nngp.dtype)
-        return features_of(kind, phi, f.nngp_diag)
+        return Features.of_kind(kind, phi, f.nngp_diag)
 
     flops_per_entry = FLOPS_PER_KERNEL_ENTRY * _num_activations(net)
     return Step(
         name=f"kernel with {num_landmarks} landmarks",
-        spec=spec_of(kind, columns),
+        spec=Spec.of_kind(kind, columns),
         apply=apply,
         init=init,
         fit=fit,

@@ -4,6 +4,4 @@
 has the step of one activation, for all other networks.
 """
 
-from jax_ntk_sketch.features.methods.variance_reduced import layers, network
-
-__all__ = ["layers", "network"]
+from jax_ntk_sketch.features.methods.variance_reduced import layers, network  # noqa: F401

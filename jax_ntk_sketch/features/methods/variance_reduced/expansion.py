@@ -33,15 +33,6 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     orthonormal_values,
 )
 
-__all__ = [
-    "DEGREE",
-    "HighDegrees",
-    "expansion_weights",
-    "high_degrees",
-    "largest_bias",
-    "with_kink",
-]
-
 # The degree of the expansion. The plan states what is left out.
 DEGREE = 6
 

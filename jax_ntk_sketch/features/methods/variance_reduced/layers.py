@@ -31,7 +31,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import at_least_float32, safe_reciprocal, safe_sqrt
-from jax_ntk_sketch._typing import Array, Key, Kind, PyTree
+from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.methods.variance_reduced.expansion import (
     DEGREE,
@@ -47,8 +47,6 @@ from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features.zonal import gegenbauer_series_sum
 from jax_ntk_sketch.sketch.random_map import init_each
-
-__all__: list[str] = []
 
 # The signs of f: they keep it bounded.
 _SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(DEGREE + 1))
@@ -238,8 +236,8 @@ class _ExpansionLayer:
             nngp_diag = self.dual.diagonal(geometry.q)[0]
         return Features(*(array.astype(dtype) for array in (nngp, ntk, nngp_diag)))
 
-    def bias(self) -> dict[Kind, float]:
-        """Return the largest bias of each kernel."""
+    def bias(self) -> float:
+        """Return the largest bias of a kernel."""
 
         def of_kernel(directions: str, of_slope: bool) -> float:
             return largest_bias(
@@ -251,10 +249,10 @@ class _ExpansionLayer:
                 after_dropout=self.after_dropout,
             )
 
-        bias: dict[Kind, float] = {"nngp": of_kernel("nngp_directions", False)}
-        if self.columns.ntk_zonal:
-            bias["ntk"] = of_kernel("slope_directions", True)
-        return bias
+        nngp_bias = of_kernel("nngp_directions", False)
+        if not self.columns.ntk_zonal:
+            return nngp_bias
+        return max(nngp_bias, of_kernel("slope_directions", True))
 
     def _has_high_degrees(self, of_slope: bool) -> bool:
         kink = with_kink(self.dual, of_slope=of_slope)

@@ -19,16 +19,10 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch._typing import PyTree
-from jax_ntk_sketch.features.methods._whole_network import (
-    features_of,
-    spec_of,
-    wanted_kind,
-)
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
-    linear_steps,
     why_not_zonal,
-    zonal_kernel,
+    zonal_steps,
 )
 from jax_ntk_sketch.features.state import Features, Spec, constant_column
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
@@ -43,8 +37,6 @@ from jax_ntk_sketch.random_features.zonal import sphere_dim
 from jax_ntk_sketch.sketch import SRHT
 from jax_ntk_sketch.sketch.random_map import RandomMap, init_each
 
-__all__ = ["zonal_fit"]
-
 # The degree of the power series. The rest is below 1e-3 of the kernel at cosine 0.9.
 _SERIES_DEGREE = 40
 
@@ -53,15 +45,10 @@ _SERIES_DEGREE = 40
 def variance_reduced_network_steps(
     method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    kind = wanted_kind(context)
-    kernel = None
-    if why_not_zonal(net, kind) is None:
-        kernel = zonal_kernel(net, kind)
-    if kernel is None:
+    if why_not_zonal(net, context.kind) is not None:
         return layer_by_layer(net, spec, context)
-    steps = linear_steps(method, kernel, spec, context)
-    input_dim = steps[-1].single_spec.nngp_dim
-    return [*steps, _zonal_step(method, kernel, input_dim, context.max_columns)]
+    last_step = functools.partial(_zonal_step, method)
+    return zonal_steps(method, net, spec, context, last_step)
 
 
 def zonal_fit(
@@ -109,7 +96,9 @@ def _zonal_step(
         if kernel.constant > 0:
             blocks.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
         nngp_diag = f.nngp_diag * diag_at_one + kernel.constant
-        return features_of(kernel.kind, jnp.concatenate(blocks, axis=-1), nngp_diag)
+        return Features.of_kind(
+            kernel.kind, jnp.concatenate(blocks, axis=-1), nngp_diag
+        )
 
     def error(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         exact = kernel.function(alpha)
@@ -120,13 +109,13 @@ def _zonal_step(
     return Step(
         name=f"constant, {linear_columns} linear, {fit.zonal_columns} zonal columns of "
         f"degree <= {degree}",
-        spec=spec_of(kernel.kind, columns),
+        spec=Spec.of_kind(kernel.kind, columns),
         apply=apply,
         init=functools.partial(init_each, parts),
         flops=sum(part.flops for part in parts.values()) + 2 * columns,
         live_elements=3 * input_dim + 4 * columns,
         error=error,
-        bias=lambda: {kernel.kind: bias},
+        bias=lambda: bias,
     )
 
 
