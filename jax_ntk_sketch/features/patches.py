@@ -5,17 +5,21 @@ and layers read the patches with `Patches`, or let `materialize_patches` form th
 """
 
 import dataclasses
+import functools
+import math
+import operator
 
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Key, Kind, PyTree
 from jax_ntk_sketch.features.state import (
     ExactColumns,
     Features,
     Spec,
-    constant_column,
     take_columns,
+    with_constant,
 )
 from jax_ntk_sketch.features.step import Context, Step, linear_step
 from jax_ntk_sketch.random_features.directions import (
@@ -84,6 +88,33 @@ class Patches:
         if self.window is not None:
             squares = self.window.sum(squares)
         return squares[..., 0] + self.bias**2
+
+    def inner_products(self, x: Array, z: Array) -> Array:
+        """Return the inner products of all vectors of x with z (m, dim).
+
+        They are a sum over the offsets in the window, so that patches are not formed.
+
+        Returns:
+          (..., *positions, m).
+        """
+        if self.window is None:
+            return matmul(x, z.T)
+        c = self.channels
+        parts = [self.bias * z[:, -1]] if self.bias else []
+        for i, pixels in enumerate(self.window.shifts(x)):
+            parts.append(matmul(pixels, z[:, i * c : (i + 1) * c].T))
+        return functools.reduce(operator.add, parts)
+
+    def take(self, x: Array, index: Array) -> Array:
+        """Return vectors of x by their numbers, (len(index), dim)."""
+        *axes, c = x.shape
+        if self.window is None:
+            return x.reshape(-1, c)[index]
+        # The numbers of the pixels in each patch; 0 is the border.
+        pixels = jnp.arange(1, 1 + math.prod(axes)).reshape(*axes, 1)
+        numbers = self.window.patches(pixels).reshape(-1, self.size)[index]
+        rows = jnp.concatenate([jnp.zeros((1, c), x.dtype), x.reshape(-1, c)])
+        return with_constant(rows[numbers].reshape(len(index), -1), self.bias)
 
     def single_patch(self) -> "Patches":
         """Return the patches of an image that is one patch."""
@@ -246,8 +277,9 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
         means = sketch.patches.channel_means(x, channels[kind])
         along, bias = sketch.apply_to_channel_means(params, channels[kind], x.dtype)
         z = z - jnp.matmul(means, along) - (bias if with_bias else 0)
-        constant = [constant_column(z, sketch.patches.bias)] * with_bias
-        return jnp.concatenate([*constant, means, z], axis=-1)
+        if with_bias:
+            means = with_constant(means, sketch.patches.bias, first=True)
+        return jnp.concatenate([means, z], axis=-1)
 
     def apply(params: PyTree, f: Features) -> Features:
         nngp = sketched("nngp", params["nngp"], f.nngp)

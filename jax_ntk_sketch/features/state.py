@@ -284,9 +284,18 @@ def with_feature_norms(
 # Columns
 
 
-def constant_column(features: Array, value: float) -> Array:
-    """Return one column of `value` for the rows of `features` (..., a)."""
-    return jnp.full((*features.shape[:-1], 1), value, features.dtype)
+def with_constant(x: Array, value: float | None, first: bool = False) -> Array:
+    """Return x (..., a) with one more column of `value`; without it if there is none.
+
+    Args:
+      x: features.
+      value: the constant; there is no column for 0 and None.
+      first: whether the column is the first one rather than the last.
+    """
+    if not value:
+        return x
+    column = jnp.full((*x.shape[:-1], 1), value, x.dtype)
+    return jnp.concatenate([column, x] if first else [x, column], axis=-1)
 
 
 def take_columns(x: Array, columns: tuple[int, ...]) -> Array:

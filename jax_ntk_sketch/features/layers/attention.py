@@ -34,8 +34,8 @@ from jax_ntk_sketch.features.state import (
     Features,
     Spec,
     after_weighted_sum,
-    constant_column,
     dropout_variance,
+    with_constant,
     with_feature_norms,
 )
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
@@ -122,17 +122,16 @@ def _linear_scaling_step(
             return (std * matmul(g.astype(x.dtype), _rows(x))).reshape(x.shape)
 
         nngp = mix(values.features(f.nngp))
-        ones = [constant_column(nngp, layer.b_std)] if layer.b_std else []
         ntk = f.ntk
         if context.wants_ntk:
             # The weights of the values and those of the output are trained.
-            trained = [mix(values.features(f.ntk)), *ones, math.sqrt(2) * nngp]
-            ntk = jnp.concatenate(trained, axis=-1)
+            ntk = with_constant(mix(values.features(f.ntk)), layer.b_std)
+            ntk = jnp.concatenate([ntk, math.sqrt(2) * nngp], axis=-1)
         extra: Array | float = 0.0
         if spec.after_dropout:
             dropped = values.weight * dropout_variance(f).reshape(len(g), -1, 1)
             extra = jnp.matmul((std * g) ** 2, dropped).reshape(f.nngp_diag.shape)
-        return with_feature_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, extra)
+        return with_feature_norms(with_constant(nngp, layer.b_std), ntk, extra)
 
     pixels = spec.pixels
     columns = 2 * spec.nngp_dim + spec.ntk_dim + 2 * values.columns + 3
@@ -209,7 +208,6 @@ def _sqrt_scaling_step(
         phi, v = keys.features(f.nngp), values.features(f.nngp)
         u = sum_over_positions(product("sum", phi, v))
         nngp = std * product("nngp", u, phi)
-        ones = [constant_column(nngp, layer.b_std)] if layer.b_std else []
         ntk = f.ntk
         if context.wants_ntk:
             psi, psi_v = keys.features(f.ntk), values.features(f.ntk)
@@ -217,7 +215,8 @@ def _sqrt_scaling_step(
             trained = [*map(sum_over_positions, trained), 2 * u]
             first = product("ntk1", jnp.concatenate(trained, axis=-1), phi)
             second = product("ntk2", u, psi)
-            ntk = jnp.concatenate([std * first, std * second, *ones], axis=-1)
+            ntk = jnp.concatenate([std * first, std * second], axis=-1)
+            ntk = with_constant(ntk, layer.b_std)
         extra: Array | float = 0.0
         if spec.after_dropout:
             norm2 = jnp.sum(f.nngp**2, axis=-1)
@@ -227,7 +226,7 @@ def _sqrt_scaling_step(
             dropped = sum_over_positions((with_dropped - without)[..., None])[..., 0]
             extra = std**2 * (jnp.sum(u**2, axis=-1) + dropped)
             extra = extra * keys.variance(f.nngp_diag) - jnp.sum(nngp**2, axis=-1)
-        return with_feature_norms(jnp.concatenate([nngp, *ones], axis=-1), ntk, extra)
+        return with_feature_norms(with_constant(nngp, layer.b_std), ntk, extra)
 
     return linear_step(
         repr(layer),

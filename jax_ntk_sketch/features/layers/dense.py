@@ -6,8 +6,8 @@ import math
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Array, PyTree
-from jax_ntk_sketch.features.state import Features, Spec, constant_column
+from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.state import Features, Spec, with_constant
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 
 
@@ -34,23 +34,17 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
         finite_channels=layer.out_dim * layer.s[1],
     )
 
-    def with_bias(x: Array, value: float) -> Array:
-        if not bias:
-            return x
-        return jnp.concatenate([x, constant_column(x, value)], axis=-1)
-
     def apply(params: PyTree, f: Features) -> Features:
-        b_std = layer.b_std or 0.0
-        nngp = with_bias(layer.W_std * f.nngp, b_std)
+        nngp = with_constant(layer.W_std * f.nngp, layer.b_std)
         variance = layer.W_std**2 * f.nngp_diag
-        if bias:
-            variance = variance + b_std**2
+        if layer.b_std:
+            variance = variance + layer.b_std**2
         if not context.wants_ntk:
             return Features(nngp, f.ntk, variance)
         appended = nngp
         if layer.parameterization == "standard":
             width = spec.finite_channels / layer.s[0]
-            appended = with_bias(f.nngp * math.sqrt(width), 1.0)
+            appended = with_constant(f.nngp * math.sqrt(width), bias)
         ntk = jnp.concatenate([layer.W_std * f.ntk, appended], axis=-1)
         return Features(nngp, ntk, variance)
 

@@ -28,7 +28,7 @@ from jax_ntk_sketch.features.methods._zonal_kernel import (
     zonal_steps,
 )
 from jax_ntk_sketch.features.methods.ntk_sketch import noise_weights
-from jax_ntk_sketch.features.state import Features, Spec, constant_column
+from jax_ntk_sketch.features.state import Features, Spec, with_constant
 from jax_ntk_sketch.features.step import Context, Step, network_rule
 from jax_ntk_sketch.features.widths import allocate_columns, polysketch_width
 from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
@@ -96,10 +96,9 @@ def _polynomial_step(
             for c_j, z_j in zip(c, powers, strict=True)
             if c_j > 0
         ]
-        if kernel.constant > 0:
-            parts.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
+        phi = with_constant(jnp.concatenate(parts, axis=-1), math.sqrt(kernel.constant))
         nngp_diag = f.nngp_diag * float(c.sum()) + kernel.constant
-        return Features.of_kind(kernel.kind, jnp.concatenate(parts, axis=-1), nngp_diag)
+        return Features.of_kind(kernel.kind, phi, nngp_diag)
 
     bias = math.ceil(1e4 * fit.max_error) / 1e4
     return Step(

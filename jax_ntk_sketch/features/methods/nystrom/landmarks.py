@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._typing import Array, Key
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.kernels import rpcholesky
@@ -45,8 +46,16 @@ def choose_landmarks(
     return rpcholesky(key, column, diagonal, num_landmarks)
 
 
-def check_sample(f: Features) -> None:
-    """Check the features of a sample, and their values where these are known.
+def pad_landmarks(params: dict[str, Array], num_landmarks: int) -> dict[str, Array]:
+    """Return arrays with rows of zeros for landmarks that a small sample has not."""
+    return {
+        name: jnp.pad(array, [(0, num_landmarks - len(array)), (0, 0)][: array.ndim])
+        for name, array in params.items()
+    }
+
+
+def checked_sample(f: Features) -> Features:
+    """Return the features of a sample in float32 at least, checked if they are known.
 
     Raises:
       ValueError: there is no example, or an example is not finite.
@@ -55,11 +64,11 @@ def check_sample(f: Features) -> None:
         raise ValueError(
             "NetworkFeatureMap.init: example must hold at least one example, got none"
         )
-    if isinstance(f.nngp, jax.core.Tracer):
-        return
-    bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
-    if bad.any():
-        raise ValueError(
-            "NetworkFeatureMap.init: example must be finite, but its row "
-            f"{int(bad.argmax())} has a NaN, an infinity or overflows; leave it out"
-        )
+    if not isinstance(f.nngp, jax.core.Tracer):
+        bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
+        if bad.any():
+            raise ValueError(
+                "NetworkFeatureMap.init: example must be finite, but its row "
+                f"{int(bad.argmax())} has a NaN, an infinity or overflows; leave it out"
+            )
+    return Features(*map(at_least_float32, f))

@@ -20,7 +20,6 @@ cosines of the features, so its variance is |x|^2.
 import dataclasses
 import functools
 import math
-import operator
 from typing import NamedTuple
 
 import jax
@@ -31,16 +30,17 @@ from jax_ntk_sketch._typing import Array, Key, Shape
 from jax_ntk_sketch.features.methods.nystrom.landmarks import (
     FLOPS_PER_KERNEL_ENTRY,
     candidate_rows,
-    check_sample,
+    checked_sample,
     choose_landmarks,
     max_candidates,
+    pad_landmarks,
 )
-from jax_ntk_sketch.features.state import Features, PatchWindow, Spec
+from jax_ntk_sketch.features.patches import Patches
+from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.kernels.nystrom import principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
-from jax_ntk_sketch.sketch import Window
 
 # The NNGP features' share of the columns, where both kernels are wanted. From a quarter
 # to a half NTK errors hardly differ; the number of landmarks is what counts.
@@ -56,75 +56,37 @@ def nystrom_accepts_patches(method: Nystrom, spec: Spec, context: Context) -> bo
 def nystrom_step(
     method: Nystrom, dual: DualActivation, spec: Spec, context: Context
 ) -> Step:
-    sizes = _choose_sizes(method, spec, context)
-    patches = _patch_window(spec)
-    layer = _LandmarkLayer(
-        method=method,
-        dual=dual,
-        sizes=sizes,
-        window=patches.window,
-        bias=patches.nngp_bias,
-        ntk_bias=patches.ntk_bias,
-        after_dropout=spec.after_dropout,
-        norms_from_features=spec.norms_from_features,
-    )
-
-    def fit(key: Key, f: Features) -> dict[str, Array]:
-        check_sample(f)
-        return layer.learn(key, Features(*map(at_least_float32, f)))
-
-    num, dims = sizes.num_landmarks, sizes.nngp_dim + sizes.ntk_dim
-    kinds, columns = 2 if context.wants_ntk else 1, context.max_columns
-    flops = num * (2 * dims + kinds * FLOPS_PER_KERNEL_ENTRY + 2 * columns)
-    elements = spec.live_elements() + spec.pixels * (4 * kinds * num + columns)
-    return Step(
-        name=f"{num} landmarks",
-        spec=Spec(sizes.nngp_columns, sizes.ntk_columns),
-        apply=layer.apply,
-        init=layer.init,
-        fit=fit,
-        flops=spec.pixels * flops,
-        live_elements=elements,
-        fit_elements=max_candidates(num) * (dims + 4 * num + columns),
-    )
-
-
-class _Sizes(NamedTuple):
-    """The sizes of a layer.
-
-    Attributes:
-      num_landmarks: the number of landmarks, of both kernels together.
-      nngp_dim, ntk_dim: coordinates of a landmark: of z and of w.
-      nngp_columns, ntk_columns: columns of the features after the activation.
-    """
-
-    num_landmarks: int
-    nngp_dim: int
-    ntk_dim: int
-    nngp_columns: int
-    ntk_columns: int
-
-
-def _choose_sizes(method: Nystrom, spec: Spec, context: Context) -> _Sizes:
-    columns, patches = context.max_columns, _patch_window(spec)
+    columns = context.max_columns
     nngp_columns, ntk_columns, per_kernel = columns, 0, float(columns)
     if context.wants_ntk:
         nngp_columns = max(1, round(_NNGP_SHARE * columns))
         ntk_columns = max(1, columns - nngp_columns)
         per_kernel = columns / 2
-    num_landmarks = math.ceil(method.oversample * per_kernel)
-    return _Sizes(
-        num_landmarks=max(num_landmarks, nngp_columns, ntk_columns),
-        nngp_dim=patches.window.patch_dim(spec.nngp_dim, patches.nngp_bias),
-        ntk_dim=patches.window.patch_dim(spec.ntk_dim, patches.ntk_bias),
+    num = math.ceil(method.oversample * per_kernel)
+    num = max(num, nngp_columns, ntk_columns)
+    layer = _LandmarkLayer(
+        method=method,
+        dual=dual,
+        spec=spec,
+        x_patches=Patches.of(spec, "nngp"),
+        y_patches=Patches.of(spec, "ntk"),
+        num_landmarks=num,
         nngp_columns=nngp_columns,
         ntk_columns=ntk_columns,
     )
-
-
-def _patch_window(spec: Spec) -> PatchWindow:
-    """Return the window of the patches; without one, each position is a patch."""
-    return spec.patches or PatchWindow(Window((1,) * len(spec.shape)))
+    dims, kinds = layer.x_patches.dim + layer.y_patches.dim, 2 if ntk_columns else 1
+    flops = num * (2 * dims + kinds * FLOPS_PER_KERNEL_ENTRY + 2 * columns)
+    elements = spec.live_elements() + spec.pixels * (4 * kinds * num + columns)
+    return Step(
+        name=f"{num} landmarks",
+        spec=Spec(nngp_columns, ntk_columns),
+        apply=layer.apply,
+        init=layer.init,
+        fit=lambda key, f: layer.learn(key, checked_sample(f)),
+        flops=spec.pixels * flops,
+        live_elements=elements,
+        fit_elements=max_candidates(num) * (dims + 4 * num + columns),
+    )
 
 
 class _Variances(NamedTuple):
@@ -158,45 +120,52 @@ class _Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _LandmarkLayer:
-    """The functions of the step of one activation; `Spec` describes the fields."""
+    """The functions of the step of one activation.
+
+    Attributes:
+      method: the method.
+      dual: the activation.
+      spec: the features before the activation.
+      x_patches, y_patches: how x and y are read from them.
+      num_landmarks: the number of landmarks, of both kernels together.
+      nngp_columns, ntk_columns: columns of the features after the activation.
+    """
 
     method: Nystrom
     dual: DualActivation
-    sizes: _Sizes
-    window: Window
-    bias: float
-    ntk_bias: float
-    after_dropout: bool
-    norms_from_features: bool
+    spec: Spec
+    x_patches: Patches
+    y_patches: Patches
+    num_landmarks: int
+    nngp_columns: int
+    ntk_columns: int
 
     def init(self, key: Key) -> dict[str, Array]:
         """Return parameters of zeros, with the shapes of those that `learn` returns."""
-        num = self.sizes.num_landmarks
-        shapes: dict[str, Shape] = {
-            "nngp_landmarks": (num, self.sizes.nngp_dim),
-            "nngp_diag": (num,),
-            "nngp_root": (num, self.sizes.nngp_columns),
+        columns: dict[str, Shape] = {
+            "nngp_landmarks": (self.x_patches.dim,),
+            "nngp_diag": (),
+            "nngp_root": (self.nngp_columns,),
         }
-        if self.sizes.ntk_columns:
-            shapes["ntk_landmarks"] = (num, self.sizes.ntk_dim)
-            shapes["ntk_root"] = (num, self.sizes.ntk_columns)
-        return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+        if self.ntk_columns:
+            columns["ntk_landmarks"] = (self.y_patches.dim,)
+            columns["ntk_root"] = (self.ntk_columns,)
+        num = self.num_landmarks
+        return {name: jnp.zeros((num, *shape)) for name, shape in columns.items()}
 
     @functools.partial(jax.jit, static_argnums=0)
     def learn(self, key: Key, f: Features) -> dict[str, Array]:
         """Choose landmarks among the positions of a sample, and find R1 and R0."""
         candidates_key, landmarks_key = jax.random.split(key)
-        num_landmarks = self.sizes.num_landmarks
         rows = self._rows(
-            f, candidate_rows(candidates_key, f.nngp_diag.size, num_landmarks)
+            f, candidate_rows(candidates_key, f.nngp_diag.size, self.num_landmarks)
         )
 
         def column(index: Array) -> Array:
             nngp, ntk = self._kernels(rows, rows.take(index))
             return nngp + ntk  # the NTK after the next Dense or Conv
 
-        num = min(num_landmarks, len(rows.x))
-        diagonal = self._diagonal(rows)
+        diagonal, num = self._diagonal(rows), min(self.num_landmarks, len(rows.x))
         landmarks = rows.take(
             choose_landmarks(self.method, landmarks_key, column, diagonal, num)
         )
@@ -205,16 +174,12 @@ class _LandmarkLayer:
         params = {
             "nngp_landmarks": landmarks.x,
             "nngp_diag": landmarks.nngp_diag,
-            "nngp_root": principal_sqrt(nngp, nngp_gram, self.sizes.nngp_columns),
+            "nngp_root": principal_sqrt(nngp, nngp_gram, self.nngp_columns),
         }
-        if self.sizes.ntk_columns:
+        if self.ntk_columns:
             params["ntk_landmarks"] = landmarks.y
-            params["ntk_root"] = principal_sqrt(ntk, ntk_gram, self.sizes.ntk_columns)
-        # With a small sample some landmarks are not used.
-        return {
-            name: jnp.pad(array, [(0, num_landmarks - num), (0, 0)][: array.ndim])
-            for name, array in params.items()
-        }
+            params["ntk_root"] = principal_sqrt(ntk, ntk_gram, self.ntk_columns)
+        return pad_landmarks(params, self.num_landmarks)
 
     def apply(self, params: dict[str, Array], f: Features) -> Features:
         """Return the features after the activation."""
@@ -222,26 +187,23 @@ class _LandmarkLayer:
         params = {name: array.astype(f.nngp.dtype) for name, array in params.items()}
         z = params["nngp_landmarks"]
         z_variances = self._variances(params["nngp_diag"], jnp.sum(z**2, axis=-1))
-        squares = jnp.sum(f.nngp**2, axis=-1, keepdims=True)
-        variances = self._variances(
-            f.nngp_diag, self.window.sum(squares)[..., 0] + self.bias**2
-        )
-        products = _patch_products(self.window, self.bias, f.nngp, z)
+        norm2 = self.x_patches.squared_norms(f.nngp)
+        variances = self._variances(f.nngp_diag, norm2)
+        products = self.x_patches.inner_products(f.nngp, z)
         kernel, slopes = _dual_kernels(self.dual, products, variances, z_variances)
-        nngp = _row_products(kernel, params["nngp_root"].T)
+        nngp = matmul(kernel, params["nngp_root"])
         ntk = nngp[..., :0]
-        if self.sizes.ntk_columns:
-            w = params["ntk_landmarks"]
-            slopes *= _patch_products(self.window, self.ntk_bias, f.ntk, w)
-            ntk = _row_products(slopes, params["ntk_root"].T)
+        if self.ntk_columns:
+            slopes *= self.y_patches.inner_products(f.ntk, params["ntk_landmarks"])
+            ntk = matmul(slopes, params["ntk_root"])
         nngp_diag = self.dual.diagonal(variances.value)[0]
-        if self.norms_from_features and not self.after_dropout:
+        if self.spec.norms_from_features and not self.spec.after_dropout:
             nngp_diag = jnp.sum(nngp**2, axis=-1)
         return Features(*(array.astype(dtype) for array in (nngp, ntk, nngp_diag)))
 
     def _variances(self, nngp_diag: Array, norm2: Array) -> _Variances:
         """Return the variances of positions from their exact and own square norms."""
-        if not self.after_dropout:
+        if not self.spec.after_dropout:
             return _Variances(nngp_diag, norm2)
         # No cosine is 1, not even that of an example and itself.
         variance = jnp.maximum(nngp_diag, norm2)
@@ -250,11 +212,9 @@ class _LandmarkLayer:
     def _rows(self, f: Features, index: Array) -> _Rows:
         """Return the features of the positions `index` of a sample."""
         nngp_diag = f.nngp_diag.reshape(-1)[index]
-        x = _take_patches(self.window, self.bias, f.nngp, index)
+        x = self.x_patches.take(f.nngp, index)
         norm2 = jnp.sum(x**2, axis=-1)
-        y = x[:, :0]
-        if self.sizes.ntk_columns:
-            y = _take_patches(self.window, self.ntk_bias, f.ntk, index)
+        y = self.y_patches.take(f.ntk, index) if self.ntk_columns else x[:, :0]
         return _Rows(x, y, norm2, nngp_diag, self._variances(nngp_diag, norm2))
 
     def _kernels(
@@ -266,16 +226,20 @@ class _LandmarkLayer:
         """
         second = rows if columns is None else columns
         # After Dropout a position and itself are treated as two positions.
-        z = None if columns is None and not self.after_dropout else second.variances
-        products = _row_products(rows.x, second.x)
+        z = (
+            None
+            if columns is None and not self.spec.after_dropout
+            else second.variances
+        )
+        products = matmul(rows.x, second.x.T)
         kernel, slopes = _dual_kernels(self.dual, products, rows.variances, z)
-        return kernel, _row_products(rows.y, second.y) * slopes
+        return kernel, matmul(rows.y, second.y.T) * slopes
 
     def _diagonal(self, rows: _Rows) -> Array:
         """Return the sum of both kernels of each row with itself."""
         q = rows.variances
         value, slope = self.dual.diagonal(q.value)[0], self.dual.diagonal(q.slope)[1]
-        if self.after_dropout:
+        if self.spec.after_dropout:
             value, slope = self.dual.covariances(rows.norm2, q.value, q.value)
         return value + jnp.sum(rows.y**2, axis=-1) * slope
 
@@ -293,33 +257,3 @@ def _dual_kernels(
     kernel, _ = dual.kernels(clipped, x.value, None if z is None else z.value)
     _, slopes = dual.kernels(products, x.slope, None if z is None else z.slope)
     return kernel, slopes
-
-
-def _row_products(a: Array, b: Array) -> Array:
-    """Return the inner products of rows of a (..., k) and b (m, k), (..., m)."""
-    return matmul(a, b.T)
-
-
-def _patch_products(window: Window, bias: float, x: Array, z: Array) -> Array:
-    """Return inner products of all patches of x (n, *spatial, c) with z (m, p).
-
-    They are a sum over the offsets in the window, so that patches are not formed.
-    """
-    c = x.shape[-1]
-    parts = [bias * z[:, -1]] if bias else []
-    for i, pixels in enumerate(window.shifts(x)):
-        parts.append(_row_products(pixels, z[:, i * c : (i + 1) * c]))
-    return functools.reduce(operator.add, parts)
-
-
-def _take_patches(window: Window, bias: float, x: Array, index: Array) -> Array:
-    """Return some patches of all images `x` (n, *spatial, c), (len(index), p)."""
-    *axes, c = x.shape
-    # The numbers of the pixels in each patch; 0 is the border.
-    pixels = jnp.arange(1, 1 + math.prod(axes)).reshape(*axes, 1)
-    numbers = window.patches(pixels).reshape(-1, window.size)[index]
-    rows = jnp.concatenate([jnp.zeros((1, c), x.dtype), x.reshape(-1, c)])
-    parts = [rows[numbers].reshape(len(index), -1)]
-    if bias:
-        parts.append(jnp.full((len(index), 1), bias, x.dtype))
-    return jnp.concatenate(parts, axis=-1)

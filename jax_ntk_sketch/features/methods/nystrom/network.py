@@ -17,9 +17,10 @@ from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.methods.nystrom.landmarks import (
     FLOPS_PER_KERNEL_ENTRY,
     candidate_rows,
-    check_sample,
+    checked_sample,
     choose_landmarks,
     max_candidates,
+    pad_landmarks,
 )
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
@@ -93,13 +94,7 @@ def _kernel_step(
         )
         z = x[chosen]
         root = principal_sqrt(kernel(x, z), kernel(z), columns)
-        # With a small sample some landmarks are not used.
-        unused = [(0, num_landmarks - num), (0, 0)]
-        return {"landmarks": jnp.pad(z, unused), "root": jnp.pad(root, unused)}
-
-    def fit(key: Key, f: Features) -> dict[str, Array]:
-        check_sample(f)
-        return learn(key, at_least_float32(f.nngp))
+        return pad_landmarks({"landmarks": z, "root": root}, num_landmarks)
 
     def apply(params: dict[str, PyTree], f: Features) -> Features:
         x = at_least_float32(f.nngp)
@@ -113,7 +108,7 @@ def _kernel_step(
         spec=Spec.of_kind(kind, columns),
         apply=apply,
         init=init,
-        fit=fit,
+        fit=lambda key, f: learn(key, checked_sample(f).nngp),
         flops=(2 * input_dim + flops_per_entry + 2 * columns) * num_landmarks,
         live_elements=input_dim + 4 * num_landmarks + columns,
         fit_elements=max_candidates(num_landmarks)

@@ -24,7 +24,7 @@ from jax_ntk_sketch.features.methods._zonal_kernel import (
     why_not_zonal,
     zonal_steps,
 )
-from jax_ntk_sketch.features.state import Features, Spec, constant_column
+from jax_ntk_sketch.features.state import Features, Spec, with_constant
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
 from jax_ntk_sketch.kernels.zonal_fit import (
     ZonalFit,
@@ -93,12 +93,10 @@ def _zonal_step(
             blocks.insert(0, norm * math.sqrt(fit.constant))
         if "zonal" in parts:
             blocks.append(norm * parts["zonal"].apply(params["zonal"], unit))
-        if kernel.constant > 0:
-            blocks.append(constant_column(f.nngp, math.sqrt(kernel.constant)))
+        phi = jnp.concatenate(blocks, axis=-1)
+        phi = with_constant(phi, math.sqrt(kernel.constant))
         nngp_diag = f.nngp_diag * diag_at_one + kernel.constant
-        return Features.of_kind(
-            kernel.kind, jnp.concatenate(blocks, axis=-1), nngp_diag
-        )
+        return Features.of_kind(kernel.kind, phi, nngp_diag)
 
     def error(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         exact = kernel.function(alpha)
