@@ -21,10 +21,9 @@ The code of a method is in the file or folder of that name in
 import dataclasses
 from typing import ClassVar
 
-from jax_ntk_sketch._checks import check_choice, set_sizes
+from jax_ntk_sketch._checks import check_choice, check_number, set_checked, set_sizes
 
 __all__ = [
-    "METHODS",
     "Auto",
     "Exact",
     "Method",
@@ -33,8 +32,12 @@ __all__ = [
     "Nystrom",
     "OnePass",
     "VarianceReduced",
-    "from_name",
 ]
+
+
+# The leaves of a `PolySketch`, and the directions of random features.
+_LEAVES = ("identity", "srht", "osnap", "count_sketch")
+_DIRECTIONS = ("gaussian", "sphere", "orthogonal", "hadamard")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +105,9 @@ class NTKSketch(Method):
 
     def __post_init__(self) -> None:
         set_sizes(self, "degree", "derivative_degree")
-        check_choice(
-            type(self).__name__, "coefficients", self.coefficients, ("fit", "taylor")
-        )
-        check_choice(
-            type(self).__name__,
-            "leaf",
-            self.leaf,
-            ("identity", "srht", "osnap", "count_sketch"),
-        )
-        if not self.oversample >= 1:
-            raise ValueError(
-                f"NTKSketch: oversample must be >= 1, got {self.oversample!r}"
-            )
+        set_checked(self, check_choice, "coefficients", choices=("fit", "taylor"))
+        set_checked(self, check_choice, "leaf", choices=_LEAVES)
+        set_checked(self, check_number, "oversample", least=1)
 
     @property
     def oversample_width(self) -> float:
@@ -152,20 +145,9 @@ class NTKRandomFeatures(Method):
     nngp_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choice(
-            type(self).__name__,
-            "directions",
-            self.directions,
-            ("gaussian", "sphere", "orthogonal", "hadamard"),
-        )
-        check_choice(
-            type(self).__name__, "product", self.product, ("direct", "tensor_srht")
-        )
-        if not 0 < self.nngp_fraction < 1:
-            raise ValueError(
-                "NTKRandomFeatures: nngp_fraction must be between 0 and 1, got "
-                f"{self.nngp_fraction!r}"
-            )
+        set_checked(self, check_choice, "directions", choices=_DIRECTIONS)
+        set_checked(self, check_choice, "product", choices=("direct", "tensor_srht"))
+        set_checked(self, check_number, "nngp_fraction", above=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,19 +180,9 @@ class OnePass(Method):
 
     def __post_init__(self) -> None:
         set_sizes(self, "degree")
-        if not -1 <= self.min_cosine < 1:
-            raise ValueError(
-                f"OnePass: min_cosine must be in [-1, 1), got {self.min_cosine!r}"
-            )
-        check_choice(
-            type(self).__name__, "coefficients", self.coefficients, ("fit", "taylor")
-        )
-        check_choice(
-            type(self).__name__,
-            "leaf",
-            self.leaf,
-            ("identity", "srht", "osnap", "count_sketch"),
-        )
+        set_checked(self, check_number, "min_cosine", least=-1, below=1)
+        set_checked(self, check_choice, "coefficients", choices=("fit", "taylor"))
+        set_checked(self, check_choice, "leaf", choices=_LEAVES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,14 +218,8 @@ class VarianceReduced(Method):
     min_cosine: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice(
-            type(self).__name__, "objective", self.objective, ("regression", "kernel")
-        )
-        if self.min_cosine is not None and not -1 <= self.min_cosine < 0.9:
-            raise ValueError(
-                "VarianceReduced: min_cosine must be in [-1, 0.9), got "
-                f"{self.min_cosine!r}"
-            )
+        set_checked(self, check_choice, "objective", choices=("regression", "kernel"))
+        set_checked(self, check_number, "min_cosine", least=-1, below=0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,13 +259,8 @@ class Nystrom(Method):
     oversample: float = 3.0
 
     def __post_init__(self) -> None:
-        check_choice(
-            type(self).__name__, "landmarks", self.landmarks, ("rpcholesky", "uniform")
-        )
-        if not 1 <= self.oversample < float("inf"):
-            raise ValueError(
-                f"Nystrom: oversample must be finite and >= 1, got {self.oversample!r}"
-            )
+        set_checked(self, check_choice, "landmarks", choices=("rpcholesky", "uniform"))
+        set_checked(self, check_number, "oversample", least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,13 +99,19 @@ def test_bad_arguments_are_named(arguments, error, match):
         (lambda: methods.NTKSketch(degree=0), "degree must be"),
         (lambda: methods.NTKSketch(derivative_degree=0), "derivative_degree must be"),
         (lambda: methods.NTKSketch(coefficients="best"), "coefficients must be one"),
-        (lambda: methods.NTKSketch(oversample=0.5), "oversample must be >= 1"),
+        (
+            lambda: methods.NTKSketch(oversample=0.5),
+            "oversample must be finite and >= 1",
+        ),
         (lambda: methods.NTKRandomFeatures(directions="x"), "directions must be one"),
         (lambda: methods.NTKRandomFeatures(product="x"), "product must be one of"),
         (lambda: methods.NTKRandomFeatures(nngp_fraction=1), "nngp_fraction must be"),
         (lambda: methods.OnePass(degree=True), "degree must be an integer"),
         (lambda: methods.OnePass(leaf="x"), "leaf must be one of"),
-        (lambda: methods.OnePass(min_cosine=1.0), "min_cosine must be in"),
+        (
+            lambda: methods.OnePass(min_cosine=1.0),
+            "min_cosine must be finite and >= -1",
+        ),
     ],
 )
 def test_bad_hyper_parameters_are_named(build, match):

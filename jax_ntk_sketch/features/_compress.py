@@ -8,19 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_key, check_size, is_shape
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
-from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Shape
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
+from jax_ntk_sketch.features._maps import DerivedFeatureMap
 from jax_ntk_sketch.features._transform import (
-    apply_in_cache,
     for_each_batch,
     map_reader,
 )
@@ -28,7 +26,7 @@ from jax_ntk_sketch.features.fitting import in_batches
 
 
 @dataclasses.dataclass(frozen=True)
-class CompressedFeatureMap:
+class CompressedFeatureMap(DerivedFeatureMap):
     r"""The features of another map in the directions that data use.
 
     .. math:: x \mapsto U^\top \Psi(x)
@@ -55,7 +53,6 @@ class CompressedFeatureMap:
     (3, 32)
     """
 
-    base: FeatureMap
     num_features: int
 
     def __post_init__(self) -> None:
@@ -73,21 +70,6 @@ class CompressedFeatureMap:
                 f"{self.base.num_features} columns of base, got {size}"
             )
         object.__setattr__(self, "num_features", size)
-
-    @property
-    def get(self) -> Get:
-        """The kernel or kernels of `base`."""
-        return self.base.get
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kernels of `base`, as a tuple."""
-        return self.base.kinds
-
-    @property
-    def method(self) -> methods.Method:
-        """The method of `base`."""
-        return self.base.method
 
     def init(
         self,
@@ -409,16 +391,16 @@ def _factors(
     """
     on_device = [jnp.asarray(tests.pop(0)) for _ in range(len(tests))]
     sums = [(jnp.zeros_like(t), jnp.zeros_like(t)) for t in on_device]
-    held = format_bytes(sum(3 * t.nbytes for t in on_device))
-    label = f"directions, {held} of sums, batches of {reader.size}"
-    skipped = 0
-    count = reader.num_batches()
-    for batch in with_progress(reader.batches(), label, count, progress):
-        rows = jax.device_put((batch.x, batch.extras, batch.weight))
-        # Two batches at a time would take twice the memory.
-        jax.block_until_ready(sums)
-        sums = _add(base, params, sums, on_device, *rows)
-        skipped += batch.num_skipped
+
+    def consume(batch: Batch, phi: PyTree) -> None:
+        added = _add(sums, on_device, jax.tree.leaves(phi), batch.weight)
+        # Without waiting, the features of several batches would be in memory.
+        sums[:] = jax.block_until_ready(added)
+
+    label = f"directions, {format_bytes(sum(3 * t.nbytes for t in on_device))} of sums"
+    skipped = for_each_batch(
+        base, params, reader, consume, progress=progress, label=label
+    )
     factors = []
     while sums:
         total, carry = sums.pop(0)
@@ -431,24 +413,17 @@ def _factors(
 
 
 # At the level of the module, so that all calls share its compiled functions.
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, donate_argnums=0)
 def _add(
-    base: FeatureMap,
-    params: PyTree,
-    sums: list[tuple[Array, Array]],
-    tests: list[Array],
-    x: Examples,
-    extras: dict[str, PyTree],
-    weight: Array,
+    sums: list[tuple[Array, Array]], tests: list[Array], phi: list[Array], weight: Array
 ) -> list[tuple[Array, Array]]:
-    phi = apply_in_cache(base, params, x, extras)
     # Padding and skipped examples have weight 0.
     counted = (weight > 0)[:, None]
     return [
         _principal_directions.add_products(
             s, t, jnp.where(counted, z, 0).astype(t.dtype)
         )
-        for s, t, z in zip(sums, tests, jax.tree.leaves(phi), strict=True)
+        for s, t, z in zip(sums, tests, phi, strict=True)
     ]
 
 

@@ -15,7 +15,6 @@ from jax_ntk_sketch._checks import (
     check_input,
     check_key,
     check_size,
-    is_shape,
 )
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds
@@ -31,6 +30,12 @@ from jax_ntk_sketch._typing import (
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
+from jax_ntk_sketch.features._maps import (
+    check_shape,
+    dense_sample,
+    plan_sizes,
+    require_sample,
+)
 from jax_ntk_sketch.features.build import build_steps
 from jax_ntk_sketch.features.fitting import (
     draw_params,
@@ -118,19 +123,12 @@ class NetworkFeatureMap:
         """
         owner = "NetworkFeatureMap.init"
         key = check_key(owner, key)
-        refuse_sparse(owner, example)
-        shape, _ = check_example(owner, example)
+        shape, sample = dense_sample(owner, example)
         resolved = self.resolve(example)
-        sample = None
-        if not is_shape(example):
-            sample = check_input(owner, "example", jnp.asarray(example), shape[-1])
         if not resolved._learns(shape):
             return resolved._draw(key, shape)
-        if sample is None:
-            raise ValueError(
-                f"{owner}: {resolved.method} learns from data: give an array of "
-                f"examples, (n, d) or (n, *spatial, c), in place of the shape {shape}"
-            )
+        reason = f"{resolved.method} learns from data"
+        sample = require_sample(owner, reason, shape, sample)
         inputs = resolved._extra_inputs(owner, sample, pattern, mask)
         return resolved._draw(key, shape, sample, inputs)
 
@@ -248,13 +246,7 @@ class NetworkFeatureMap:
         shape = x.shape[1:]
         origin = params.get("origin") if isinstance(params, dict) else None
         if isinstance(origin, Origin):
-            expected = origin.input_shape
-            if shape != expected:
-                hint = "; use x[None] for one example" * (x.shape == expected)
-                raise ValueError(
-                    f"{owner}: x must have shape (n, {', '.join(map(str, expected))}), "
-                    f"for which init made params, got shape {x.shape}{hint}"
-                )
+            check_shape(owner, x, origin.input_shape, "for which init made params")
             resolved = self._resolve(origin.learned)
             arrays = {name: params[name] for name in params if name != "origin"}
             if origin.output_dim == self.num_features and _param_shapes(
@@ -291,11 +283,7 @@ class NetworkFeatureMap:
         """
         owner = "NetworkFeatureMap.plan"
         refuse_sparse(owner, example)
-        shape, given = check_example(owner, example)
-        count = max(1, given or 1)
-        batch = count
-        if batch_size is not None:
-            batch = check_size(owner, "batch_size", batch_size)
+        shape, count, batch = plan_sizes(owner, example, batch_size)
         resolved = self.resolve(example)
         rows, biases, width, fit_bytes = [], [], 0, 0
         for kind in self.kinds:

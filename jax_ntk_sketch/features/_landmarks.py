@@ -9,11 +9,9 @@ import jax.numpy as jnp
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import (
     check_choice,
-    check_example,
     check_input,
     check_key,
     check_size,
-    is_shape,
 )
 from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
@@ -28,6 +26,12 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
+from jax_ntk_sketch.features._maps import (
+    check_shape,
+    dense_sample,
+    plan_sizes,
+    require_sample,
+)
 from jax_ntk_sketch.features.fitting import in_batches
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky
 
@@ -85,18 +89,12 @@ class LandmarkFeatureMap:
         """
         owner = "LandmarkFeatureMap.init"
         key = check_key(owner, key)
-        refuse_sparse(owner, example)
-        shape, count = check_example(owner, example)
-        if is_shape(example):
-            raise ValueError(
-                f"{owner}: landmarks are examples: give an array of examples, "
-                f"(n, d) or (n, *spatial, c), in place of the shape {shape}"
-            )
-        z = check_input(owner, "example", jnp.asarray(example), shape[-1])
+        shape, sample = dense_sample(owner, example)
+        z = require_sample(owner, "landmarks are examples", shape, sample)
         if len(z) < self.num_features:
             raise ValueError(
                 f"{owner}: example must hold at least num_features = "
-                f"{self.num_features} examples, got {count}"
+                f"{self.num_features} examples, got {len(z)}"
             )
         if len(z) > self.num_features:
             z = z[self._choose(key, z)]
@@ -124,15 +122,9 @@ class LandmarkFeatureMap:
         """
         owner = "LandmarkFeatureMap.apply"
         refuse_sparse(owner, x)
-        x = jnp.asarray(x)
         landmarks, root = params["landmarks"], params["root"]
         shape = landmarks.shape[1:]
-        if x.ndim < 1 or x.shape[1:] != shape:
-            hint = "; use x[None] for one example" * (x.shape == shape)
-            raise ValueError(
-                f"{owner}: x must have shape (n, {', '.join(map(str, shape))}), as the "
-                f"landmarks have, got shape {x.shape}{hint}"
-            )
+        x = check_shape(owner, x, shape, "as the landmarks have")
         if len(landmarks) != self.num_features:
             raise ValueError(
                 f"{owner}: params must come from init of an equal feature map, with "
@@ -165,11 +157,8 @@ class LandmarkFeatureMap:
           ValueError: `example` is neither a shape nor examples.
         """
         owner = "LandmarkFeatureMap.plan"
-        shape, count = check_example(owner, example)
+        shape, count, batch = plan_sizes(owner, example, batch_size)
         size, m = math.prod(shape), self.num_features
-        batch = max(1, count or 1)
-        if batch_size is not None:
-            batch = check_size(owner, "batch_size", batch_size)
         columns = (0, m) if self.get == "ntk" else (m, 0)
         rows = (
             PlanRow(
@@ -187,14 +176,14 @@ class LandmarkFeatureMap:
                 live_elements=2 * m,
             ),
         )
-        n = max(m, count or m)
+        n = max(m, count)
         return Plan(
             rows,
             method=repr(self.method),
             input_shape=shape,
             num_features=m,
             batch_size=batch,
-            num_examples=max(batch, count or 1),
+            num_examples=max(batch, count),
             fit_bytes=4 * (n * (size + m + 2) + 4 * m**2),
         )
 

@@ -6,9 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import (
     check_example,
+    check_flag,
     check_input,
     check_key,
     is_shape,
@@ -22,14 +22,15 @@ from jax_ntk_sketch._protocol import (
     Origin,
     check_feature_map,
 )
-from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Shape
 from jax_ntk_sketch.batches.sparse_rows import SparseRows, check_rows, is_sparse
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
+from jax_ntk_sketch.features._maps import DerivedFeatureMap, plan_sizes
 from jax_ntk_sketch.sketch import HashedOSNAP
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SparseFeatureMap:
+class SparseFeatureMap(DerivedFeatureMap):
     r"""The features that another map has of sketched examples, :math:`\Psi(S x)`.
 
     The record is static and hashable; `with_sparse_inputs` makes it.
@@ -41,7 +42,6 @@ class SparseFeatureMap:
       exact_norms: whether each sketched example is scaled to the norm of the example.
     """
 
-    base: FeatureMap
     sketch_dim: int
     sparsity: int
     exact_norms: bool
@@ -55,10 +55,7 @@ class SparseFeatureMap:
                 "which takes sparse examples already"
             )
         set_sizes(self, "sketch_dim", "sparsity")
-        if not isinstance(self.exact_norms, bool):
-            raise TypeError(
-                f"{owner}: exact_norms must be a bool, got {self.exact_norms!r}"
-            )
+        check_flag(owner, "exact_norms", self.exact_norms)
         if self.sparsity > self.sketch_dim:
             raise ValueError(
                 f"{owner}: sparsity must not exceed sketch_dim = {self.sketch_dim}, "
@@ -82,21 +79,6 @@ class SparseFeatureMap:
     def num_features(self) -> int:
         """The number of columns of the features of each kernel, that of `base`."""
         return self.base.num_features
-
-    @property
-    def get(self) -> Get:
-        """The kernel or kernels of `base`."""
-        return self.base.get
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kernels of `base`, as a tuple."""
-        return self.base.kinds
-
-    @property
-    def method(self) -> methods.Method:
-        """The method of `base`."""
-        return self.base.method
 
     def init(self, key: Key, example: Shape | Examples) -> dict[str, PyTree]:
         """Return parameters, whose size does not depend on d.
@@ -213,12 +195,12 @@ class SparseFeatureMap:
         """
         owner = "SparseFeatureMap.plan"
         d = _input_dim(owner, example)
-        count = max(1, check_example(owner, example)[1] or 1)
+        _, count, batch = plan_sizes(owner, example, batch_size)
         nonzeros = -(-getattr(example, "nnz", count * d) // count)
         # A dense example is also transposed, and copied with signs.
         inputs = 4 * nonzeros if is_sparse(example) else 3 * d
         m = self.sketch_dim
-        plan = self.base.plan((m,), batch_size=batch_size or count)
+        plan = self.base.plan((m,), batch_size=batch)
         row = PlanRow(
             f"HashedOSNAP of {nonzeros} nonzeros",
             nngp_features=m,

@@ -165,6 +165,7 @@ def for_each_batch(
     order: NDArray | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = False,
+    label: str = "features",
 ) -> int:
     """Call `consume(batch, features)` for each batch, or for those of `order`.
 
@@ -184,7 +185,7 @@ def for_each_batch(
     try:
         batches = reader.batches() if order is None else reader.shuffled(order)
         count = reader.num_batches() if order is None else -(-len(order) // reader.size)
-        label = f"features, batches of {reader.size}"
+        label = f"{label}, batches of {reader.size}"
         for batch in with_progress(batches, label, count, progress):
             rows = batch.x, batch.extras
             rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)

@@ -9,11 +9,19 @@ import functools
 import math
 import operator
 
-import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import matmul
-from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Key, Kind, PyTree
+from jax_ntk_sketch._typing import (
+    KINDS,
+    Array,
+    ArrayLike,
+    Dtype,
+    Key,
+    Kind,
+    PyTree,
+    Shape,
+)
 from jax_ntk_sketch.features.state import (
     ExactColumns,
     Features,
@@ -30,6 +38,7 @@ from jax_ntk_sketch.random_features.directions import (
 )
 from jax_ntk_sketch.random_features.zonal import uniform_directions
 from jax_ntk_sketch.sketch import SRHT, PatchSRHT, Window
+from jax_ntk_sketch.sketch.random_map import init_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +125,6 @@ class Patches:
         rows = jnp.concatenate([jnp.zeros((1, c), x.dtype), x.reshape(-1, c)])
         return with_constant(rows[numbers].reshape(len(index), -1), self.bias)
 
-    def single_patch(self) -> "Patches":
-        """Return the patches of an image that is one patch."""
-        if self.window is None:
-            return self
-        return dataclasses.replace(self, window=Window(self.window.shape))
-
     def directions(self, output_dim: int) -> "Projection":
         """Return projections on random directions, nearly uniform on a sphere."""
         window, dim = self.window, self.dim
@@ -181,21 +184,46 @@ class Projection:
             x = jnp.concatenate([x, jnp.zeros_like(x)], axis=-1)
         return self.linear_map.apply(params, x)
 
-    def apply_to_channel_means(
-        self, params: PyTree, columns: tuple[int, ...], dtype: Dtype
+    def exact_parts(
+        self, params: PyTree, x: Array, constants: Shape, linears: Shape
+    ) -> tuple[Array, Array]:
+        """Return the images of the exact parts of all vectors of x.
+
+        Args:
+          params: the parameters.
+          x: (..., *spatial, channels), the image.
+          constants, linears: channels, whose means along patches are the exact parts.
+            The constant coordinate is a part of the constants.
+
+        Returns:
+          The image of the constants and that of the linear parts, (..., *positions,
+          output_dim) each.
+        """
+        along, bias = self._images_of_means(params, (*constants, *linears), x.dtype)
+        k = len(constants)
+        constant, linear = (
+            jnp.matmul(self.patches.channel_means(x, columns), images)
+            for columns, images in ((constants, along[:k]), (linears, along[k:]))
+        )
+        return constant + bias if self.patches.bias else constant, linear
+
+    def _images_of_means(
+        self, params: PyTree, columns: Shape, dtype: Dtype
     ) -> tuple[Array, Array]:
         """Return the images of unit means of k channels, and of the constant.
 
         Returns:
           Arrays (k, output_dim) and (output_dim,).
         """
-        patches = self.patches.single_patch()
-        single = dataclasses.replace(self, patches=patches)
-        if not isinstance(self.linear_map, Directions | SRHT):
-            assert patches.window is not None
-            linear_map = dataclasses.replace(self.linear_map, window=patches.window)
-            single = dataclasses.replace(single, linear_map=linear_map)
-        shape = patches.window.shape if patches.window else ()
+        patches, linear_map = self.patches, self.linear_map
+        shape: Shape = ()
+        if patches.window is not None:
+            # An image that is one patch.
+            shape, window = patches.window.shape, Window(patches.window.shape)
+            patches = dataclasses.replace(patches, window=window)
+            if not isinstance(linear_map, Directions | SRHT):
+                linear_map = dataclasses.replace(linear_map, window=window)
+        single = dataclasses.replace(self, patches=patches, linear_map=linear_map)
         # One comparison: a chain of updates is as deep as there are columns, and XLA
         # runs out of stack at some hundreds. No channel is -1: an image of zeros.
         chosen = jnp.asarray((*columns, -1)).reshape(-1, *(1,) * len(shape), 1)
@@ -235,7 +263,14 @@ def concatenate_patches(spec: Spec) -> Step:
         exact = exact._replace(constants=(*exact.constants, nngp_dim - 1))
         if ntk_dim:
             exact = exact._replace(ntk_constants=(*exact.ntk_constants, ntk_dim - 1))
-    out = _without_patches(spec, nngp_dim, ntk_dim, exact)
+    out = dataclasses.replace(
+        spec,
+        nngp_dim=nngp_dim,
+        ntk_dim=ntk_dim,
+        shape=spec.positions,
+        patches=None,
+        exact_columns=exact,
+    )
 
     def apply(params: PyTree, f: Features) -> Features:
         nngp = window.patches(f.nngp, patches.nngp_bias)
@@ -257,17 +292,15 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
     has_exact = any(channels.values())
     # A constant coordinate of the patches becomes the first constant.
     with_bias = int(has_exact and Patches.of(spec, "nngp").bias != 0)
-    out = _without_patches(
+    dims = {kind: sketch_dim + len(channels[kind]) + with_bias for kind in spec.kinds}
+    out = dataclasses.replace(
         spec,
-        sketch_dim + len(channels["nngp"]) + with_bias,
-        sketch_dim + len(channels["ntk"]) + with_bias if spec.ntk_dim else 0,
-        _leading(spec, with_bias) if has_exact else ExactColumns(),
+        nngp_dim=dims["nngp"],
+        ntk_dim=dims.get("ntk", 0),
+        shape=spec.positions,
+        patches=None,
+        exact_columns=_leading(spec, with_bias) if has_exact else ExactColumns(),
     )
-
-    def init(key: Key) -> dict[Kind, PyTree]:
-        keys = jax.random.split(key)
-        pairs = zip(sketches.items(), keys, strict=False)
-        return {kind: sketch.init(own_key) for (kind, sketch), own_key in pairs}
 
     def sketched(kind: Kind, params: PyTree, x: Array) -> Array:
         sketch = sketches[kind]
@@ -275,17 +308,14 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
         if not channels[kind] and not with_bias:
             return z
         means = sketch.patches.channel_means(x, channels[kind])
-        along, bias = sketch.apply_to_channel_means(params, channels[kind], x.dtype)
-        z = z - jnp.matmul(means, along) - (bias if with_bias else 0)
+        z = z - sum(sketch.exact_parts(params, x, *spec.exact_columns.of_kind(kind)))
         if with_bias:
             means = with_constant(means, sketch.patches.bias, first=True)
         return jnp.concatenate([means, z], axis=-1)
 
     def apply(params: PyTree, f: Features) -> Features:
         nngp = sketched("nngp", params["nngp"], f.nngp)
-        ntk = nngp[..., :0]
-        if spec.ntk_dim:
-            ntk = sketched("ntk", params["ntk"], f.ntk)
+        ntk = sketched("ntk", params["ntk"], f.ntk) if spec.ntk_dim else nngp[..., :0]
         return Features(nngp, ntk, f.nngp_diag)
 
     return linear_step(
@@ -293,7 +323,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
         spec,
         out,
         apply,
-        init=init,
+        init=functools.partial(init_each, sketches),
         flops=sum(sketch.flops for sketch in sketches.values()) * spec.pixels,
         work_elements=spec.live_elements() + out.live_elements(),
     )
@@ -308,16 +338,3 @@ def _leading(spec: Spec, with_bias: int) -> ExactColumns:
         return [tuple(range(start)), tuple(range(start, start + linears))]
 
     return ExactColumns(*leading("nngp"), *(leading("ntk") if spec.ntk_dim else ()))
-
-
-def _without_patches(
-    spec: Spec, nngp_dim: int, ntk_dim: int, exact_columns: ExactColumns
-) -> Spec:
-    return dataclasses.replace(
-        spec,
-        nngp_dim=nngp_dim,
-        ntk_dim=ntk_dim,
-        shape=spec.positions,
-        patches=None,
-        exact_columns=exact_columns,
-    )

@@ -1,13 +1,15 @@
 """`RandomMap`: what sketches, directions and random features have in common."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 
 __all__ = ["RandomMap", "init_each"]
+
+Name = TypeVar("Name", bound=str)
 
 
 class Drawn(Protocol):
@@ -35,7 +37,7 @@ class RandomMap(Protocol):
         ...
 
 
-def init_each(parts: Mapping[str, Drawn], key: Key) -> dict[str, PyTree]:
+def init_each(parts: Mapping[Name, Drawn], key: Key) -> dict[Name, PyTree]:
     """Draw the parameters of each of several maps, with a key for each."""
     keys = jax.random.split(key, len(parts))
     pairs = zip(parts.items(), keys, strict=True)

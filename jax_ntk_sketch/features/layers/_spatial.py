@@ -1,7 +1,10 @@
 """Checks of the spatial axes that a layer needs."""
 
+from collections.abc import Sequence
+
 from jax_ntk_sketch import stax
 from jax_ntk_sketch.features.state import Spec
+from jax_ntk_sketch.features.step import Context
 from jax_ntk_sketch.sketch import Window
 
 
@@ -29,3 +32,24 @@ def check_spatial(layer: stax.Layer, spec: Spec, rank: int | None = None) -> Non
             "(h, w, c) or signals (t, c), and Flatten or a global pooling layer "
             "removes the axes"
         )
+
+
+def resolve_axes(
+    layer: stax.LayerNorm | stax.FanInConcat,
+    axes: Sequence[int],
+    spec: Spec,
+    context: Context,
+) -> tuple[list[int], int]:
+    """Return axes of a layer counted from the batch axis, and the one of the channels.
+
+    Raises:
+      ValueError: an axis does not exist, or is the batch axis.
+    """
+    ndim = 2 + len(spec.shape)
+    numbers = [axis % ndim for axis in axes]
+    if 0 in numbers or any(not -ndim < axis < ndim for axis in axes):
+        raise ValueError(
+            f"{layer!r}: axis must be among the {ndim} axes that features have here, "
+            f"without the batch axis, got {layer.axis}"
+        )
+    return numbers, context.channel_axis % ndim if spec.shape else 1

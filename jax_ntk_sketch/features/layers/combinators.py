@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.fitting import draw_params, fit_peak_bytes, run_steps
+from jax_ntk_sketch.features.layers._spatial import resolve_axes
 from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.products import Product
 from jax_ntk_sketch.features.state import Branches, ExactColumns, Features, Spec
@@ -257,14 +258,7 @@ def fan_in_concat_steps(
       ValueError: the axis does not exist; branches have different shapes on others.
     """
     before, specs = _materialized(spec, context)
-    ndim = 2 + len(specs[0].shape)
-    if not -ndim < layer.axis < ndim or layer.axis % ndim == 0:
-        raise ValueError(
-            f"{layer!r}: axis must be among the {ndim} axes that features have here, "
-            f"without the batch axis, got {layer.axis}"
-        )
-    axis = layer.axis % ndim
-    channels = context.channel_axis % ndim if specs[0].shape else 1
+    (axis,), channels = resolve_axes(layer, [layer.axis], specs[0], context)
     if axis != channels:
         return [*before, _concatenate_positions(layer, specs, axis - (axis > channels))]
     # Kernels are weighted by the channels of the finite network.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import safe_sqrt
 from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.layers._spatial import resolve_axes
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 
@@ -48,20 +49,13 @@ def _variance_axes(
     """Return the axes of `nngp_diag` that the variance is averaged over."""
     if isinstance(layer.axis, int):
         return ()
-    ndim = 2 + len(spec.shape)
-    channels = context.channel_axis % ndim if spec.shape else 1
-    if any(not -ndim <= axis < ndim or axis % ndim == 0 for axis in layer.axis):
-        raise ValueError(
-            f"{layer!r}: axis must be among the {ndim} axes that features have here, "
-            f"without the batch axis, got {layer.axis}"
-        )
-    axes = {axis % ndim for axis in layer.axis}
+    axes, channels = resolve_axes(layer, layer.axis, spec, context)
     if channels not in axes:
         raise ValueError(
             f"{layer!r}: axis must have the axis of the channels, {channels}, got "
             f"{layer.axis}; a variance is not random only over many channels"
         )
-    return tuple(sorted(axis - (axis > channels) for axis in axes - {channels}))
+    return tuple(sorted(axis - (axis > channels) for axis in {*axes} - {channels}))
 
 
 @layer_rule.register

@@ -36,12 +36,11 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
     """
     if not spec.shape:
         return []
+    sketch = None
+    nngp_dim, ntk_dim = spec.pixels * spec.nngp_dim, spec.pixels * spec.ntk_dim
+    exact_columns = spec.exact_columns.repeated(spec, spec.pixels)
     formed = spec.before_activations or context.keeps_all_columns
-    if formed or spec.pixels * spec.nngp_dim <= context.sketch_columns:
-        sketch = None
-        nngp_dim, ntk_dim = spec.pixels * spec.nngp_dim, spec.pixels * spec.ntk_dim
-        exact_columns = spec.exact_columns.repeated(spec, spec.pixels)
-    else:
+    if not formed and nngp_dim > context.sketch_columns:
         image = dataclasses.replace(spec, patches=PatchWindow(Window(spec.shape)))
         sketch = sketch_patches(image, context)
         nngp_dim, ntk_dim = sketch.spec.nngp_dim, sketch.spec.ntk_dim
@@ -67,22 +66,16 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
             f.nngp.reshape(n, nngp_dim), f.ntk.reshape(n, ntk_dim), variance
         )
 
-    work = spec.live_elements()
-    if sketch is None:
-        return [
-            linear_step("Flatten", spec, out, apply, work_elements=work, flops=work)
-        ]
-    return [
-        linear_step(
-            "Flatten (SRHT)",
-            spec,
-            out,
-            apply,
-            work_elements=work,
-            init=sketch.init,
-            flops=spec.live_elements() + sketch.flops,
+    elements = spec.live_elements()
+    step = linear_step(
+        "Flatten", spec, out, apply, work_elements=elements, flops=elements
+    )
+    if sketch is not None:
+        flops = elements + sketch.flops
+        step = dataclasses.replace(
+            step, name="Flatten (SRHT)", init=sketch.init, flops=flops
         )
-    ]
+    return [step]
 
 
 @layer_rule.register

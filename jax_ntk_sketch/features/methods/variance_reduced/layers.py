@@ -182,7 +182,6 @@ class _Geometry(NamedTuple):
       norm2: |P|^2, (...).
       a2, rho: a^2 and rho, (...).
       t2: t^2, (...); 1 without Dropout.
-      constants: the coordinates of P_c, (..., k).
       linears: e_L, (..., j).
       inverse_length: 1 / |P - P_c|, (..., 1).
     """
@@ -192,7 +191,6 @@ class _Geometry(NamedTuple):
     a2: Array
     rho: Array
     t2: Array | float
-    constants: Array
     linears: Array
     inverse_length: Array
 
@@ -272,30 +270,8 @@ class _ExpansionLayer:
             t2 = (share - a2) * safe_reciprocal(1 - a2)
         inverse_length = safe_sqrt(safe_reciprocal(q * (share - a2)))[..., None]
         linears = self.x_patches.channel_means(f.nngp, self.columns.linears)
-        return _Geometry(
-            q=q,
-            norm2=norm2,
-            a2=a2,
-            rho=safe_sqrt(1 - a2),
-            t2=t2,
-            constants=constants,
-            linears=linears * inverse_length,
-            inverse_length=inverse_length,
-        )
-
-    def _weights(self, geometry: _Geometry, dim: int, of_slope: bool) -> list[Array]:
-        """Return g_0 ... g_6, (..., 1) each."""
-        weights = expansion_weights(
-            self.dual,
-            geometry.q,
-            geometry.a2,
-            geometry.rho,
-            dim,
-            of_slope=of_slope,
-            signed=not self.columns.has_constants,
-            t2=geometry.t2,
-        )
-        return [weight[..., None] for weight in weights]
+        linears = linears * inverse_length
+        return _Geometry(q, norm2, a2, safe_sqrt(1 - a2), t2, linears, inverse_length)
 
     def _dual_with_itself(self, geometry: _Geometry, of_slope: bool) -> Array:
         """Return the kernel of features of each position with itself."""
@@ -307,27 +283,32 @@ class _ExpansionLayer:
         return jnp.where(q > 0, slope, 0) if of_slope else value
 
     def _zonal_function(
-        self,
-        params: dict[str, PyTree],
-        x: Array,
-        geometry: _Geometry,
-        g: list[Array],
-        of_slope: bool,
-    ) -> tuple[Array, Array]:
-        """Return f(w.e) and g_1 (w.e)_L for all directions w, (..., m) each."""
+        self, params: dict[str, PyTree], x: Array, geometry: _Geometry, of_slope: bool
+    ) -> tuple[list[Array], Array, Array]:
+        """Return g_0 ... g_6, and f(w.e) and g_1 (w.e)_L for all directions w."""
         name = "slope_directions" if of_slope else "nngp_directions"
-        projection, constants = self.maps[name], self.columns.constants
+        projection, columns = self.maps[name], self.columns
         dim = projection.sphere_dim
-        z = projection.apply(params[name], x)
-        along, bias = projection.apply_to_channel_means(
-            params[name], (*constants, *self.columns.linears), x.dtype
+        g = [
+            weight[..., None]
+            for weight in expansion_weights(
+                self.dual,
+                geometry.q,
+                geometry.a2,
+                geometry.rho,
+                dim,
+                of_slope=of_slope,
+                signed=not columns.has_constants,
+                t2=geometry.t2,
+            )
+        ]
+        constant, linear = projection.exact_parts(
+            params[name], x, columns.constants, columns.linears
         )
-        of_constants, of_linears = along[: len(constants)], along[len(constants) :]
-        z = z - jnp.matmul(geometry.constants, of_constants)
-        z = z - (bias if self.x_patches.bias else 0)
+        z = projection.apply(params[name], x) - constant
         z = z * geometry.inverse_length
         weights = [weight * sign for weight, sign in zip(g, _SIGNS, strict=True)]
-        linear = jnp.matmul(geometry.linears, of_linears) * weights[1]
+        linear = linear * geometry.inverse_length * weights[1]
         high = jnp.zeros((), x.dtype)
         if self._has_high_degrees(of_slope):
             function = with_kink(self.dual, of_slope=of_slope)
@@ -342,15 +323,12 @@ class _ExpansionLayer:
                 for weight, low in zip(weights, low_coefficients, strict=True)
             ]
         f = gegenbauer_series_sum(z * dim**-0.5, weights, dim) + high
-        return f, linear
+        return g, f, linear
 
     def _nngp_features(
         self, params: dict[str, PyTree], x: Array, geometry: _Geometry
     ) -> Array:
-        g = self._weights(
-            geometry, self.maps["nngp_directions"].sphere_dim, of_slope=False
-        )
-        f, linear = self._zonal_function(params, x, geometry, g, of_slope=False)
+        g, f, linear = self._zonal_function(params, x, geometry, of_slope=False)
         zonal = (f - linear - g[0]) * self.columns.nngp_zonal**-0.5
         return jnp.concatenate([g[0], g[1] * geometry.linears, zonal], axis=-1)
 
@@ -358,26 +336,15 @@ class _ExpansionLayer:
         self, params: dict[str, PyTree], features: Features, geometry: _Geometry
     ) -> Array:
         x, y = features.nngp, features.ntk
-        g = self._weights(
-            geometry, self.maps["slope_directions"].sphere_dim, of_slope=True
-        )
-        f, linear = self._zonal_function(params, x, geometry, g, of_slope=True)
+        g, f, linear = self._zonal_function(params, x, geometry, of_slope=True)
         sketch, sketch_params = self.maps["ntk_sketch"], params["ntk_sketch"]
         constants, linears = self.columns.ntk_constants, self.columns.ntk_linears
-        sketched = sketch.apply(sketch_params, y)
-        along, bias = sketch.apply_to_channel_means(
-            sketch_params, (*constants, *linears), x.dtype
-        )
-        y_constants = self.y_patches.channel_means(y, constants)
-        y_linears = self.y_patches.channel_means(y, linears)
-        constant_part = jnp.matmul(y_constants, along[: len(constants)])
-        if self.y_patches.bias:
-            constant_part = constant_part + bias
-        exact_part = constant_part + jnp.matmul(y_linears, along[len(constants) :])
-        zonal = sketched * f - exact_part * g[0] - constant_part * linear
-        blocks = [y_linears * g[0], zonal]
+        y_constant, y_linear = sketch.exact_parts(sketch_params, y, constants, linears)
+        zonal = sketch.apply(sketch_params, y) * f
+        zonal = zonal - (y_constant + y_linear) * g[0] - y_constant * linear
+        blocks = [self.y_patches.channel_means(y, linears) * g[0], zonal]
         if self.columns.ntk_has_constants:
-            squares = jnp.sum(y_constants**2, axis=-1) + self.y_patches.bias**2
-            norm = safe_sqrt(squares)[..., None]
+            squares = jnp.sum(self.y_patches.channel_means(y, constants) ** 2, axis=-1)
+            norm = safe_sqrt(squares + self.y_patches.bias**2)[..., None]
             blocks = [norm * g[0], norm * g[1] * geometry.linears, *blocks]
         return jnp.concatenate(blocks, axis=-1)
