@@ -18,10 +18,7 @@ from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
 from jax_ntk_sketch.features._maps import DerivedFeatureMap
-from jax_ntk_sketch.features._transform import (
-    for_each_batch,
-    map_reader,
-)
+from jax_ntk_sketch.features._transform import for_each_batch, map_reader
 from jax_ntk_sketch.features.fitting import in_batches
 
 

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch._checks import (
-    check_example,
-    check_get,
-    check_input,
-    check_key,
-    check_size,
-)
+from jax_ntk_sketch import _checks, methods, stax
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds
 from jax_ntk_sketch._typing import (
@@ -29,20 +22,9 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
+from jax_ntk_sketch.features import _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
-from jax_ntk_sketch.features._maps import (
-    check_shape,
-    dense_sample,
-    plan_sizes,
-    require_sample,
-)
 from jax_ntk_sketch.features.build import build_steps
-from jax_ntk_sketch.features.fitting import (
-    draw_params,
-    fit_peak_bytes,
-    in_batches,
-    run_steps,
-)
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.step import Step, extra_inputs
@@ -86,7 +68,7 @@ class NetworkFeatureMap:
         Args:
           example: the shape of one example or examples, as for `init`.
         """
-        _, count = check_example("NetworkFeatureMap.resolve", example)
+        _, count = _checks.check_example("NetworkFeatureMap.resolve", example)
         return self._resolve(count is not None and count >= self.num_features)
 
     def _resolve(self, has_sample: bool) -> "NetworkFeatureMap":
@@ -122,13 +104,13 @@ class NetworkFeatureMap:
             shape is given.
         """
         owner = "NetworkFeatureMap.init"
-        key = check_key(owner, key)
-        shape, sample = dense_sample(owner, example)
+        key = _checks.check_key(owner, key)
+        shape, sample = _maps.dense_sample(owner, example)
         resolved = self.resolve(example)
         if not resolved._learns(shape):
             return resolved._draw(key, shape)
         reason = f"{resolved.method} learns from data"
-        sample = require_sample(owner, reason, shape, sample)
+        sample = _maps.require_sample(owner, reason, shape, sample)
         inputs = resolved._extra_inputs(owner, sample, pattern, mask)
         return resolved._draw(key, shape, sample, inputs)
 
@@ -155,7 +137,7 @@ class NetworkFeatureMap:
         for kind in self.kinds:
             steps = _steps(self, kind, shape, 1)
             keys = jax.random.split(key, len(steps))
-            params[kind] = draw_params(steps, keys, first, inputs or {})
+            params[kind] = fitting.draw_params(steps, keys, first, inputs or {})
         return params
 
     def apply(
@@ -203,18 +185,18 @@ class NetworkFeatureMap:
                 f"{owner}: x must have shape (n, d), flat examples, or "
                 f"(n, *spatial, c), images; got shape {x.shape}{hint}"
             )
-        x = check_input(owner, "x", x, x.shape[-1])
+        x = _checks.check_input(owner, "x", x, x.shape[-1])
         resolved = self._check_params(params, x)
         inputs = resolved._extra_inputs(owner, x, pattern, mask)
         if batch_size is None:
             return resolved._apply(params, x, inputs)
-        check_size(owner, "batch_size", batch_size)
+        _checks.check_size(owner, "batch_size", batch_size)
         if resolved.method.batch_dependent:
             raise ValueError(
                 f"{owner}: batch_size must be None with {resolved.method}, whose "
                 f"features depend on the whole batch; got {batch_size}"
             )
-        return in_batches(
+        return fitting.in_batches(
             lambda rows: resolved._apply(params, *rows), (x, inputs), batch_size
         )
 
@@ -236,7 +218,7 @@ class NetworkFeatureMap:
         out: dict[Kind, Array] = {}
         for kind in self.kinds:
             steps = _steps(self, kind, x.shape[1:], len(x))
-            f = run_steps(steps, params[kind], first_features(x), inputs)
+            f = fitting.run_steps(steps, params[kind], first_features(x), inputs)
             out[kind] = getattr(f, kind)
         return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 
@@ -246,7 +228,9 @@ class NetworkFeatureMap:
         shape = x.shape[1:]
         origin = params.get("origin") if isinstance(params, dict) else None
         if isinstance(origin, Origin):
-            check_shape(owner, x, origin.input_shape, "for which init made params")
+            _maps.check_shape(
+                owner, x, origin.input_shape, "for which init made params"
+            )
             resolved = self._resolve(origin.learned)
             arrays = {name: params[name] for name in params if name != "origin"}
             if origin.output_dim == self.num_features and _param_shapes(
@@ -283,7 +267,7 @@ class NetworkFeatureMap:
         """
         owner = "NetworkFeatureMap.plan"
         refuse_sparse(owner, example)
-        shape, count, batch = plan_sizes(owner, example, batch_size)
+        shape, count, batch = _maps.plan_sizes(owner, example, batch_size)
         resolved = self.resolve(example)
         rows, biases, width, fit_bytes = [], [], 0, 0
         for kind in self.kinds:
@@ -296,7 +280,7 @@ class NetworkFeatureMap:
             known = [row.bias for row in own_rows if row.bias is not None]
             biases.append(max(known, default=None))
             width += steps[-1].single_spec.dim(kind)
-            fit_bytes = max(fit_bytes, fit_peak_bytes(steps, count))
+            fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, count))
         return Plan(
             rows=tuple(rows),
             method=repr(resolved.method),
@@ -327,7 +311,7 @@ class NetworkFeatureMap:
           A number for each kernel: a float, or a tuple if `get` is a tuple. None if the
           method has no formula for this network.
         """
-        shape, _ = check_example("NetworkFeatureMap.expected_error", example)
+        shape, _ = _checks.check_example("NetworkFeatureMap.expected_error", example)
         resolved = self.resolve(example)
         return self._per_kernel(
             [
@@ -390,8 +374,8 @@ def feature_map(
             "feature_map: net must be a record of jax_ntk_sketch.stax, got "
             f"{type(net).__name__}"
         )
-    num_features = check_size("feature_map", "num_features", num_features)
-    kinds = check_get("feature_map", get)
+    num_features = _checks.check_size("feature_map", "num_features", num_features)
+    kinds = _checks.check_get("feature_map", get)
     if isinstance(get, str):
         return NetworkFeatureMap(net, num_features, get, methods.from_name(method))
     if len(kinds) < 2:

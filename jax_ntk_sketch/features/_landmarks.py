@@ -7,12 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import methods
-from jax_ntk_sketch._checks import (
-    check_choice,
-    check_input,
-    check_key,
-    check_size,
-)
+from jax_ntk_sketch._checks import check_choice, check_input, check_key, check_size
 from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._typing import (
@@ -26,12 +21,7 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
-from jax_ntk_sketch.features._maps import (
-    check_shape,
-    dense_sample,
-    plan_sizes,
-    require_sample,
-)
+from jax_ntk_sketch.features import _maps
 from jax_ntk_sketch.features.fitting import in_batches
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky
 
@@ -89,8 +79,8 @@ class LandmarkFeatureMap:
         """
         owner = "LandmarkFeatureMap.init"
         key = check_key(owner, key)
-        shape, sample = dense_sample(owner, example)
-        z = require_sample(owner, "landmarks are examples", shape, sample)
+        shape, sample = _maps.dense_sample(owner, example)
+        z = _maps.require_sample(owner, "landmarks are examples", shape, sample)
         if len(z) < self.num_features:
             raise ValueError(
                 f"{owner}: example must hold at least num_features = "
@@ -124,7 +114,7 @@ class LandmarkFeatureMap:
         refuse_sparse(owner, x)
         landmarks, root = params["landmarks"], params["root"]
         shape = landmarks.shape[1:]
-        x = check_shape(owner, x, shape, "as the landmarks have")
+        x = _maps.check_shape(owner, x, shape, "as the landmarks have")
         if len(landmarks) != self.num_features:
             raise ValueError(
                 f"{owner}: params must come from init of an equal feature map, with "
@@ -157,7 +147,7 @@ class LandmarkFeatureMap:
           ValueError: `example` is neither a shape nor examples.
         """
         owner = "LandmarkFeatureMap.plan"
-        shape, count, batch = plan_sizes(owner, example, batch_size)
+        shape, count, batch = _maps.plan_sizes(owner, example, batch_size)
         size, m = math.prod(shape), self.num_features
         columns = (0, m) if self.get == "ntk" else (m, 0)
         rows = (

@@ -6,14 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._checks import (
-    check_example,
-    check_flag,
-    check_input,
-    check_key,
-    is_shape,
-    set_sizes,
-)
+from jax_ntk_sketch import _checks
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import (
@@ -54,8 +47,8 @@ class SparseFeatureMap(DerivedFeatureMap):
                 f"{owner}: fmap must take dense examples, got a SparseFeatureMap, "
                 "which takes sparse examples already"
             )
-        set_sizes(self, "sketch_dim", "sparsity")
-        check_flag(owner, "exact_norms", self.exact_norms)
+        _checks.set_sizes(self, "sketch_dim", "sparsity")
+        _checks.check_flag(owner, "exact_norms", self.exact_norms)
         if self.sparsity > self.sketch_dim:
             raise ValueError(
                 f"{owner}: sparsity must not exceed sketch_dim = {self.sketch_dim}, "
@@ -97,7 +90,7 @@ class SparseFeatureMap(DerivedFeatureMap):
           ValueError: `example` is neither a shape nor examples; `base` raises.
         """
         owner = "SparseFeatureMap.init"
-        key = check_key(owner, key)
+        key = _checks.check_key(owner, key)
         d = _input_dim(owner, example)
         hash_key, base_key = jax.random.split(key)
         params: dict[str, PyTree] = {
@@ -112,7 +105,7 @@ class SparseFeatureMap(DerivedFeatureMap):
 
     def _learns(self, example: Shape | Examples) -> bool:
         """Return whether the parameters of `base` depend on these examples."""
-        if is_shape(example):
+        if _checks.is_shape(example):
             return False
         if isinstance(self.base, NetworkFeatureMap):
             return self.base.resolve(example).method.needs_sample
@@ -291,12 +284,12 @@ def _float_examples(owner: str, x: Examples) -> SparseRows | Array:
     if x.ndim != 2:
         hint = "; use x[None] for one example" * (x.ndim == 1)
         raise ValueError(f"{owner}: x must have shape (n, d), got {x.shape}{hint}")
-    return check_input(owner, "x", x, x.shape[1])
+    return _checks.check_input(owner, "x", x, x.shape[1])
 
 
 def _input_dim(owner: str, example: Shape | Examples) -> int:
     """Return d of a shape (d,) or of examples (n, d)."""
-    shape, _ = check_example(owner, example)
+    shape, _ = _checks.check_example(owner, example)
     if len(shape) != 1:
         raise ValueError(
             f"{owner}: example must be (d,), the shape of a flat example, or examples "

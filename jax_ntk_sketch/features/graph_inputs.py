@@ -85,13 +85,13 @@ def _check_layers_with_mask(owner: str, net: stax.Layer) -> None:
             )
 
 
-def check_mask(mask: Array, shape: Shape) -> None:
-    """Check the mask of the nodes, which has the shape (n, *nodes).
+def check_mask(mask: Array | None, shape: Shape) -> None:
+    """Check the mask of the nodes, which has the shape (n, *nodes), or is None.
 
     Raises:
       ValueError: it has another shape, or another dtype than bool.
     """
-    if mask.shape != shape or mask.dtype != bool:
+    if mask is not None and (mask.shape != shape or mask.dtype != bool):
         raise ValueError(
             f"NetworkFeatureMap.apply: mask must be a bool for each node, {shape}, "
             f"True where it exists, got {describe(mask)}"

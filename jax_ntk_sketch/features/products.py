@@ -5,8 +5,6 @@ import dataclasses
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.methods.exact import factor
-from jax_ntk_sketch.features.state import Spec
-from jax_ntk_sketch.features.step import Context
 from jax_ntk_sketch.sketch import TensorSRHT
 
 
@@ -25,13 +23,6 @@ class Product:
     right: int
     max_columns: int
     batch_columns: int = 0
-
-    @classmethod
-    def at_positions(
-        cls, left: int, right: int, max_columns: int, spec: Spec, context: Context
-    ) -> "Product":
-        """Return the product at each position of each example."""
-        return cls(left, right, max_columns, context.columns_of_batch(spec))
 
     @property
     def columns(self) -> int:

@@ -66,15 +66,20 @@ class ExactColumns(NamedTuple):
             return self.constants, self.linears
         return self.ntk_constants, self.ntk_linears
 
-    def with_nngp_appended(self, ntk_dim: int) -> "ExactColumns":
+    def with_nngp_appended(
+        self, ntk_dim: int, appended: "ExactColumns | None" = None
+    ) -> "ExactColumns":
         """Return the columns after the NNGP features are appended to the NTK features.
 
         Args:
           ntk_dim: the columns of the NTK features before.
+          appended: has the columns of the NNGP features that are appended; by default
+            these are all.
         """
+        nngp = appended or self
         return self._replace(
-            ntk_constants=self.ntk_constants + _shift(self.constants, ntk_dim),
-            ntk_linears=self.ntk_linears + _shift(self.linears, ntk_dim),
+            ntk_constants=self.ntk_constants + _shift(nngp.constants, ntk_dim),
+            ntk_linears=self.ntk_linears + _shift(nngp.linears, ntk_dim),
         )
 
     def joined(

@@ -101,21 +101,25 @@ def _linear_scaling_step(
     bias = int(bool(layer.b_std))
     nngp_dim, ntk_dim = spec.nngp_dim + values.columns, spec.ntk_dim + values.columns
     after = after_weighted_sum(spec, layer.attention_mechanism == "IDENTITY")
+    mixed = after.exact_columns
+    exact = mixed._replace(constants=(*mixed.constants, *[nngp_dim] * bias))
+    if context.wants_ntk:
+        # The NTK features get the bias, and then the mixed NNGP features without it.
+        exact = exact._replace(
+            ntk_constants=(*mixed.ntk_constants, *[ntk_dim] * bias)
+        ).with_nngp_appended(ntk_dim + bias, mixed)
     out = dataclasses.replace(
         after,
         nngp_dim=nngp_dim + bias,
         ntk_dim=ntk_dim + bias + nngp_dim if context.wants_ntk else 0,
         gaussian=True,
         before_activations=False,
-        exact_columns=_exact_columns(
-            after.exact_columns, nngp_dim, ntk_dim if context.wants_ntk else None, bias
-        ),
+        exact_columns=exact,
         finite_channels=layer.n_chan_out,
     )
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
-        if mask is not None:
-            check_mask(mask, (len(f.nngp), *spec.shape))
+        check_mask(mask, (len(f.nngp), *spec.shape))
         g = attention_weights(f, mask)
 
         def mix(x: Array) -> Array:
@@ -146,29 +150,6 @@ def _linear_scaling_step(
     )
 
 
-def _exact_columns(
-    before: ExactColumns, nngp_dim: int, ntk_dim: int | None, bias: int
-) -> ExactColumns:
-    """Return the exact columns after attention.
-
-    Args:
-      before: those of the mixed features.
-      nngp_dim, ntk_dim: columns of the mixed features of each kernel; None without NTK.
-        The NTK features have the bias and the mixed NNGP features appended.
-      bias: 1 if there is a column of biases, else 0.
-    """
-    exact = before._replace(constants=(*before.constants, *[nngp_dim] * bias))
-    if ntk_dim is None:
-        return exact
-    with_bias = before._replace(
-        ntk_constants=(*before.ntk_constants, *[ntk_dim] * bias)
-    )
-    appended = with_bias.with_nngp_appended(ntk_dim + bias)
-    return exact._replace(
-        ntk_constants=appended.ntk_constants, ntk_linears=appended.ntk_linears
-    )
-
-
 def _sqrt_scaling_step(
     layer: stax.GlobalSelfAttention, spec: Spec, context: Context
 ) -> Step:
@@ -193,8 +174,7 @@ def _sqrt_scaling_step(
     )
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
-        if mask is not None:
-            check_mask(mask, (len(f.nngp), *spec.shape))
+        check_mask(mask, (len(f.nngp), *spec.shape))
         exists = 1.0 if mask is None else mask[..., None].astype(f.nngp.dtype)
 
         def product(name: str, x: Array, y: Array) -> Array:
@@ -251,10 +231,10 @@ def _products(
       key_columns, value_columns: the columns of the embeddings of keys and values.
     """
     max_columns = context.sketch_columns
-    half = max(1, max_columns // 2)
+    half, batch_columns = max(1, max_columns // 2), context.columns_of_batch(spec)
 
     def product(left: int, right: int, max_columns: int) -> Product:
-        return Product.at_positions(left, right, max_columns, spec, context)
+        return Product(left, right, max_columns, batch_columns)
 
     keys, values = spec.nngp_dim + key_columns, spec.nngp_dim + value_columns
     parts = {"sum": product(keys, values, max_columns)}

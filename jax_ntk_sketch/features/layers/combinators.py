@@ -361,10 +361,10 @@ def fan_in_prod_steps(
 def _product_step(left: Spec, right: Spec, context: Context) -> Step:
     """Return the step of the product of two branches, whose `apply` takes both."""
     max_columns = context.sketch_columns
-    half = max(1, max_columns // 2)
+    half, batch_columns = max(1, max_columns // 2), context.columns_of_batch(left)
 
     def product(left_dim: int, right_dim: int, max_columns: int) -> Product:
-        return Product.at_positions(left_dim, right_dim, max_columns, left, context)
+        return Product(left_dim, right_dim, max_columns, batch_columns)
 
     parts = {"nngp": product(left.nngp_dim, right.nngp_dim, max_columns)}
     if context.wants_ntk:

@@ -59,8 +59,8 @@ def global_pool_steps(
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
         count: Array | int = spec.pixels if averages else 1
+        check_mask(mask, (len(f.nngp), *spec.shape))
         if mask is not None:
-            check_mask(mask, (len(f.nngp), *spec.shape))
             count = jnp.maximum(mask.sum(axes), 1)[:, None] if averages else 1
 
         def pool(x: Array) -> Array:

@@ -125,14 +125,17 @@ def zonal_steps(
 ) -> list[Step]:
     """Return the linear layers before the first `Relu`, and one step of all others.
 
+    A network that `zonal_kernel` cannot read has its steps layer by layer.
+
     Args:
-      method, net, spec, context: as for `network_rule`, `why_not_zonal` being None.
+      method, net, spec, context: as for `network_rule`.
       last_step: takes the kernel, the columns that enter, and `context.max_columns`.
 
     Raises:
       ValueError: there is no linear layer, or examples still have spatial axes.
     """
-    kernel = zonal_kernel(net, context.kind)
+    supported = why_not_zonal(net, context.kind) is None
+    kernel = zonal_kernel(net, context.kind) if supported else None
     if kernel is None:
         return layer_by_layer(net, spec, context)
     steps = layer_by_layer(

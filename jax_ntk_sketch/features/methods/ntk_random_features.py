@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import normalize_rows, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, PyTree
-from jax_ntk_sketch.features.patches import Patches, Projection, fits_concatenated
+from jax_ntk_sketch.features.patches import Patches, fits_concatenated
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
@@ -119,7 +119,7 @@ def _random_maps(
     parts = {"nngp_directions": directions(num_directions, value_lengths)}
     if ntk_columns:
         parts["slope_directions"] = directions(ntk_columns, slope_lengths)
-        parts["ntk_sketch"] = _linear_sketch(spec, ntk_columns)
+        parts["ntk_sketch"] = Patches.of(spec, "ntk").sketch(ntk_columns)
         if method.product == "tensor_srht":
             parts["slope_sketch"] = SRHT(ntk_columns, ntk_columns)
     return parts
@@ -143,8 +143,3 @@ def _directions(
             patches.window, patches.channels, output_dim, patches.bias
         )
     return DIRECTIONS[method.directions](spec.nngp_dim, output_dim)
-
-
-def _linear_sketch(spec: Spec, output_dim: int) -> Projection:
-    """Return a linear sketch of the NTK features."""
-    return Patches.of(spec, "ntk").sketch(output_dim)

@@ -27,14 +27,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import at_least_float32, matmul, safe_sqrt
 from jax_ntk_sketch._typing import Array, Key, Shape
-from jax_ntk_sketch.features.methods.nystrom.landmarks import (
-    FLOPS_PER_KERNEL_ENTRY,
-    candidate_rows,
-    checked_sample,
-    choose_landmarks,
-    max_candidates,
-    pad_landmarks,
-)
+from jax_ntk_sketch.features.methods.nystrom import sampling
 from jax_ntk_sketch.features.patches import Patches
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
@@ -75,17 +68,17 @@ def nystrom_step(
         ntk_columns=ntk_columns,
     )
     dims, kinds = layer.x_patches.dim + layer.y_patches.dim, 2 if ntk_columns else 1
-    flops = num * (2 * dims + kinds * FLOPS_PER_KERNEL_ENTRY + 2 * columns)
+    flops = num * (2 * dims + kinds * sampling.FLOPS_PER_KERNEL_ENTRY + 2 * columns)
     elements = spec.live_elements() + spec.pixels * (4 * kinds * num + columns)
     return Step(
         name=f"{num} landmarks",
         spec=Spec(nngp_columns, ntk_columns),
         apply=layer.apply,
         init=layer.init,
-        fit=lambda key, f: layer.learn(key, checked_sample(f)),
+        fit=lambda key, f: layer.learn(key, sampling.checked_sample(f)),
         flops=spec.pixels * flops,
         live_elements=elements,
-        fit_elements=max_candidates(num) * (dims + 4 * num + columns),
+        fit_elements=sampling.max_candidates(num) * (dims + 4 * num + columns),
     )
 
 
@@ -158,7 +151,10 @@ class _LandmarkLayer:
         """Choose landmarks among the positions of a sample, and find R1 and R0."""
         candidates_key, landmarks_key = jax.random.split(key)
         rows = self._rows(
-            f, candidate_rows(candidates_key, f.nngp_diag.size, self.num_landmarks)
+            f,
+            sampling.candidate_rows(
+                candidates_key, f.nngp_diag.size, self.num_landmarks
+            ),
         )
 
         def column(index: Array) -> Array:
@@ -167,7 +163,7 @@ class _LandmarkLayer:
 
         diagonal, num = self._diagonal(rows), min(self.num_landmarks, len(rows.x))
         landmarks = rows.take(
-            choose_landmarks(self.method, landmarks_key, column, diagonal, num)
+            sampling.choose_landmarks(self.method, landmarks_key, column, diagonal, num)
         )
         nngp, ntk = self._kernels(rows, landmarks)
         nngp_gram, ntk_gram = self._kernels(landmarks)
@@ -179,7 +175,7 @@ class _LandmarkLayer:
         if self.ntk_columns:
             params["ntk_landmarks"] = landmarks.y
             params["ntk_root"] = principal_sqrt(ntk, ntk_gram, self.ntk_columns)
-        return pad_landmarks(params, self.num_landmarks)
+        return sampling.pad_landmarks(params, self.num_landmarks)
 
     def apply(self, params: dict[str, Array], f: Features) -> Features:
         """Return the features after the activation."""

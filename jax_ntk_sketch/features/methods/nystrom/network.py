@@ -14,14 +14,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._typing import Array, Key, PyTree
-from jax_ntk_sketch.features.methods.nystrom.landmarks import (
-    FLOPS_PER_KERNEL_ENTRY,
-    candidate_rows,
-    checked_sample,
-    choose_landmarks,
-    max_candidates,
-    pad_landmarks,
-)
+from jax_ntk_sketch.features.methods.nystrom import sampling
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
 from jax_ntk_sketch.kernels import supports_exact_kernel
@@ -86,15 +79,15 @@ def _kernel_step(
     @jax.jit
     def learn(key: Key, x: Array) -> dict[str, Array]:
         candidates_key, landmarks_key = jax.random.split(key)
-        x = x[candidate_rows(candidates_key, len(x), num_landmarks)]
+        x = x[sampling.candidate_rows(candidates_key, len(x), num_landmarks)]
         diagonal = getattr(diagonal_kernels(net, x), kind)
         num = min(num_landmarks, len(x))
-        chosen = choose_landmarks(
+        chosen = sampling.choose_landmarks(
             method, landmarks_key, lambda i: kernel(x, x[i]), diagonal, num
         )
         z = x[chosen]
         root = principal_sqrt(kernel(x, z), kernel(z), columns)
-        return pad_landmarks({"landmarks": z, "root": root}, num_landmarks)
+        return sampling.pad_landmarks({"landmarks": z, "root": root}, num_landmarks)
 
     def apply(params: dict[str, PyTree], f: Features) -> Features:
         x = at_least_float32(f.nngp)
@@ -102,15 +95,15 @@ def _kernel_step(
         phi = matmul(kernel(x, z), root).astype(f.nngp.dtype)
         return Features.of_kind(kind, phi, f.nngp_diag)
 
-    flops_per_entry = FLOPS_PER_KERNEL_ENTRY * _num_activations(net)
+    flops_per_entry = sampling.FLOPS_PER_KERNEL_ENTRY * _num_activations(net)
     return Step(
         name=f"kernel with {num_landmarks} landmarks",
         spec=Spec.of_kind(kind, columns),
         apply=apply,
         init=init,
-        fit=lambda key, f: learn(key, checked_sample(f).nngp),
+        fit=lambda key, f: learn(key, sampling.checked_sample(f).nngp),
         flops=(2 * input_dim + flops_per_entry + 2 * columns) * num_landmarks,
         live_elements=input_dim + 4 * num_landmarks + columns,
-        fit_elements=max_candidates(num_landmarks)
+        fit_elements=sampling.max_candidates(num_landmarks)
         * (input_dim + 3 * num_landmarks + columns),
     )

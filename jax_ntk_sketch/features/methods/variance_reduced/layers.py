@@ -33,13 +33,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch._numerics import at_least_float32, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
-from jax_ntk_sketch.features.methods.variance_reduced.expansion import (
-    DEGREE,
-    expansion_weights,
-    high_degrees,
-    largest_bias,
-    with_kink,
-)
+from jax_ntk_sketch.features.methods.variance_reduced import expansion
 from jax_ntk_sketch.features.patches import Patches, Projection
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
@@ -49,7 +43,7 @@ from jax_ntk_sketch.random_features.zonal import gegenbauer_series_sum
 from jax_ntk_sketch.sketch.random_map import init_each
 
 # The signs of f: they keep it bounded.
-_SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(DEGREE + 1))
+_SIGNS = tuple(1.0 if i % 4 < 2 else -1.0 for i in range(expansion.DEGREE + 1))
 
 
 @accepts_patches.register
@@ -79,7 +73,7 @@ def variance_reduced_step(
         maps=maps,
     )
     flops = sum(projection.flops for projection in maps.values())
-    per_column = 5 * DEGREE + 2 * len(columns.linears) + 8
+    per_column = 5 * expansion.DEGREE + 2 * len(columns.linears) + 8
     flops += per_column * (columns.nngp_zonal + columns.ntk_zonal)
     elements = columns.nngp_total + 4 * columns.ntk_total
     return Step(
@@ -238,7 +232,7 @@ class _ExpansionLayer:
         """Return the largest bias of a kernel."""
 
         def of_kernel(directions: str, of_slope: bool) -> float:
-            return largest_bias(
+            return expansion.largest_bias(
                 self.dual,
                 self.maps[directions].sphere_dim,
                 of_slope=of_slope,
@@ -253,7 +247,7 @@ class _ExpansionLayer:
         return max(nngp_bias, of_kernel("slope_directions", True))
 
     def _has_high_degrees(self, of_slope: bool) -> bool:
-        kink = with_kink(self.dual, of_slope=of_slope)
+        kink = expansion.with_kink(self.dual, of_slope=of_slope)
         return self.exact_high_degrees and kink is not None
 
     def _geometry(self, f: Features) -> _Geometry:
@@ -291,7 +285,7 @@ class _ExpansionLayer:
         dim = projection.sphere_dim
         g = [
             weight[..., None]
-            for weight in expansion_weights(
+            for weight in expansion.expansion_weights(
                 self.dual,
                 geometry.q,
                 geometry.a2,
@@ -311,9 +305,9 @@ class _ExpansionLayer:
         linear = linear * geometry.inverse_length * weights[1]
         high = jnp.zeros((), x.dtype)
         if self._has_high_degrees(of_slope):
-            function = with_kink(self.dual, of_slope=of_slope)
+            function = expansion.with_kink(self.dual, of_slope=of_slope)
             assert function is not None
-            low_coefficients, norm = high_degrees(function.power, dim)
+            low_coefficients, norm = expansion.high_degrees(function.power, dim)
             total = self._dual_with_itself(geometry, of_slope)
             left = total - sum(weight[..., 0] ** 2 for weight in g)
             scale = safe_sqrt(left)[..., None] * (1 / norm)

@@ -19,13 +19,9 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch._typing import PyTree
-from jax_ntk_sketch.features.methods._zonal_kernel import (
-    ZonalKernel,
-    why_not_zonal,
-    zonal_steps,
-)
+from jax_ntk_sketch.features.methods._zonal_kernel import ZonalKernel, zonal_steps
 from jax_ntk_sketch.features.state import Features, Spec, with_constant
-from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
+from jax_ntk_sketch.features.step import Context, Step, network_rule
 from jax_ntk_sketch.kernels.zonal_fit import (
     ZonalFit,
     zonal_fit_low_degree,
@@ -45,14 +41,15 @@ _SERIES_DEGREE = 40
 def variance_reduced_network_steps(
     method: VarianceReduced, net: stax.Layer, spec: Spec, context: Context
 ) -> list[Step]:
-    if why_not_zonal(net, context.kind) is not None:
-        return layer_by_layer(net, spec, context)
     last_step = functools.partial(_zonal_step, method)
     return zonal_steps(method, net, spec, context, last_step)
 
 
 def zonal_fit(
-    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, num_columns: int
+    method: VarianceReduced,
+    kernel: ZonalKernel,
+    input_dim: int,
+    num_columns: int,
 ) -> ZonalFit:
     """Return the division of `num_columns` columns for f of d-dimensional inputs."""
     series, dim = kernel.series(_SERIES_DEGREE), sphere_dim(input_dim)
@@ -67,7 +64,10 @@ def zonal_fit(
 
 
 def _zonal_step(
-    method: VarianceReduced, kernel: ZonalKernel, input_dim: int, max_columns: int
+    method: VarianceReduced,
+    kernel: ZonalKernel,
+    input_dim: int,
+    max_columns: int,
 ) -> Step:
     """Return the step from the first `Relu` to the output."""
     num_constants = int(kernel.constant > 0)
