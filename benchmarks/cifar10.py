@@ -26,17 +26,14 @@ from PIL import Image
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import preprocessing
 
-# "myrtle5_gaussian" has exp(gamma (cos - 1)) in place of the kernel of the rectifier.
+# The Gaussian networks have exp(gamma (cos - 1)) in place of the kernel of `Relu`.
 NETWORKS = {
     "cntk": jns.recipes.cntk(3),
     **{f"myrtle{depth}": jns.recipes.myrtle(depth) for depth in (5, 7, 10)},
-    "myrtle5_gaussian": jns.recipes.myrtle(
-        5, activation=jns.stax.ExpNormalized(1.0), W_std=1.0
-    ),
-    "myrtle5_gaussian2": jns.recipes.myrtle(
-        5, activation=jns.stax.ExpNormalized(2.0), W_std=1.0
-    ),
 }
+for _name, _gamma in (("myrtle5_gaussian", 1.0), ("myrtle5_gaussian2", 2.0)):
+    _activation = jns.stax.ExpNormalized(_gamma)
+    NETWORKS[_name] = jns.recipes.myrtle(5, activation=_activation, W_std=1.0)
 METHODS = (
     "ntk_random_features", "ntk_sketch, degrees 2, 1, uncompressed", "variance_reduced",
 )  # fmt: skip

@@ -347,10 +347,8 @@ def read_tables(text: str) -> list[list[dict[str, str]]]:
     tables: list[list[dict[str, str]]] = []
     head: list[str] = []
     for line in text.splitlines():
-        cells = (
-            [c.strip() for c in line.strip("|").split("|")] if line[:1] == "|" else []
-        )
-        if not cells:
+        cells = [c.strip() for c in line.strip("|").split("|")]
+        if not line.startswith("|"):
             head = []
         elif not head:
             head = cells

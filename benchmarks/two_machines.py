@@ -54,12 +54,9 @@ def main() -> None:
     """Fit, save and test."""
     args = arguments()
     if args.num_processes > 1:
-        jax.distributed.initialize(
-            args.coordinator,
-            args.num_processes,
-            args.process_id,
-            heartbeat_timeout_seconds=args.heartbeat_seconds,
-        )
+        place = (args.coordinator, args.num_processes, args.process_id)
+        beat = args.heartbeat_seconds
+        jax.distributed.initialize(*place, heartbeat_timeout_seconds=beat)
     arrays = read(args.data)
     shape = arrays["x_train"].shape[1:]
     mesh = jns.sharding.data_mesh()

@@ -88,9 +88,8 @@ def files(
       comparisons: the kernel errors, for the plot.
     """
     plot = _plot(content, comparisons)
-    picture = "![kernel error and test error](report.png)"
-    if not plot:
-        picture = "There is no plot, because matplotlib is not installed."
+    missing = "There is no plot, because matplotlib is not installed."
+    picture = "![kernel error and test error](report.png)" if plot else missing
     options, versions = content["options"], content["environment"].items()
     parts = [
         f"# `{options['network']}` on {content['data']['name']}",

@@ -98,11 +98,8 @@ def _load(
 def _check_shape(x: Examples, wanted: Shape) -> None:
     """Raise a ValueError if examples do not have the shape of the training examples."""
     shape = x.shape[1:]
-    if len(wanted) == 1:  # fully connected networks see examples flat
-        fits = math.prod(shape) == wanted[0]
-    else:
-        fits = wanted in (shape, (*shape, 1))
-    if not fits:
+    # Fully connected networks see examples flat, and gray images get a channel.
+    if wanted not in (shape, (*shape, 1), (math.prod(shape),)):
         raise ValueError(
             f"examples have shape {shape}, but the model was fitted to {wanted}"
         )

@@ -48,15 +48,10 @@ def describe(data: Dataset) -> str:
 
 def summary(data: Dataset, args: argparse.Namespace) -> Json:
     """Return the data, the options, the versions and the device of a report."""
+    about: Json = {name: getattr(data, name) for name in ("name", "task", "notes")}
+    about |= {"num_train": len(data.x_train), "num_test": len(data.x_test)}
     return {
-        "data": {
-            "name": data.name,
-            "task": data.task,
-            "num_train": len(data.x_train),
-            "num_test": len(data.x_test),
-            "example_shape": data.x_train.shape[1:],
-            "notes": data.notes,
-        },
+        "data": {**about, "example_shape": data.x_train.shape[1:]},
         "options": {name: value for name, value in vars(args).items() if name != "run"},
         "environment": {
             "jax_ntk_sketch": jax_ntk_sketch.__version__,
