@@ -157,6 +157,7 @@ def networks(layer):
     )
 
 
+@pytest.mark.long
 @every(EACH)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exact_is_neural_tangents(layer, dtype):

@@ -163,6 +163,7 @@ def test_masked_positions_do_not_count(layer):
         features(net, padded, mask=mask[:, :3])
 
 
+@pytest.mark.long
 def test_text_gradient_and_columns():
     for _, *layers in NETS.values():
         net = stax.serial(*layers)

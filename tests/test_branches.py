@@ -223,6 +223,7 @@ def test_errors_fall(method, net, x):
     assert large < 0.25 and (large < small / 2 or large < 0.09), (small, large)
 
 
+@pytest.mark.long
 def test_vmap_grad_and_plan():
     net = FLAT["residual"]
     fmap = jns.feature_map(net, num_features=300, method="ntk_random_features")

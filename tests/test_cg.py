@@ -68,6 +68,7 @@ def test_the_preconditioner_saves_passes():
     assert steps[2] < steps[1] < 0.7 * steps[0], steps
 
 
+@pytest.mark.long
 def test_more_features_than_a_gram_matrix_would_like():
     fmap = jns.feature_map(NET, num_features=3000)
     params = fmap.init(jax.random.key(1), (6,))

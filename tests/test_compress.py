@@ -99,6 +99,7 @@ def test_float64():
         assert np.linalg.eigvalsh(phi @ phi.T - out @ out.T)[0] > -1e-12
 
 
+@pytest.mark.long
 def test_one_pass_is_close_to_the_optimum():
     """s examples of 3000; the more, the closer; never beyond it."""
     x = RNG.normal(size=(3000, 5)).astype(np.float32)
@@ -139,6 +140,7 @@ def _apply(made):
     return cmap.apply(cparams, X)
 
 
+@pytest.mark.long
 def test_both_kernels_and_images():
     fmap = jns.feature_map(recipes.cntk(1), num_features=64, get=("nngp", "ntk"))
     x = RNG.normal(size=(12, 4, 4, 2)).astype(np.float32)
@@ -157,6 +159,7 @@ def test_both_kernels_and_images():
         assert lost(u[kind], z) < 1.5 * optimum(3, z)
 
 
+@pytest.mark.long
 def test_it_is_a_feature_map():
     """Hashable, pure under jit, vmap and grad; in batches; its own init; transform."""
     cmap, cparams = jns.compress(FMAP, PARAMS, X, num_features=10, num_samples=300)

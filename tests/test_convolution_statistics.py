@@ -81,6 +81,7 @@ def test_one_hidden_layer_is_unbiased(name):
         contract.assert_mean(samples[kind], exact[kind], slack=slack)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ntk_random_features", "published"])
 def test_error_falls_like_the_inverse_square_root(method):
     """Two hidden layers, patches sketched: slope between -0.65 and -0.4."""
@@ -125,6 +126,7 @@ def prepared(method):
 SAMPLED = ("ntk_random_features", "ntk_sketch")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", SAMPLED)
 def test_batches_and_single_images_give_the_same_features(method):
     fmap, params = prepared(method)

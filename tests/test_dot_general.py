@@ -76,6 +76,7 @@ def test_exact_is_neural_tangents(dtype, name):
     check_exact(stax.serial(*layers), x, dtype)
 
 
+@pytest.mark.long
 def test_errors_fall():
     x, *layers = NETS["matrix, channels first"]
     net, x = stax.serial(*layers), jnp.asarray(x, jnp.float32)

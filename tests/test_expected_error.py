@@ -39,6 +39,7 @@ def test_plan_states_the_error_on_other_data(depth, net, method):
     assert 0.2 < fmap.plan((64,)).relative_error / error < 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "nystrom"])
 def test_trials_predict_the_error_on_other_data(method):
     fmap = jns.feature_map(NET, num_features=256, method=method)
@@ -80,6 +81,7 @@ def test_trials_of_compressed_maps():
     assert 0 < errors[0] < errors[1] < 0.5
 
 
+@pytest.mark.long
 def test_trials_of_images():
     net = jns.recipes.cntk(1)
     fmap = jns.feature_map(net, num_features=128, method="variance_reduced")

@@ -146,6 +146,7 @@ def test_sketch_parameters_are_small():
         assert plan.param_bytes < 0.05 * 4 * dim * m
 
 
+@pytest.mark.long
 def test_compiled_features_are_the_same():
     """XLA of JAX 0.7 and 0.8 compiled columns behind an appended bias wrongly."""
     biased = stax.Dense(1, 1.2, 0.3)

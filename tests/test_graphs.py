@@ -144,6 +144,7 @@ def dense_of(edges, weights, nodes):
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["exact", "ntk_random_features"])
 def test_edges_equal_weights(method):
     """The two implementations, weights on the edges, any weight in padding."""
@@ -214,6 +215,7 @@ BONDS = [[(0, 1), (1, 2)], [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)], [], [(0, 3)
 METHODS = ("exact", "ntk_random_features", "ntk_sketch", "variance_reduced")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method, name, masked",
     [

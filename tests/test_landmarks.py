@@ -148,6 +148,7 @@ def polynomial(x1, x2, get):
     return (1 + x1 @ (x1 if x2 is None else x2).T) ** (2 if get == "ntk" else 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("get", ["ntk", "nngp"])
 def test_any_kernel_of_neural_tangents(get):
     """One that this package has no record for: a network with an error function."""

@@ -241,6 +241,7 @@ def case(request):
     return fmap, x, fmap.init(KEY, x)
 
 
+@pytest.mark.long
 def test_pure(case):
     """Parameters are arrays; jit, vmap and batches change nothing; keys do."""
     fmap, x, params = case
@@ -268,6 +269,7 @@ def test_pure(case):
         close(double, phi)
 
 
+@pytest.mark.long
 def test_both_kernels(case):
     fmap, x, params = case
     both = jns.feature_map(
@@ -279,6 +281,7 @@ def test_both_kernels(case):
     assert np.isfinite(phi.nngp).all()
 
 
+@pytest.mark.long
 def test_gradients_are_finite(case):
     fmap, x, params = case
     x = np.concatenate([x[:3], 0 * x[:1]])
@@ -295,6 +298,7 @@ def test_plan_knows_the_parameters(case):
     assert "landmarks" in str(plan)
 
 
+@pytest.mark.long
 def test_sample_passes_in_batches(monkeypatch):
     """Memory is planned, and batches do not change what is learned."""
     x = np.random.default_rng(3).standard_normal((40, 4, 4, 2)).astype(np.float32)
@@ -316,6 +320,7 @@ def test_sample_passes_in_batches(monkeypatch):
     assert "to learn them, peak" in str(plans[0])
 
 
+@pytest.mark.long
 def test_hardly_any_example():
     """Duplicates, zeros and single examples: finite features, the rest zero."""
     net, x, num = CASES["convolutional"]

@@ -324,6 +324,7 @@ def test_cosines_behind_dropout():
     assert stage.spec.min_cosine == 0.3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUCH)
 def test_landmarks_behind_dropout(name):
     net, x = MUCH[name]

@@ -241,6 +241,7 @@ def test_random_methods_converge(method, name):
     assert errors[1] < 0.25
 
 
+@pytest.mark.long
 def test_nystrom():
     shape, *layers = RANDOM["up"]
     net = stax.serial(*layers)

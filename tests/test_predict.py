@@ -134,6 +134,7 @@ def test_ensemble_is_that_of_the_kernels(on, diag_reg, dtype):
     close(ours(times, where, "nngp"), theirs(times, there, "nngp"), dtype)
 
 
+@pytest.mark.long
 def test_approaches_the_kernels_predictions_as_features_grow():
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     theirs = jnt.load().predict.gradient_descent_mse_ensemble(

@@ -69,6 +69,7 @@ def two(tmp_path_factory):
     return [json.loads(result(process).splitlines()[-1]) for process in both]
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(two):
     for said in two:
         assert said["devices"] == 4
@@ -115,6 +116,7 @@ def test_processes_must_agree(two, name, message):
         assert message in said[name]
 
 
+@pytest.mark.long
 def test_killed_processes_end_the_others_and_resume(tmp_path):
     """`kill -9` of each in turn, in the script that users start."""
     rng = np.random.default_rng(0)

@@ -186,6 +186,7 @@ def test_same_features_whatever_the_default_generator():
         np.testing.assert_array_equal(entries["bucket"][:, column], wanted)
 
 
+@pytest.mark.long
 def test_vmap_over_keys_and_gradients():
     rows = SparseRows.from_scipy(X)
 

@@ -62,6 +62,7 @@ METHODS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_error_falls_like_the_inverse_square_root(name, depth):
@@ -103,6 +104,7 @@ def test_sketches_do_not_compress_exact_columns(kind):
     np.testing.assert_allclose(head @ head.T, constant, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_deep_random_features_have_a_bias_that_falls_like_one_over_m():
     """Two hidden layers: kappa1 is not linear, so its noise in layer 1 has a mean."""
     method = METHODS["published random features"]

@@ -42,6 +42,7 @@ def test_no_examples():
     assert phi.shape == (0, 16) and phi.dtype == np.float32
 
 
+@pytest.mark.long
 def test_images_and_the_chosen_batch():
     fmap = jns.feature_map(recipes.cntk(2), num_features=32)
     x = np.random.default_rng(1).normal(size=(6, 4, 4, 2)).astype(np.float32)

@@ -145,6 +145,7 @@ def test_layer_by_layer_is_near_the_kernel(name, get):
     assert np.mean(errors) < most * np.linalg.norm(truth)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["regression", "kernel"])
 def test_the_plan_bounds_the_bias(objective):
     """For vectors from nearly all bias to nearly none of it, on one ReLU layer."""

@@ -22,6 +22,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "arguments"),
     [

@@ -91,7 +91,8 @@ def _polynomial_step(
     def apply(params: PyTree, f: Features) -> Features:
         powers = poly.apply(params, normalize_rows(f.nngp, f.nngp_diag))
         norm = safe_sqrt(f.nngp_diag)[..., None]
-        parts = [
+        # The first part has no columns: with weights of size zero there is no other.
+        parts = [f.nngp[..., :0]] + [
             norm * jnp.asarray(math.sqrt(c_j), z_j.dtype) * z_j
             for c_j, z_j in zip(c, powers, strict=True)
             if c_j > 0
