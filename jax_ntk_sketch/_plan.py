@@ -214,9 +214,7 @@ class Plan:
 
 
 def _line(
-    title: str,
-    values: float | tuple[float, ...] | None,
-    text: Callable[[float], str],
+    title: str, values: float | tuple[float, ...] | None, text: Callable[[float], str]
 ) -> list[str]:
     if values is None:
         return []

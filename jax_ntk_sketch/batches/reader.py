@@ -19,12 +19,7 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._checks import check_choice, check_size
 from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
 from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
-from jax_ntk_sketch.batches.sparse_rows import (
-    SparseRows,
-    capacity,
-    is_sparse,
-    pack,
-)
+from jax_ntk_sketch.batches.sparse_rows import SparseRows, capacity, is_sparse, pack
 
 __all__ = ["Batch", "Nonfinite", "Reader", "warn_skipped"]
 

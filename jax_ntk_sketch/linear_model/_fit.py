@@ -198,12 +198,7 @@ def fit(
         validation = CrossValidation(*(arrays[name] for name in _VALIDATION))
         best = models.select(int(np.flatnonzero(models.reg == validation.best)[0]))
     return FittedModel(
-        fmap,
-        params,
-        best,
-        models,
-        cross_validation=validation,
-        num_skipped=skipped,
+        fmap, params, best, models, cross_validation=validation, num_skipped=skipped
     )
 
 

@@ -174,9 +174,7 @@ def fit_cg(
         intercept=jnp.asarray(bias[0] if flat else bias, dtype),
         reg=np.array(reg),
         info=RidgeInfo(
-            count=n,
-            residual=residual,
-            mse=max(squares, 0.0) / (n * right.shape[1]),
+            count=n, residual=residual, mse=max(squares, 0.0) / (n * right.shape[1])
         ),
         num_targets=passes.num_targets,
         num_classes=reader.num_classes,
@@ -210,11 +208,7 @@ class _Passes:
     """Products with the features of a reader's examples, batch by batch."""
 
     def __init__(
-        self,
-        fmap: FeatureMap,
-        params: PyTree,
-        reader: Reader,
-        progress: bool | None,
+        self, fmap: FeatureMap, params: PyTree, reader: Reader, progress: bool | None
     ) -> None:
         self.fmap, self.params, self.reader = fmap, params, reader
         self.progress = progress

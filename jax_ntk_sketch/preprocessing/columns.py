@@ -39,10 +39,7 @@ class ColumnStandardization:
 
 
 def standardize_columns_fit(
-    x: Examples,
-    *,
-    batch_size: int | None = None,
-    nonfinite: Nonfinite = "raise",
+    x: Examples, *, batch_size: int | None = None, nonfinite: Nonfinite = "raise"
 ) -> ColumnStandardization:
     """Return the mean and the standard deviation of each column.
 

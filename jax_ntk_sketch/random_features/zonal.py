@@ -16,12 +16,7 @@ from jax_ntk_sketch.random_features.directions import (
     OrthogonalDirections,
 )
 
-__all__ = [
-    "ZonalFeatures",
-    "gegenbauer_series_sum",
-    "sphere_dim",
-    "uniform_directions",
-]
+__all__ = ["ZonalFeatures", "gegenbauer_series_sum", "sphere_dim", "uniform_directions"]
 
 
 def uniform_directions(input_dim: int, output_dim: int) -> Directions:

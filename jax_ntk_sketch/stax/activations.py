@@ -8,12 +8,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jax_ntk_sketch._checks import (
-    check_flag,
-    check_number,
-    check_size,
-    set_checked,
-)
+from jax_ntk_sketch._checks import check_flag, check_number, check_size, set_checked
 from jax_ntk_sketch.stax.base import Layer, set_field
 
 __all__ = [

@@ -3,13 +3,7 @@
 import dataclasses
 
 from jax_ntk_sketch._checks import check_size, set_checked, set_sizes
-from jax_ntk_sketch.stax.base import (
-    Layer,
-    Serial,
-    check_axis,
-    check_layers,
-    set_field,
-)
+from jax_ntk_sketch.stax.base import Layer, Serial, check_axis, check_layers, set_field
 
 __all__ = [
     "FanIn",
