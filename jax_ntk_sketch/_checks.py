@@ -23,24 +23,6 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 
-__all__ = [
-    "check_choice",
-    "check_example",
-    "check_examples",
-    "check_flag",
-    "check_float_dtype",
-    "check_get",
-    "check_input",
-    "check_integer",
-    "check_key",
-    "check_number",
-    "check_size",
-    "check_sizes",
-    "is_shape",
-    "set_checked",
-    "set_sizes",
-]
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 

@@ -8,8 +8,6 @@ import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["atomic_write"]
-
 # Seconds without a write after which a temporary file belongs to a killed process.
 _ABANDONED = 600.0
 

@@ -10,18 +10,6 @@ import numpy as np
 
 from jax_ntk_sketch._typing import Array, Dtype
 
-__all__ = [
-    "at_least_float32",
-    "evaluate_eagerly",
-    "matmul",
-    "next_power_of_two",
-    "normalize_rows",
-    "safe_reciprocal",
-    "safe_sqrt",
-    "two_sum",
-    "working_dtype",
-]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._typing import Shape
 from jax_ntk_sketch._units import format_bytes
 
-__all__ = ["Plan", "PlanRow"]
-
 # The largest batch that is chosen. Beyond 128 examples, a CPU's caches no longer hold
 # what one step needs.
 _LARGEST_BATCH = {"cpu": 128}

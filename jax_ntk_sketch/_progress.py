@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-__all__ = ["progress"]
-
 T = TypeVar("T")
 
 # Seconds between two plain lines.

@@ -9,8 +9,6 @@ from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
 from jax_ntk_sketch.methods import Method
 
-__all__ = ["FeatureMap", "KernelFeatures", "Origin", "as_kinds", "check_feature_map"]
-
 
 class KernelFeatures(NamedTuple):
     """The features of both kernels, each `(n, num_features)`."""

@@ -6,21 +6,6 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.typing
 
-__all__ = [
-    "KINDS",
-    "Array",
-    "ArrayLike",
-    "Dtype",
-    "Examples",
-    "Get",
-    "KernelFn",
-    "Key",
-    "Kind",
-    "PyTree",
-    "Shape",
-    "Targets",
-]
-
 Array: TypeAlias = jax.Array
 ArrayLike: TypeAlias = jax.typing.ArrayLike
 

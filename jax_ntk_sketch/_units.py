@@ -1,7 +1,5 @@
 """Numbers with units, as they appear in plans, labels and error messages."""
 
-__all__ = ["format_bytes"]
-
 
 def format_bytes(count: int) -> str:
     """Return a number of bytes in the binary unit that fits.

@@ -21,8 +21,6 @@ from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
 from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
 from jax_ntk_sketch.batches.sparse_rows import SparseRows, capacity, is_sparse, pack
 
-__all__ = ["Batch", "Nonfinite", "Reader", "warn_skipped"]
-
 # What happens to examples that hold NaN or infinity.
 Nonfinite: TypeAlias = Literal["raise", "skip"]
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._typing import Examples, PyTree, Targets
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
 
-__all__ = ["ArraySource", "BatchSource", "Rows", "open_source"]
-
 _EXTRAS = ("pattern", "mask")
 
 

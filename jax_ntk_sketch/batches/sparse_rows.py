@@ -14,17 +14,6 @@ from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._numerics import next_power_of_two
 from jax_ntk_sketch._typing import Examples, Targets
 
-__all__ = [
-    "SparseRows",
-    "capacity",
-    "check_rows",
-    "is_sparse",
-    "num_examples",
-    "pack",
-    "refuse_sparse",
-    "to_csr",
-]
-
 # A sparse array of SciPy's, in any format; they share no public base class.
 ScipySparse: TypeAlias = Any
 

@@ -18,8 +18,6 @@ import numpy as np
 from jax_ntk_sketch._numerics import safe_sqrt
 from jax_ntk_sketch._typing import Array, ArrayLike
 
-__all__ = ["cosine", "kappa0", "kappa1", "numpy_kappas", "relu_covariance"]
-
 # sin(t) - t cos(t) = t^3 sum_k c_k t^(2k), to 1e-18 relative for 0 <= t <= 1.
 _SINE_SERIES = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(10)]
 

@@ -27,14 +27,6 @@ from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._typing import Array, ArrayLike, Get, Kind
 from jax_ntk_sketch.kernels.duals.activations import dual
 
-__all__ = [
-    "KernelPair",
-    "diagonal_kernels",
-    "exact_kernel",
-    "pairwise_kernels",
-    "supports_exact_kernel",
-]
-
 _SUPPORTED = (
     stax.Dense,
     stax.Activation,

@@ -16,14 +16,6 @@ import numpy as np
 
 from jax_ntk_sketch._checks import check_size
 
-__all__ = [
-    "gegenbauer_coefficients",
-    "gegenbauer_quadrature",
-    "gegenbauer_recurrence",
-    "gegenbauer_values",
-    "orthonormal_values",
-]
-
 
 def gegenbauer_recurrence(degree: int, dim: int) -> np.ndarray:
     r"""Return :math:`A_1, \dots, A_{degree}` of the recurrence of the :math:`h_l`.

@@ -26,8 +26,6 @@ from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._typing import Array, Key
 
-__all__ = ["choose_uniform", "inverse_sqrt", "principal_sqrt", "rpcholesky"]
-
 # The largest number of landmarks that are drawn together. Those of one block are chosen
 # without knowledge of each other, but matrix products are fast: blocks of 16 to 128
 # were equally good for 1024 landmarks on MNIST.

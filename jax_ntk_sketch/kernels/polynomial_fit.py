@@ -17,8 +17,6 @@ import scipy
 
 from jax_ntk_sketch._checks import check_size
 
-__all__ = ["PolynomialFit", "fit_nonnegative"]
-
 
 @dataclasses.dataclass(frozen=True)
 class PolynomialFit:

@@ -31,16 +31,6 @@ from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch.kernels.arc_cosine import numpy_kappas
 
-__all__ = [
-    "ReluBlockSeries",
-    "ReluBlockValues",
-    "kappa0_coefficients",
-    "kappa1_coefficients",
-    "ntk_coefficients",
-    "relu_block_series",
-    "relu_block_values",
-]
-
 
 class ReluBlockValues(NamedTuple):
     """`ReluBlockSeries` evaluated: three arrays of the shape of the cosines."""

@@ -34,8 +34,6 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     orthonormal_values,
 )
 
-__all__ = ["ZonalFit", "zonal_fit_low_degree", "zonal_fit_min_error"]
-
 # The degree of a fit by the kernel's error. Above it the error falls by less than 1 %
 # (MNIST at 1024 to 16,384 columns), except in few dimensions. There the degree rises
 # until there are _MANY times more polynomials than columns.

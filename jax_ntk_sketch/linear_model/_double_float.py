@@ -26,8 +26,6 @@ import jax.numpy as jnp
 from jax_ntk_sketch._numerics import matmul, two_sum
 from jax_ntk_sketch._typing import Array
 
-__all__ = ["add_gram"]
-
 # The rows per exact product. Fewer rows leave more bits for H: 8 bits with 256 rows, a
 # third of the error with 64. More rows need fewer passes over the sums: 1024 rows take
 # a tenth less time.

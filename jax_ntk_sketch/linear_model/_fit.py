@@ -42,8 +42,6 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_update,
 )
 
-__all__ = ["fit"]
-
 # What all processes must have in common with a checkpoint and with each other.
 _COMMON = ("feature map", "params", "folds", "batch_size", "nonfinite")
 

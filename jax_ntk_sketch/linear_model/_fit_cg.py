@@ -36,8 +36,6 @@ from jax_ntk_sketch.linear_model._fitted import (
 )
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 
-__all__ = ["fit_cg"]
-
 
 def fit_cg(
     fmap: FeatureMap,

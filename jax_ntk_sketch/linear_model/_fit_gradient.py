@@ -27,8 +27,6 @@ from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 if TYPE_CHECKING:
     from optax import GradientTransformation
 
-__all__ = ["fit_gradient"]
-
 Loss: TypeAlias = Callable[[Array, Array], Array]
 # Weights (m, t) and intercept (t,).
 _Weights: TypeAlias = tuple[Array, Array]

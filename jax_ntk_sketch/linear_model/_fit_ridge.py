@@ -19,8 +19,6 @@ from jax_ntk_sketch.linear_model.ridge import (
     ridge_update,
 )
 
-__all__ = ["fit_ridge"]
-
 # The sums are updated in place: at m = 8192 they are half a gigabyte.
 _update = jax.jit(ridge_update, donate_argnums=0)
 

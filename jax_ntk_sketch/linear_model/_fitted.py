@@ -23,17 +23,6 @@ from jax_ntk_sketch.features._transform import (
 from jax_ntk_sketch.linear_model.cross_validation import CrossValidation
 from jax_ntk_sketch.linear_model.model import RidgeModel
 
-__all__ = [
-    "CGInfo",
-    "FittedModel",
-    "GradientInfo",
-    "batch_features",
-    "check_one_kernel",
-    "features_like",
-    "first_shapes",
-    "open_reader",
-]
-
 
 class CGInfo(NamedTuple):
     """Diagnostics of `fit_cg`.

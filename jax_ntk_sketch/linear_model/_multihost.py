@@ -20,8 +20,6 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.linear_model.ridge import RidgeState
 from jax_ntk_sketch.sharding import axis_name
 
-__all__ = ["Processes", "reduce_over", "ridge_psum"]
-
 T = TypeVar("T")
 
 # Seconds of work between two messages, in which a process hears of the others' errors.

@@ -14,8 +14,6 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-__all__ = ["ShiftedSolver"]
-
 Matrix = NDArray[np.float64]
 
 

@@ -14,8 +14,6 @@ from jax_ntk_sketch._files import atomic_write
 from jax_ntk_sketch._typing import Examples
 from jax_ntk_sketch.batches.sparse_rows import is_sparse
 
-__all__ = ["digest", "load", "read_metadata", "save"]
-
 # Anything that JSON can hold.
 Metadata = dict[str, Any]
 

@@ -15,8 +15,6 @@ from jax_ntk_sketch.linear_model.ridge import (
     sums_on_host,
 )
 
-__all__ = ["CrossValidation", "ridge_cross_validate"]
-
 
 class CrossValidation(NamedTuple):
     """The held-out errors of ridge regression, for k folds and r values of `reg`.

@@ -38,13 +38,6 @@ from jax_ntk_sketch.linear_model.ridge import (
     sums_on_host,
 )
 
-__all__ = [
-    "EnsemblePrediction",
-    "Gaussian",
-    "gradient_descent_mse",
-    "gradient_descent_mse_ensemble",
-]
-
 _BATCH = 4096
 
 

@@ -16,8 +16,6 @@ from jax_ntk_sketch.linear_model import checkpoint
 from jax_ntk_sketch.linear_model._fitted import FittedModel
 from jax_ntk_sketch.linear_model.model import model_from_arrays, model_to_arrays
 
-__all__ = ["is_model", "load_metadata", "load_model", "save_model"]
-
 _FORMAT = "jax_ntk_sketch model"
 _KIND = "model of this library"
 _REMEDY = "give the file that save_model wrote"

@@ -12,8 +12,6 @@ import numpy as np
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._typing import Array, ArrayLike
 
-__all__ = ["RidgeInfo", "RidgeModel", "model_from_arrays", "model_to_arrays"]
-
 
 class RidgeInfo(NamedTuple):
     r"""Diagnostics of a solve, NaN where a fit does not compute them.

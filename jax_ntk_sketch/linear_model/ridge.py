@@ -34,8 +34,6 @@ from jax_ntk_sketch.linear_model._double_float import add_gram
 from jax_ntk_sketch.linear_model._shifted_solver import ShiftedSolver
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
 
-__all__ = ["RidgeState", "ridge_init", "ridge_merge", "ridge_solve", "ridge_update"]
-
 # The relative error, in spectral norm, of the sums of a state. Errors of 1e-12 to 1e-10
 # were measured in float32, and 4e-10 with heavy tails. A solve cannot be more accurate.
 ROUNDING = {"float32": 2.0**-32, "float64": 2.0**-48}

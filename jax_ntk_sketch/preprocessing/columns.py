@@ -16,13 +16,6 @@ from jax_ntk_sketch.preprocessing.covariance import (
     covariance_of_examples,
 )
 
-__all__ = [
-    "ColumnStandardization",
-    "standardize_columns_apply",
-    "standardize_columns_fit",
-    "standardize_columns_from_covariance",
-]
-
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=())
 @dataclasses.dataclass(frozen=True, eq=False)

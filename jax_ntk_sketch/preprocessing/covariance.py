@@ -45,13 +45,6 @@ from jax_ntk_sketch._typing import Examples
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
 
-__all__ = [
-    "CovarianceState",
-    "covariance_init",
-    "covariance_merge",
-    "covariance_update",
-]
-
 Matrix = NDArray[np.float64]
 
 

@@ -10,8 +10,6 @@ from jax_ntk_sketch._checks import check_examples, check_number
 from jax_ntk_sketch._numerics import working_dtype
 from jax_ntk_sketch._typing import Array, ArrayLike
 
-__all__ = ["standardize_examples"]
-
 
 def standardize_examples(
     x: ArrayLike, *, axis: int | Sequence[int] | None = None, eps: float = 0.0

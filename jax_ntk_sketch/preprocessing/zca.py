@@ -47,8 +47,6 @@ from jax_ntk_sketch.preprocessing.covariance import (
     covariance_of_examples,
 )
 
-__all__ = ["ZCAParams", "zca_apply", "zca_fit", "zca_from_covariance"]
-
 
 @partial(
     jax.tree_util.register_dataclass,

@@ -27,18 +27,6 @@ from jax_ntk_sketch.sketch import PatchSRHT, Window
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
 from jax_ntk_sketch.sketch.signs import random_signs
 
-__all__ = [
-    "DIRECTIONS",
-    "MAX_DENSE_DIM",
-    "Directions",
-    "GaussianDirections",
-    "HadamardDirections",
-    "HadamardPatchDirections",
-    "NormalLengths",
-    "OrthogonalDirections",
-    "SphereDirections",
-]
-
 # Up to this dimension a dense matrix of the directions is cheaper than transforms, and
 # the rotations of Hadamard transforms are not yet close enough to Haar rotations.
 MAX_DENSE_DIM = 64

@@ -16,8 +16,6 @@ from jax_ntk_sketch.random_features.directions import (
     OrthogonalDirections,
 )
 
-__all__ = ["ZonalFeatures", "gegenbauer_series_sum", "sphere_dim", "uniform_directions"]
-
 
 def uniform_directions(input_dim: int, output_dim: int) -> Directions:
     """Return directions that are (nearly) uniform on a sphere.

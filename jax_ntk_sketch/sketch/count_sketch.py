@@ -9,8 +9,6 @@ from jax_ntk_sketch._checks import check_input, check_key, set_sizes
 from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.signs import random_signs
 
-__all__ = ["OSNAP", "CountSketch"]
-
 
 @dataclasses.dataclass(frozen=True)
 class OSNAP:

@@ -7,8 +7,6 @@ import scipy
 from jax_ntk_sketch._numerics import matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array
 
-__all__ = ["hadamard_flops", "hadamard_transform", "pad_to"]
-
 # The last factor is one matrix product. The others are butterflies of radix 8 (or
 # less), each of which a compiler fuses into one pass over the data: 4 to 5 times faster
 # than radix 2 on a CPU core.

@@ -11,8 +11,6 @@ from jax_ntk_sketch._checks import check_input, check_key
 from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.count_sketch import OSNAP
 
-__all__ = ["HashedOSNAP"]
-
 # Coordinates are int32.
 _MAX_INPUT_DIM = 2**31 - 1
 

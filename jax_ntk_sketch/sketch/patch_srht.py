@@ -16,8 +16,6 @@ from jax_ntk_sketch.sketch.signs import random_signs
 from jax_ntk_sketch.sketch.srht import SRHT
 from jax_ntk_sketch.sketch.window import Window
 
-__all__ = ["PatchSRHT"]
-
 # A window of more pixels is folded axis by axis.
 _MAX_SHIFTS = 32
 

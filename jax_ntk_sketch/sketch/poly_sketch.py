@@ -21,8 +21,6 @@ from jax_ntk_sketch.sketch.count_sketch import OSNAP, CountSketch
 from jax_ntk_sketch.sketch.srht import SRHT, SignedHadamardRows
 from jax_ntk_sketch.sketch.tensor_srht import TensorSRHT
 
-__all__ = ["LEAVES", "PolySketch"]
-
 # The names of the sketches that leaves apply.
 LEAVES = ("identity", "srht", "osnap", "count_sketch")
 

@@ -7,8 +7,6 @@ import jax
 
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 
-__all__ = ["RandomMap", "init_each"]
-
 Name = TypeVar("Name", bound=str)
 
 

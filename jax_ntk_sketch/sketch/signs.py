@@ -5,8 +5,6 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._typing import Array, Key, Shape
 
-__all__ = ["random_signs"]
-
 
 def random_signs(key: Key, shape: Shape) -> Array:
     """Draw independent signs ±1, int8.

@@ -12,8 +12,6 @@ from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform
 from jax_ntk_sketch.sketch.signs import random_signs
 
-__all__ = ["SRHT", "SignedHadamardRows"]
-
 # Up to this input size a dense matrix of more than D rows is cheaper than transforms.
 _MAX_DENSE_DIM = 64
 

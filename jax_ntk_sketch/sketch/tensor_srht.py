@@ -11,8 +11,6 @@ from jax_ntk_sketch._checks import check_input, check_key, check_size, set_sizes
 from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.srht import SignedHadamardRows
 
-__all__ = ["TensorSRHT"]
-
 # Parameters of the rows that multiply each of the two vectors.
 _Params: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
 

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._typing import Array, Shape
 
-__all__ = ["Window"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Window:

@@ -11,30 +11,6 @@ from typing import Any
 from jax_ntk_sketch._checks import check_flag, check_number, check_size, set_checked
 from jax_ntk_sketch.stax.base import Layer, set_field
 
-__all__ = [
-    "ABRelu",
-    "Abs",
-    "Activation",
-    "Cos",
-    "Erf",
-    "Exp",
-    "ExpNormalized",
-    "Gabor",
-    "Gaussian",
-    "Gelu",
-    "Hermite",
-    "LeakyRelu",
-    "Monomial",
-    "Polynomial",
-    "Rbf",
-    "RectifiedMonomial",
-    "Relu",
-    "Sigmoid_like",
-    "Sign",
-    "Sin",
-]
-
-
 # The check of a field by its annotation.
 _CHECKS: dict[Any, Callable[..., object]] = {
     float: check_number,

@@ -14,8 +14,6 @@ from jax_ntk_sketch._checks import (
 from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.stax.base import Layer, check_callable, set_axes
 
-__all__ = ["GlobalSelfAttention"]
-
 _MECHANISMS = ("SOFTMAX", "IDENTITY", "ABS", "RELU")
 _EMBEDDINGS = ("NONE", "SUM", "CONCAT")
 

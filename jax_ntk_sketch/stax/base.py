@@ -13,8 +13,6 @@ from jax_ntk_sketch._checks import (
     set_checked,
 )
 
-__all__ = ["Layer", "Serial", "from_json", "serial", "to_json", "walk"]
-
 # A field as JSON has it: nested lists and dictionaries of numbers and strings.
 _Data = Any
 

@@ -5,17 +5,6 @@ import dataclasses
 from jax_ntk_sketch._checks import check_size, set_checked, set_sizes
 from jax_ntk_sketch.stax.base import Layer, Serial, check_axis, check_layers, set_field
 
-__all__ = [
-    "FanIn",
-    "FanInConcat",
-    "FanInProd",
-    "FanInSum",
-    "FanOut",
-    "Parallel",
-    "parallel",
-    "repeat",
-]
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Layer):

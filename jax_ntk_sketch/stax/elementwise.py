@@ -12,8 +12,6 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.stax.activations import Activation
 from jax_ntk_sketch.stax.base import check_callable
 
-__all__ = ["Elementwise", "ElementwiseNumerical"]
-
 # A function of arrays that acts on each number, such as `jax.numpy.tanh`.
 Function: TypeAlias = Callable[[Array], Array]
 

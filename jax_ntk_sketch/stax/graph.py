@@ -5,8 +5,6 @@ import dataclasses
 from jax_ntk_sketch._checks import check_choice, check_flag, set_checked
 from jax_ntk_sketch.stax.base import Layer, check_axis, set_axes
 
-__all__ = ["Aggregate"]
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Aggregate(Layer):

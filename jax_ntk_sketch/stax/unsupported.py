@@ -1,7 +1,5 @@
 """Reasons for names of Neural Tangents that have no record here."""
 
-__all__ = ["REASONS"]
-
 REASONS = {
     "Kernel": (
         "here features flow between layers, not kernels; see "

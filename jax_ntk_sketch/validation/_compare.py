@@ -20,8 +20,6 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.validation import measures
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
-__all__ = ["compare"]
-
 
 def compare(
     fmap: FeatureMap,

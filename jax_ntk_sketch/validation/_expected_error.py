@@ -18,8 +18,6 @@ from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
 from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap
 from jax_ntk_sketch.features.build import TooFewFeaturesError
 
-__all__ = ["expected_error", "suggest_num_features"]
-
 # `suggest_num_features` suggests no more columns.
 _MAX_FEATURES = 2**17
 

@@ -11,8 +11,6 @@ from jax_ntk_sketch.validation.report import TITLES, Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_comparisons"]
-
 
 def plot_comparisons(
     comparisons: Sequence[Comparison],

@@ -11,14 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from jax_ntk_sketch._checks import check_number
 
-__all__ = [
-    "centered_relative_error",
-    "loglog_slope",
-    "max_abs_error",
-    "relative_error",
-    "spectral_error",
-]
-
 Matrix = NDArray[np.float64]
 
 

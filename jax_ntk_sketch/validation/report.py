@@ -8,8 +8,6 @@ import numpy as np
 
 from jax_ntk_sketch._typing import KINDS, Kind
 
-__all__ = ["Comparison", "Estimate", "KernelErrors"]
-
 # The columns of tables, by the fields of `KernelErrors`.
 TITLES = {
     "relative": "relative",

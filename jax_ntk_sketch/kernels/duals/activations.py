@@ -25,8 +25,6 @@ from jax_ntk_sketch.kernels.duals.polynomial import (
     PolynomialDual,
 )
 
-__all__ = ["QUADRATURE_NODES", "dual"]
-
 # Nodes in each of two dimensions for a function without a closed form.
 QUADRATURE_NODES = 64
 

@@ -32,15 +32,6 @@ import numpy as np
 from jax_ntk_sketch._numerics import matmul, safe_sqrt
 from jax_ntk_sketch._typing import Array, ArrayLike
 
-__all__ = [
-    "Covariances",
-    "DualActivation",
-    "MissingFunctionError",
-    "Scalar",
-    "Smooth",
-    "hermite_nodes",
-]
-
 # Nodes of the quadrature for a_l: exact for polynomials of degree 199.
 _NODES = 100
 

@@ -28,8 +28,6 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine, kappa0, relu_covariance
 from jax_ntk_sketch.kernels.duals.base import DualActivation
 
-__all__ = ["Homogeneous"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Homogeneous(DualActivation):

@@ -10,8 +10,6 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine
 from jax_ntk_sketch.kernels.duals.base import DualActivation
 
-__all__ = ["ExpNormalizedDual", "HermiteDual", "PolynomialDual"]
-
 
 @dataclasses.dataclass(frozen=True)
 class PolynomialDual(DualActivation):
