@@ -11,17 +11,13 @@ from helpers import x64
 from sklearn import datasets
 
 from jax_ntk_sketch.preprocessing import (
-    covariance_init,
-    covariance_merge,
-    covariance_update,
     standardize_columns_apply,
     standardize_columns_fit,
-    standardize_columns_from_covariance,
     standardize_examples,
     zca_apply,
     zca_fit,
-    zca_from_covariance,
 )
+from jax_ntk_sketch.preprocessing.covariance import read_moments
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(12, 12)) * np.geomspace(1, 1e-2, 12)
@@ -35,13 +31,6 @@ def covariance(x):
 
 def relative(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
-
-
-def stream(x, splits, **options):
-    """The states of consecutive parts of x."""
-    parts = np.split(x, splits)
-    empty = covariance_init(x.shape[1:], **options)
-    return [covariance_update(empty, part) for part in parts]
 
 
 # Whitening.
@@ -126,66 +115,45 @@ def test_fewer_examples_than_dimensions():
 # Streams.
 
 
-@pytest.mark.parametrize("splits", [[150], [1, 2, 299], list(range(7, 300, 7))])
-def test_splits_orders_and_merges_agree(splits):
-    whole = covariance_update(covariance_init((2, 2, 3)), IMAGES)
+@pytest.mark.parametrize("batch_size", [150, 299, 7, 1])
+def test_batches_of_all_sizes_agree(batch_size):
+    whole = read_moments("job", IMAGES)
     assert relative(whole.covariance, covariance(X)) < 1e-14
-    parts = stream(IMAGES, splits)
-    for order in (parts, parts[::-1]):
-        merged = functools.reduce(covariance_merge, order)
-        assert merged.count == 300
-        assert relative(merged.mean, whole.mean) < 1e-13
-        assert relative(merged.covariance, whole.covariance) < 1e-13
+    parts = read_moments("job", IMAGES, batch_size=batch_size)
+    assert parts.num_rows == 300 and parts.mean.shape == (2, 2, 3)
+    assert relative(parts.mean, whole.mean) < 1e-13
+    assert relative(parts.covariance, whole.covariance) < 1e-13
+    assert all(array.dtype == np.float64 for array in parts[1:])
     with x64():
         one = zca_fit(IMAGES, reg=1e-3)
-        for other in (
-            zca_from_covariance(merged, reg=1e-3),
-            zca_fit(IMAGES, reg=1e-3, batch_size=17),
-        ):
-            assert relative(other.whitening, one.whitening) < 1e-10
-            assert other.mean.shape == (2, 2, 3)
+        other = zca_fit(IMAGES, reg=1e-3, batch_size=batch_size)
+        assert relative(other.whitening, one.whitening) < 1e-10
 
 
-def test_updates_leave_the_state_alone_and_empty_batches_too():
-    empty = covariance_init(12)
-    state = covariance_update(empty, X)
-    assert empty.count == 0 and not empty.scatter.any()
-    for same in (
-        covariance_update(state, X[:0]),
-        covariance_merge(state, empty),
-        covariance_merge(empty, state),
-    ):
-        np.testing.assert_array_equal(same.scatter, state.scatter)
-        np.testing.assert_array_equal(same.mean, state.mean)
-    leaves, tree = jax.tree.flatten(state)
-    assert all(leaf.dtype == np.float64 for leaf in leaves)
-    assert jax.tree.unflatten(tree, leaves).count == 300
-
-
-@pytest.mark.parametrize("splits", [[], [100, 200], list(range(10, 300, 10))])
-def test_a_large_mean_does_not_cost_digits(splits):
+@pytest.mark.parametrize("batch_size", [300, 100, 10])
+def test_a_large_mean_does_not_cost_digits(batch_size):
     """7e7 in float64: sums of squares would keep no digit of the variances."""
     x = (np.round(X * 2**20) / 2**20) + 2.0**26  # exact in float64
-    state = functools.reduce(covariance_merge, stream(x, splits))
-    assert relative(state.covariance, covariance(np.round(X * 2**20) / 2**20)) < 1e-8
+    found = read_moments("job", x, batch_size=batch_size).covariance
+    assert relative(found, covariance(np.round(X * 2**20) / 2**20)) < 1e-8
     assert relative((x * x).mean(0) - x.mean(0) ** 2, covariance(x).diagonal()) > 1
 
 
 def test_a_large_mean_in_float32():
     """What is left is the rounding of the examples, 1e4 * 2^-24 each."""
     x = (X + 1e4).astype(np.float32)
-    state = covariance_update(covariance_init(12), x)
-    assert relative(state.covariance, covariance(x)) < 1e-12
-    assert relative(state.covariance, covariance(X)) < 1e-3
+    found = read_moments("job", x).covariance
+    assert relative(found, covariance(x)) < 1e-12
+    assert relative(found, covariance(X)) < 1e-3
     params = zca_fit(x, reg=0.1)
     closed = np.sort(np.asarray(params.whitened_fraction))
     whitened = np.linalg.eigvalsh(covariance(zca_apply(params, x)))
     np.testing.assert_allclose(whitened, closed, rtol=0, atol=1e-5)
 
 
-def test_diagonal_states_are_the_diagonal():
-    full = functools.reduce(covariance_merge, stream(X, [20, 200]))
-    diagonal = functools.reduce(covariance_merge, stream(X, [20, 200], diagonal=True))
+def test_moments_of_columns_are_the_diagonal():
+    full = read_moments("job", X, batch_size=20)
+    diagonal = read_moments("job", X, columns=True, batch_size=20)
     np.testing.assert_allclose(diagonal.scatter, full.scatter.diagonal(), rtol=1e-13)
 
 
@@ -247,12 +215,6 @@ def test_columns_against_numpy():
         np.testing.assert_allclose(params.std, std, rtol=1e-12)
         y = standardize_columns_apply(params, IMAGES)
         np.testing.assert_allclose(y, (IMAGES - mean) / std, rtol=0, atol=1e-12)
-        for state in (
-            *stream(X.reshape(-1, 3), []),
-            *stream(X.reshape(-1, 3), [], diagonal=True),
-        ):
-            streamed = standardize_columns_from_covariance(state)
-            np.testing.assert_allclose(streamed.std, std, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e10 / 3])
@@ -262,8 +224,8 @@ def test_constant_entries_have_no_variance(value):
     params = standardize_columns_fit(x, batch_size=7)
     assert params.std[2] == 0
     np.testing.assert_array_equal(standardize_columns_apply(params, x)[:, 2], 0)
-    state = functools.reduce(covariance_merge, stream(x, [11, 200]))
-    np.testing.assert_array_equal(state.scatter[2], 0)
+    moments = read_moments("job", x, batch_size=11)
+    np.testing.assert_array_equal(moments.scatter[2], 0)
 
 
 # What all have in common.
@@ -338,7 +300,7 @@ def test_transformations_of_jax(name):
 
 
 def test_what_is_fitted_is_frozen():
-    for params in (zca_fit(X), standardize_columns_fit(X), covariance_init(3)):
+    for params in (zca_fit(X), standardize_columns_fit(X)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             params.mean = 0
 
@@ -360,8 +322,6 @@ def test_bad_examples_are_named(bad, batch_size):
             skipped = fit(x, batch_size=batch_size, nonfinite="skip")
         clean = fit(np.delete(x, 217, axis=0))
         np.testing.assert_allclose(skipped.mean, clean.mean, rtol=1e-6)
-    with pytest.raises(ValueError, match="covariance_update: x must be finite"):
-        covariance_update(covariance_init((2, 2, 3)), x)
     # Apply is pure: what is bad stays with its example.
     y = np.asarray(zca_apply(zca_fit(IMAGES), x)).reshape(300, 12)
     np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(y).all(1)), [217])
@@ -437,56 +397,10 @@ def test_bad_examples_are_named(bad, batch_size):
             TypeError,
             "axis must be None, an integer",
         ),
-        (lambda: covariance_init(0), ValueError, "dim must be an integer >= 1, got 0"),
         (
-            lambda: covariance_init(()),
+            lambda: zca_fit(np.where(np.arange(300) < 299, np.nan, 1.0)[:, None]),
             ValueError,
-            r"dim must name at least one size, got \(\)",
-        ),
-        (lambda: covariance_init(2.5), TypeError, "dim must be an integer, got 2.5"),
-        (
-            lambda: covariance_update(covariance_init(5), X),
-            ValueError,
-            r"shape \(n, 5\).* got \(300, 12\)",
-        ),
-        (
-            lambda: covariance_merge(covariance_init(5), covariance_init(6)),
-            ValueError,
-            r"mean of shapes \(5,\) and \(6,\)",
-        ),
-        (
-            lambda: covariance_merge(
-                covariance_init(5), covariance_init(5, diagonal=True)
-            ),
-            ValueError,
-            r"scatter of shapes \(5, 5\) and \(5,\)",
-        ),
-        (
-            lambda: zca_from_covariance(covariance_init(5)),
-            ValueError,
-            "at least 2 examples, got 0",
-        ),
-        (
-            lambda: zca_from_covariance(stream(X, [], diagonal=True)[0]),
-            ValueError,
-            "diagonal=False",
-        ),
-        (
-            lambda: zca_from_covariance(stream(X, [])[0], dtype=jnp.bfloat16),
-            TypeError,
-            "dtype must be float32 or float64, got bfloat16",
-        ),
-        (
-            lambda: standardize_columns_from_covariance(stream(IMAGES, [])[0]),
-            ValueError,
-            r"x.reshape\(-1, c\)",
-        ),
-        (
-            lambda: standardize_columns_from_covariance(
-                covariance_init(3, diagonal=True)
-            ),
-            ValueError,
-            "at least 2 examples, got 0",
+            "zca_fit: x must be finite, .* in examples 0, 1, 2, 3, 4 and 294 more",
         ),
     ],
 )

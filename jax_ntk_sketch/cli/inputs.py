@@ -15,6 +15,7 @@ from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.batches.reader import Nonfinite
 from jax_ntk_sketch.cli.report import Json
 from jax_ntk_sketch.preprocessing import ZCAParams
+from jax_ntk_sketch.preprocessing.covariance import read_moments
 
 # Examples that landmarks are chosen from; at least two for each feature.
 _CANDIDATES = 4096
@@ -113,19 +114,17 @@ class Inputs:
         Raises:
           ValueError: examples are not finite, or cannot be whitened.
         """
-        inputs, update = self, preprocessing.covariance_update
+        inputs = self
         if self.standardize_columns:
-            state = preprocessing.covariance_init(self.shape, diagonal=True)
             scaled = Prepared(x, self.shape, self._scaled)
-            state = update(state, scaled, nonfinite=nonfinite)
-            deviation = np.sqrt(state.covariance).reshape(self.shape)
+            moments = read_moments("fit", scaled, columns=True, nonfinite=nonfinite)
+            deviation = np.sqrt(moments.covariance)
             # A constant column has a deviation of exactly 0.
-            columns = np.stack([state.mean, np.where(deviation > 0, deviation, 1.0)])
+            columns = np.stack([moments.mean, np.where(deviation > 0, deviation, 1.0)])
             inputs = dataclasses.replace(inputs, columns=columns)
         if self.zca_reg is not None:
-            state = preprocessing.covariance_init(self.shape)
-            state = update(state, inputs.prepare(x), nonfinite=nonfinite)
-            zca = preprocessing.zca_from_covariance(state, reg=self.zca_reg)
+            images = inputs.prepare(x)
+            zca = preprocessing.zca_fit(images, reg=self.zca_reg, nonfinite=nonfinite)
             inputs = dataclasses.replace(inputs, zca=zca)
         return inputs
 

@@ -11,8 +11,8 @@ choose a penalty: a step that is fitted on test images has seen the test set.
 | standardize columns | each column or channel | `standardize_columns_...` |
 | ZCA whitening | all pairs of entries | `zca_fit`, `zca_apply` |
 
-`covariance_init`, `covariance_update` and `covariance_merge` collect statistics from
-batches. `standardize_columns_from_covariance` and `zca_from_covariance` use them.
+The fits read batches of anything that has a length, a shape, a dtype and slices, so
+that the training examples may be a memory map.
 
 Convolutional kernels on natural images usually need two steps:
 
@@ -29,34 +29,16 @@ from jax_ntk_sketch.preprocessing.columns import (
     ColumnStandardization,
     standardize_columns_apply,
     standardize_columns_fit,
-    standardize_columns_from_covariance,
-)
-from jax_ntk_sketch.preprocessing.covariance import (
-    CovarianceState,
-    covariance_init,
-    covariance_merge,
-    covariance_update,
 )
 from jax_ntk_sketch.preprocessing.examples import standardize_examples
-from jax_ntk_sketch.preprocessing.zca import (
-    ZCAParams,
-    zca_apply,
-    zca_fit,
-    zca_from_covariance,
-)
+from jax_ntk_sketch.preprocessing.zca import ZCAParams, zca_apply, zca_fit
 
 __all__ = [
     "ColumnStandardization",
-    "CovarianceState",
     "ZCAParams",
-    "covariance_init",
-    "covariance_merge",
-    "covariance_update",
     "standardize_columns_apply",
     "standardize_columns_fit",
-    "standardize_columns_from_covariance",
     "standardize_examples",
     "zca_apply",
     "zca_fit",
-    "zca_from_covariance",
 ]

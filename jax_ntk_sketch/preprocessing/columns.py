@@ -6,15 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._checks import check_examples, check_float_dtype
+from jax_ntk_sketch._checks import check_examples
 from jax_ntk_sketch._numerics import working_dtype
-from jax_ntk_sketch._typing import Array, ArrayLike, Dtype, Examples
+from jax_ntk_sketch._typing import Array, ArrayLike, Examples
 from jax_ntk_sketch.batches.reader import Nonfinite
-from jax_ntk_sketch.preprocessing.covariance import (
-    CovarianceState,
-    check_count,
-    covariance_of_examples,
-)
+from jax_ntk_sketch.preprocessing.covariance import read_moments
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=())
@@ -58,9 +54,7 @@ def standardize_columns_fit(
         smaller than 1, or an example has NaN or infinite entries. The message names
         the example.
 
-    Cost: one pass on the host in float64. Data that do not fit in memory are given to
-    `covariance_update` as x.reshape(-1, c), and `standardize_columns_from_covariance`
-    finishes.
+    Cost: one pass on the host in float64. x may be a memory map.
 
     >>> import numpy as np
     >>> from jax_ntk_sketch import preprocessing
@@ -71,43 +65,12 @@ def standardize_columns_fit(
     """
     owner = "standardize_columns_fit"
     examples = check_examples(owner, x)
-    state = covariance_of_examples(owner, examples, batch_size, nonfinite, columns=True)
-    return standardize_columns_from_covariance(
-        state, dtype=working_dtype(examples.dtype)
+    moments = read_moments(
+        owner, examples, columns=True, batch_size=batch_size, nonfinite=nonfinite
     )
-
-
-def standardize_columns_from_covariance(
-    state: CovarianceState, *, dtype: Dtype = None
-) -> ColumnStandardization:
-    """Return the standardization that a streamed covariance gives.
-
-    Args:
-      state: the state of at least two rows of c columns. `covariance_init(c,
-        diagonal=True)` is enough; a full covariance works too.
-      dtype: float32 or float64; by default the default float of JAX.
-
-    Returns:
-      `ColumnStandardization` of `dtype`.
-
-    Raises:
-      TypeError: `dtype` is another one.
-      ValueError: `state` is not of rows, or has seen fewer than two.
-    """
-    owner = "standardize_columns_from_covariance"
-    if state.mean.ndim != 1:
-        raise ValueError(
-            f"{owner}: state must be of rows of columns, with a mean of shape (c,), "
-            f"got a mean of shape {state.mean.shape}; update it with x.reshape(-1, c)"
-        )
-    check_count(owner, state)
-    dtype = check_float_dtype(owner, dtype)
-    variance = state.covariance
-    if variance.ndim == 2:
-        variance = variance.diagonal()
-    return ColumnStandardization(
-        jnp.asarray(state.mean, dtype), jnp.asarray(variance**0.5, dtype)
-    )
+    dtype = working_dtype(examples.dtype)
+    mean, std = moments.mean, moments.covariance**0.5
+    return ColumnStandardization(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
 
 def standardize_columns_apply(params: ColumnStandardization, x: ArrayLike) -> Array:

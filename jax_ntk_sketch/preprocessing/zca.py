@@ -37,15 +37,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._checks import check_examples, check_float_dtype, check_number
+from jax_ntk_sketch._checks import check_examples, check_number
 from jax_ntk_sketch._numerics import matmul, working_dtype
-from jax_ntk_sketch._typing import Array, ArrayLike, Dtype, Examples
+from jax_ntk_sketch._typing import Array, ArrayLike, Examples
 from jax_ntk_sketch.batches.reader import Nonfinite
-from jax_ntk_sketch.preprocessing.covariance import (
-    CovarianceState,
-    check_count,
-    covariance_of_examples,
-)
+from jax_ntk_sketch.preprocessing.covariance import read_moments
 
 
 @partial(
@@ -141,62 +137,19 @@ def zca_fit(
     examples = check_examples(owner, x)
     # Before the long pass over the data.
     reg = check_number(owner, "reg", reg, least=0)
-    state = covariance_of_examples(owner, examples, batch_size, nonfinite)
-    dtype = working_dtype(examples.dtype)
-    return _from_covariance(owner, state, reg, relative, dtype)
-
-
-def zca_from_covariance(
-    state: CovarianceState,
-    *,
-    reg: float = 0.1,
-    relative: bool = True,
-    dtype: Dtype = None,
-) -> ZCAParams:
-    """Return the ZCA whitening that a streamed covariance gives.
-
-    Args:
-      state: `CovarianceState` with a full covariance, which has seen at least two
-        examples.
-      reg: see `zca_fit`. Another value repeats the eigendecomposition but not the pass
-        over the data.
-      relative: see `zca_fit`.
-      dtype: float32 or float64; by default the default float of JAX.
-
-    Returns:
-      `ZCAParams` of `dtype`.
-
-    Raises:
-      TypeError: `reg` is not a number, or `dtype` is another one.
-      ValueError: `state` holds variances only or has seen fewer than two examples;
-        `reg` is negative or not finite; or the covariance is singular with it added.
-    """
-    owner = "zca_from_covariance"
-    reg = check_number(owner, "reg", reg, least=0)
-    return _from_covariance(owner, state, reg, relative, dtype)
-
-
-def _from_covariance(
-    owner: str, state: CovarianceState, reg: float, relative: bool, dtype: Dtype
-) -> ZCAParams:
-    dtype = check_float_dtype(owner, dtype)
-    if state.scatter.ndim != 2:
-        raise ValueError(
-            f"{owner}: state must hold a full covariance, got variances only; use "
-            "covariance_init(..., diagonal=False)"
-        )
-    check_count(owner, state)
-    eigenvalues, vectors = np.linalg.eigh(state.covariance)
+    moments = read_moments(owner, examples, batch_size=batch_size, nonfinite=nonfinite)
+    eigenvalues, vectors = np.linalg.eigh(moments.covariance)
     d = len(eigenvalues)
     # A covariance has no negative eigenvalues; those below 0 are rounding errors.
     eigenvalues = np.maximum(eigenvalues, 0.0)
     amount = reg * eigenvalues.mean() if relative else reg
     if eigenvalues[0] + amount <= d * np.finfo(np.float64).eps * eigenvalues[-1]:
-        raise ValueError(_singular_message(owner, state, eigenvalues, reg))
+        raise ValueError(_singular_message(owner, moments.num_rows, eigenvalues, reg))
+    dtype = working_dtype(examples.dtype)
     # W as the product of a matrix and its transpose is exactly symmetric.
     half = vectors * (eigenvalues + amount) ** -0.25
     return ZCAParams(
-        mean=jnp.asarray(state.mean, dtype),
+        mean=jnp.asarray(moments.mean, dtype),
         whitening=jnp.asarray(half @ half.T, dtype),
         eigenvalues=jnp.asarray(eigenvalues[::-1], dtype),
         reg=jnp.asarray(amount, dtype),
@@ -228,11 +181,9 @@ def zca_apply(params: ZCAParams, x: ArrayLike) -> Array:
     return matmul(rows, params.whitening).reshape(x.shape).astype(dtype)
 
 
-def _singular_message(
-    owner: str, state: CovarianceState, eigenvalues: np.ndarray, reg: float
-) -> str:
+def _singular_message(owner: str, n: int, eigenvalues: np.ndarray, reg: float) -> str:
     """Return the error message for a covariance that cannot be inverted."""
-    n, d = int(state.count), len(eigenvalues)
+    d = len(eigenvalues)
     if eigenvalues[-1] == 0:
         return (
             f"{owner}: the examples must differ, got {n} equal examples; check the "
