@@ -21,7 +21,7 @@ def read(x, y=None, *, weight=None, extras=None, order=None, **options):
     else:
         source = ArraySource("job", x, y, weight, extras)
     reader = Reader(source, **{"batch_size": 4, **options})
-    batches = list(reader.batches() if order is None else reader.shuffled(order))
+    batches = list(reader.batches(order=order))
     rows = [batch.x[: len(batch.numbers)] for batch in batches]
     return np.concatenate(rows), batches
 
@@ -59,7 +59,7 @@ def test_an_index_is_a_position():
     for x in (table, jnp.asarray(X), list(X), X.tolist(), scipy.sparse.csr_array(X)):
         source = ArraySource("job", x, y, weight)
         reader = Reader(source, batch_size=4)
-        for batches in (reader.batches(), reader.shuffled(order)):
+        for batches in (reader.batches(), reader.batches(order=order)):
             for batch in batches:
                 rows = batch.numbers
                 found = batch.x

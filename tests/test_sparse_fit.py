@@ -124,9 +124,9 @@ def test_batches_have_one_shape():
     (((rows, dim), nnz),) = shapes
     assert (rows, dim) == (16, DIM) and nnz & (nnz - 1) == 0
     order = np.random.default_rng(1).permutation(N)
-    seen = [batch.x.nnz for batch in reader.shuffled(order)]
+    seen = [batch.x.nnz for batch in reader.batches(order=order)]
     assert seen == sorted(seen)
-    rows = np.concatenate([b.x.values for b in reader.shuffled(order)])
+    rows = np.concatenate([b.x.values for b in reader.batches(order=order)])
     np.testing.assert_allclose(np.sort(rows[rows > 0]), np.sort(X.data))
 
 

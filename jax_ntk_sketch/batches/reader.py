@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._checks import check_choice, check_size
+from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
 from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
 from jax_ntk_sketch.batches.sparse_rows import SparseRows, capacity, is_sparse, pack
@@ -47,6 +48,11 @@ class Batch(NamedTuple):
     weight: NDArray
     extras: dict[str, PyTree]
     finite: NDArray
+
+    @property
+    def inputs(self) -> tuple[Examples, dict[str, PyTree], NDArray]:
+        """What the features of a batch are computed from: `x`, `extras`, `weight`."""
+        return self.x, self.extras, self.weight
 
     @property
     def num_skipped(self) -> int:
@@ -116,11 +122,6 @@ class Reader:
         if isinstance(source, ArraySource) and is_sparse(source.all.x):
             self._entries = capacity(source.all.x, self.size)
 
-    def num_batches(self, skip: int = 0) -> int | None:
-        """Return how many batches follow the first `skip`; None if it is not known."""
-        n = self.num_examples
-        return None if n is None else -(-n // self.size) - skip
-
     def first(self) -> Rows | None:
         """Return the first batch unchecked; it stays to be read."""
         return self.source.first(self.size)
@@ -132,8 +133,22 @@ class Reader:
             rows = self.source.all
         return None if rows is None else self._checked(rows)
 
-    def batches(self, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches after the first `skip`.
+    def batches(
+        self,
+        skip: int = 0,
+        *,
+        order: NDArray | None = None,
+        label: str = "",
+        progress: bool | None = False,
+    ) -> Iterator[Batch]:
+        """Return an iterator of the batches after the first `skip`.
+
+        Args:
+          skip: how many batches are left out, without `order`.
+          order: the positions of the examples to read from arrays, in this order; None
+            for all examples.
+          label, progress: what is read, and whether progress is shown, as
+            `with_progress` takes them.
 
         Raises:
           TypeError: arrays that do not hold real numbers, or targets of another kind
@@ -141,12 +156,14 @@ class Reader:
           ValueError: examples that differ in shape or dtype from the first, that are
             not finite, or whose label is not one of the classes.
         """
-        yield from map(self._checked, self.source.rows(self.size, skip))
-
-    def shuffled(self, order: NDArray) -> Iterator[Batch]:
-        """Yield batches of the examples at the positions `order` of arrays."""
-        assert isinstance(self.source, ArraySource)
-        yield from map(self._checked, self.source.shuffled(self.size, order))
+        n = self.num_examples
+        if order is None:
+            rows = self.source.rows(self.size, skip)
+        else:
+            assert isinstance(self.source, ArraySource)
+            rows, n = self.source.shuffled(self.size, order), len(order)
+        count = None if n is None else -(-n // self.size) - skip
+        return with_progress(map(self._checked, rows), label, count, progress)
 
     def count_skipped(self, batch: Batch, finite: Array) -> int:
         """Return how many examples of a batch are left out.

@@ -64,10 +64,7 @@ class ArraySource:
 
     Attributes:
       num_examples: n.
-      read_once: whether the examples can be read only once.
     """
-
-    read_once = False
 
     def __init__(
         self,
@@ -191,26 +188,38 @@ def open_source(
     y: Targets,
     weight: Targets,
     extras: Mapping[str, PyTree],
+    *,
     name: str = "x",
+    read_again: str = "",
 ) -> ArraySource | BatchSource:
     """Return the source of a fit: arrays where `y` is given, else batches.
 
+    Args:
+      owner, x, y, weight, extras, name: as `ArraySource` takes them.
+      read_again: why x is read more than once, or "" if it is not.
+
     Raises:
       TypeError: the arguments are neither.
-      ValueError: arrays do not fit together, or batches come with separate weights.
+      ValueError: arrays do not fit together; batches come with separate weights, or
+        from an iterator that would have to be read again.
     """
     if y is not None:
         return ArraySource(owner, x, y, weight, extras, name)
     if hasattr(x, "shape"):
         raise ValueError(f"{owner}: y must be given with {name}, which is an array")
-    given = {"sample_weight": weight, **extras}
-    for key, value in given.items():
+    for key, value in {"sample_weight": weight, **extras}.items():
         if value is not None:
             raise ValueError(
                 f"{owner}: {key} must be left out, because batches carry their own: "
                 f"yield ({name}, y, weight), or dictionaries"
             )
-    return BatchSource(owner, x, name)
+    source = BatchSource(owner, x, name)
+    if read_again and source.read_once:
+        raise ValueError(
+            f"{owner}: x must not be an iterator, because {read_again}; give a list, "
+            "an array or an object with __iter__"
+        )
+    return source
 
 
 def _as_array(owner: str, name: str, values: Targets) -> Targets:

@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import sharding
-from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
@@ -183,10 +182,8 @@ def for_each_batch(
     skipped = 0
     running: tuple[Batch, Array | KernelFeatures] | None = None
     try:
-        batches = reader.batches() if order is None else reader.shuffled(order)
-        count = reader.num_batches() if order is None else -(-len(order) // reader.size)
         label = f"{label}, batches of {reader.size}"
-        for batch in with_progress(batches, label, count, progress):
+        for batch in reader.batches(order=order, label=label, progress=progress):
             rows = batch.x, batch.extras
             rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
             # Two batches at a time would take twice the memory.

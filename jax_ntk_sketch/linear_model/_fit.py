@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 
 from jax_ntk_sketch import sharding
 from jax_ntk_sketch._checks import check_size
-from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape, Targets
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model import checkpoint as files
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
+    Inputs,
     batch_features,
     check_one_kernel,
     features_like,
-    open_reader,
 )
 from jax_ntk_sketch.linear_model._multihost import Processes, reduce_over
 from jax_ntk_sketch.linear_model.cross_validation import (
@@ -150,13 +150,10 @@ def fit(
         if check_size("fit", "folds", folds, 0) == 1:
             raise ValueError("fit: folds must be 0 or at least 2, got 1")
         regs = np.atleast_1d(check_reg("fit", reg)).tolist()
-        reader = open_reader(
-            "fit",
-            x,
-            y,
-            sample_weight,
-            {"pattern": pattern, "mask": mask},
-            read_again="" if checkpoint is None else "a resumed run reads it again",
+        extras = {"pattern": pattern, "mask": mask}
+        again = "" if checkpoint is None else "a resumed run reads it again"
+        reader = Reader(
+            open_source("fit", x, y, sample_weight, extras, read_again=again),
             batch_size=batch_size,
             num_classes=num_classes,
             nonfinite=nonfinite,
@@ -168,9 +165,7 @@ def fit(
             checkpoint = run.resume(checkpoint)
         label = f"sums, batches of {reader.size}"
         last = time.monotonic()
-        batches = reader.batches(run.batches_done)
-        count = reader.num_batches(run.batches_done)
-        batches = with_progress(batches, label, count, progress)
+        batches = reader.batches(run.batches_done, label=label, progress=progress)
         for batch in processes.in_step(batches):
             run.add(batch)
             now = time.monotonic()
@@ -279,20 +274,18 @@ class _Pass:
         phi = features_like(self.fmap, self.params, x, extras)
         t = targets[0] if targets else None
         # Each fold has its own arrays: they are updated in place.
-        states = [
-            ridge_init(phi.shape[1], t, dtype=phi.dtype) for _ in range(self.folds)
-        ]
-        self.states = tuple(map(self._on_devices, states))
+        self.states = tuple(
+            self._on_devices(ridge_init(phi.shape[1], t, dtype=phi.dtype))
+            for _ in range(self.folds)
+        )
 
     def _on_devices(self, state: RidgeState) -> RidgeState:
         """Return a state with one copy for each device of the mesh."""
-        mesh = self.mesh
-        if mesh is None:
+        if self.mesh is None:
             return state
-        shape = (mesh.size, *state.total.shape)
-        return sharding.split(
-            mesh, jax.tree.map(lambda a: np.broadcast_to(a, shape), state)
-        )
+        shape = (self.mesh.size, *state.total.shape)
+        copies = jax.tree.map(lambda a: np.broadcast_to(a, shape), state)
+        return sharding.split(self.mesh, copies)
 
     def add(self, batch: Batch) -> None:
         """Add a batch to the sums. If this raises, the pass is over."""
@@ -300,11 +293,11 @@ class _Pass:
         if not self.states:
             self._start(batch.x, batch.y.shape[1:], batch.extras)
         y = batch.y.astype(self.states[0].total.dtype)
-        rows = batch.x, batch.extras, y, batch.weight
+        rows = batch.inputs, y
         if self.mesh is not None:
             rows = sharding.split(self.mesh, rows)
         self.states, finite = _add(
-            self.fmap, self.params, self.states, *rows, self.mesh
+            self.fmap, self.mesh, self.params, self.states, *rows
         )
         self.skipped += self.reader.count_skipped(batch, finite)
         self.batches_done += 1
@@ -386,44 +379,43 @@ def _struct(layout: tuple[list[int], str]) -> jax.ShapeDtypeStruct:
 
 
 # The sums are updated in place: at m = 8192 they are half a gigabyte.
-@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _add(
     fmap: FeatureMap,
+    mesh: Mesh | None,
     params: PyTree,
     states: tuple[RidgeState, ...],
-    x: Examples,
-    extras: dict[str, PyTree],
+    inputs: Inputs,
     y: Array,
-    weight: Array,
-    mesh: Mesh | None,
 ) -> tuple[tuple[RidgeState, ...], Array]:
     """Return the states after one more batch, and which of its features are finite.
 
     With a mesh, each device adds its rows to its states. They have an axis for devices.
     """
-
-    def add(
-        params: PyTree,
-        states: tuple[RidgeState, ...],
-        x: Examples,
-        extras: dict[str, PyTree],
-        y: Array,
-        weight: Array,
-    ) -> tuple[tuple[RidgeState, ...], Array]:
-        phi, weight, finite = batch_features(fmap, params, x, extras, weight)
-        folds = [slice(i, None, len(states)) for i in range(len(states))]
-        added = [
-            ridge_update(state, phi[rows], y[rows], sample_weight=weight[rows])
-            for state, rows in zip(states, folds, strict=True)
-        ]
-        return tuple(added), finite
+    if mesh is None:
+        return _add_rows(fmap, params, states, inputs, y)
 
     def add_on_device(
-        params: PyTree, states: tuple[RidgeState, ...], *rows: PyTree
+        params: PyTree, states: tuple[RidgeState, ...], inputs: Inputs, y: Array
     ) -> tuple[tuple[RidgeState, ...], Array]:
-        states, finite = add(params, jax.tree.map(lambda a: a[0], states), *rows)
+        states = jax.tree.map(lambda a: a[0], states)
+        states, finite = _add_rows(fmap, params, states, inputs, y)
         return jax.tree.map(lambda a: a[None], states), finite
 
-    if mesh is None:
-        return add(params, states, x, extras, y, weight)
-    return sharding.over(mesh, add_on_device)(params, states, x, extras, y, weight)
+    return sharding.over(mesh, add_on_device)(params, states, inputs, y)
+
+
+def _add_rows(
+    fmap: FeatureMap,
+    params: PyTree,
+    states: tuple[RidgeState, ...],
+    inputs: Inputs,
+    y: Array,
+) -> tuple[tuple[RidgeState, ...], Array]:
+    phi, weight, finite = batch_features(fmap, params, inputs)
+    folds = [slice(i, None, len(states)) for i in range(len(states))]
+    added = [
+        ridge_update(state, phi[rows], y[rows], sample_weight=weight[rows])
+        for state, rows in zip(states, folds, strict=True)
+    ]
+    return tuple(added), finite

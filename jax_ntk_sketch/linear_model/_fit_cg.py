@@ -26,15 +26,16 @@ from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model._fitted import (
     CGInfo,
     FittedModel,
+    Inputs,
     batch_features,
     check_one_kernel,
     first_shapes,
-    open_reader,
 )
-from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
+from jax_ntk_sketch.linear_model.model import RidgeInfo, make_model
 
 
 def fit_cg(
@@ -107,16 +108,10 @@ def fit_cg(
     check_number("fit_cg", "tolerance", tolerance, above=0, below=1)
     check_size("fit_cg", "max_steps", max_steps)
     check_size("fit_cg", "rank", rank, 0)
-    reader = open_reader(
-        "fit_cg",
-        x,
-        y,
-        sample_weight,
-        {"pattern": pattern, "mask": mask},
-        read_again="each step reads it",
-        batch_size=batch_size,
-        num_classes=num_classes,
-        nonfinite=nonfinite,
+    extras, again = {"pattern": pattern, "mask": mask}, "each step reads it"
+    source = open_source("fit_cg", x, y, sample_weight, extras, read_again=again)
+    reader = Reader(
+        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
     )
     passes = _Passes(fmap, params, reader, progress)
     m = passes.num_features
@@ -165,17 +160,17 @@ def fit_cg(
         np.array(residuals), residual, bound, bound <= 2 * tolerance, passes.count
     )
     bias = sums.target_mean - mean @ w
-    flat = passes.num_targets is None
     squares = sums.squares.sum() + (w * (image - shift * w - 2 * right)).sum()
-    model = RidgeModel(
-        weights=jnp.asarray(w[:, 0] if flat else w, dtype),
-        intercept=jnp.asarray(bias[0] if flat else bias, dtype),
-        reg=np.array(reg),
-        info=RidgeInfo(
-            count=n, residual=residual, mse=max(squares, 0.0) / (n * right.shape[1])
-        ),
-        num_targets=passes.num_targets,
-        num_classes=reader.num_classes,
+    solve_info = RidgeInfo(
+        count=n, residual=residual, mse=max(squares, 0.0) / (n * right.shape[1])
+    )
+    model = make_model(
+        w.astype(dtype),
+        bias.astype(dtype),
+        reg,
+        solve_info,
+        passes.num_targets,
+        reader.num_classes,
     )
     return FittedModel(
         fmap, params, model, model, info=info, num_skipped=passes.skipped
@@ -241,21 +236,11 @@ class _Passes:
         total = carry = jnp.zeros_like(right)
         moments = np.zeros(())
         self.count += 1
-        batches = self.reader.batches()
-        if with_targets:
-            label = "moments and preconditioner"
-            count = self.reader.num_batches()
-            batches = with_progress(batches, label, count, self.progress)
-        for batch in batches:
+        label = "moments and preconditioner"
+        progress = self.progress if with_targets else False
+        for batch in self.reader.batches(label=label, progress=progress):
             total, carry, phi, finite = _add(
-                self.fmap,
-                self.params,
-                total,
-                carry,
-                right,
-                batch.x,
-                batch.extras,
-                batch.weight,
+                self.fmap, self.params, total, carry, right, batch.inputs
             )
             if not with_targets:
                 continue
@@ -277,12 +262,10 @@ def _add(
     total: Array,
     carry: Array,
     v: Array,
-    x: Examples,
-    extras: dict[str, PyTree],
-    weight: Array,
+    inputs: Inputs,
 ) -> tuple[Array, Array, Array, Array]:
     """Add phi^T W phi v to a sum; also return phi, and which of its rows are finite."""
-    phi, weight, finite = batch_features(fmap, params, x, extras, weight)
+    phi, weight, finite = batch_features(fmap, params, inputs)
     phi = phi.astype(v.dtype)
     rows = weight.astype(v.dtype)[:, None] * matmul(phi, v)
     total, error = two_sum(total, matmul(phi.T, rows))

@@ -10,19 +10,19 @@ import numpy as np
 
 from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul
-from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
-from jax_ntk_sketch.batches.reader import Nonfinite, warn_skipped
+from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
+from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
     GradientInfo,
+    Inputs,
     batch_features,
     check_one_kernel,
     first_shapes,
-    open_reader,
 )
-from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
+from jax_ntk_sketch.linear_model.model import RidgeInfo, make_model
 
 if TYPE_CHECKING:
     from optax import GradientTransformation
@@ -113,16 +113,11 @@ def fit_gradient(
             f"{owner}: optimizer must be an optax.GradientTransformation, for example "
             f"optax.adam(1e-3); got {optimizer!r}"
         )
-    reader = open_reader(
-        owner,
-        x,
-        y,
-        sample_weight,
-        {"pattern": pattern, "mask": mask},
-        read_again="each epoch reads it" if num_epochs > 1 else "",
-        batch_size=batch_size,
-        num_classes=num_classes,
-        nonfinite=nonfinite,
+    extras = {"pattern": pattern, "mask": mask}
+    again = "each epoch reads it" if num_epochs > 1 else ""
+    source = open_source(owner, x, y, sample_weight, extras, read_again=again)
+    reader = Reader(
+        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
     )
     if key is not None:
         key = check_key(owner, key)
@@ -133,27 +128,25 @@ def fit_gradient(
             )
     example_loss, center = _example_loss(loss, reader.num_classes)
     phi, num_targets = first_shapes(fmap, params, reader)
-    t, flat = num_targets or 1, num_targets is None
+    t = num_targets or 1
     weights = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
     run = weights, optimizer.init(weights)
     step = _make_step(fmap, optimizer, example_loss, reg, intercept)
     losses, skipped, count = [], 0, 0.0
     for epoch in range(num_epochs):
-        batches = reader.batches()
+        order = None
         if key is not None:
             assert reader.num_examples is not None
             epoch_key = jax.random.fold_in(key, epoch)
-            order = jax.random.permutation(epoch_key, reader.num_examples)
-            batches = reader.shuffled(np.asarray(order))
+            order = np.asarray(jax.random.permutation(epoch_key, reader.num_examples))
         label = f"epoch {epoch + 1} of {num_epochs}"
         total, count = jnp.zeros(()), 0.0
-        for batch in with_progress(batches, label, reader.num_batches(), progress):
+        for batch in reader.batches(order=order, label=label, progress=progress):
             assert batch.y is not None
             targets = batch.y.reshape(len(batch.y), -1) + center
             weight = np.asarray(batch.weight, np.float32)
-            run, value, finite = step(
-                params, run, batch.x, batch.extras, targets, weight
-            )
+            inputs = batch.x, batch.extras, weight
+            run, value, finite = step(params, run, inputs, targets)
             if epoch == 0:
                 skipped += reader.count_skipped(batch, finite)
             total = total + value * weight.sum()
@@ -166,14 +159,7 @@ def fit_gradient(
             )
     warn_skipped(owner, skipped)
     (w, b), _ = run
-    model = RidgeModel(
-        weights=w[:, 0] if flat else w,
-        intercept=b[0] if flat else b,
-        reg=np.array(reg),
-        info=RidgeInfo(count),
-        num_targets=num_targets,
-        num_classes=reader.num_classes,
-    )
+    model = make_model(w, b, reg, RidgeInfo(count), num_targets, reader.num_classes)
     info = GradientInfo(np.array(losses))
     return FittedModel(fmap, params, model, model, info=info, num_skipped=skipped)
 
@@ -219,15 +205,10 @@ def _make_step(
     # The state is updated in place.
     @functools.partial(jax.jit, donate_argnums=1)
     def step(
-        params: PyTree,
-        run: tuple[_Weights, PyTree],
-        x: Examples,
-        extras: dict[str, PyTree],
-        y: Array,
-        weight: Array,
+        params: PyTree, run: tuple[_Weights, PyTree], inputs: Inputs, y: Array
     ) -> tuple[tuple[_Weights, PyTree], Array, Array]:
         weights, state = run
-        phi, weight, finite = batch_features(fmap, params, x, extras, weight)
+        phi, weight, finite = batch_features(fmap, params, inputs)
         phi = phi.astype(weights[0].dtype)
         value, slope = jax.value_and_grad(objective)(weights, phi, y, weight)
         if not intercept:

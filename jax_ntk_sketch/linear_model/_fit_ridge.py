@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._typing import Examples, Targets
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import open_source
@@ -85,7 +84,7 @@ def fit_ridge(
     (3, 2)
     """
     reader = Reader(
-        open_source("fit_ridge", phi, y, sample_weight, {}, "phi"),
+        open_source("fit_ridge", phi, y, sample_weight, {}, name="phi"),
         batch_size=batch_size,
         num_classes=num_classes,
         nonfinite=nonfinite,
@@ -93,9 +92,7 @@ def fit_ridge(
     )
     state: RidgeState | None = None
     skipped = 0
-    for batch in with_progress(
-        reader.batches(), "sums", reader.num_batches(), progress
-    ):
+    for batch in reader.batches(label="sums", progress=progress):
         rows, targets = jnp.asarray(batch.x), batch.y
         assert targets is not None
         if state is None:

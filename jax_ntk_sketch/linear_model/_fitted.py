@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
-from jax_ntk_sketch._typing import Array, Examples, PyTree, Targets
-from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch._typing import Array, Examples, PyTree
+from jax_ntk_sketch.batches.reader import Batch, Reader
 from jax_ntk_sketch.features._transform import (
     apply_in_cache,
     for_each_batch,
@@ -22,6 +21,9 @@ from jax_ntk_sketch.features._transform import (
 )
 from jax_ntk_sketch.linear_model.cross_validation import CrossValidation
 from jax_ntk_sketch.linear_model.model import RidgeModel
+
+# `Batch.inputs` in a compiled function.
+Inputs: TypeAlias = tuple[Examples, dict[str, PyTree], Array]
 
 
 class CGInfo(NamedTuple):
@@ -125,8 +127,7 @@ class FittedModel:
           TypeError: as `transform`.
           ValueError: as `transform`; or the model was not fitted on class labels.
         """
-        run = self.best.predict_class
-        extras = {"pattern": pattern, "mask": mask}
+        extras, run = {"pattern": pattern, "mask": mask}, self.best.predict_class
         return self._mapped(run, x, extras, batch_size, progress, mesh)
 
     def _mapped(
@@ -156,45 +157,6 @@ class FittedModel:
         return np.concatenate(parts)
 
 
-def open_reader(
-    owner: str,
-    x: Examples | Iterable[Any],
-    y: Targets,
-    weight: Targets,
-    extras: dict[str, PyTree],
-    *,
-    read_again: str,
-    batch_size: int | None,
-    num_classes: int | None,
-    nonfinite: Nonfinite,
-    num_devices: int | None = None,
-) -> Reader:
-    """Return the reader of a fit's examples.
-
-    Args:
-      owner, x, y, weight, extras: the arguments of the fit, see `open_source`.
-      read_again: why x is read more than once, or "" if it is not.
-      batch_size, num_classes, nonfinite, num_devices: as `Reader` takes them.
-
-    Raises:
-      TypeError, ValueError: as `open_source` and `Reader`; x is an iterator that would
-        have to be read again.
-    """
-    source = open_source(owner, x, y, weight, extras)
-    if read_again and source.read_once:
-        raise ValueError(
-            f"{owner}: x must not be an iterator, because {read_again}; give a list, "
-            "an array or an object with __iter__"
-        )
-    return Reader(
-        source,
-        batch_size=batch_size,
-        num_devices=num_devices,
-        num_classes=num_classes,
-        nonfinite=nonfinite,
-    )
-
-
 def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
     """Check that a fit can use a feature map.
 
@@ -216,16 +178,13 @@ def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
 
 
 def batch_features(
-    fmap: FeatureMap,
-    params: PyTree,
-    x: Examples,
-    extras: dict[str, PyTree],
-    weight: Array,
+    fmap: FeatureMap, params: PyTree, inputs: Inputs
 ) -> tuple[Array, Array, Array]:
-    """Return the features of a batch, its weights, and which rows are finite.
+    """Return the features of `Batch.inputs`, the weights, and which rows are finite.
 
     Features and weights are 0 in the other rows.
     """
+    x, extras, weight = inputs
     phi = apply_in_cache(fmap, params, x, extras)
     assert isinstance(phi, jax.Array)
     finite = jnp.isfinite(phi).all(axis=1)

@@ -179,6 +179,26 @@ class RidgeModel:
         return self.select(int(np.argmin(errors)))
 
 
+def make_model(
+    weights: ArrayLike,
+    intercept: ArrayLike,
+    reg: ArrayLike,
+    info: RidgeInfo,
+    num_targets: int | None,
+    num_classes: int | None = None,
+) -> RidgeModel:
+    """Return a model from weights (..., m, t) and intercepts (..., t), t = 1 for None.
+
+    The other arguments are the fields of the model.
+    """
+    weights, intercept = jnp.asarray(weights), jnp.asarray(intercept)
+    if num_targets is None:
+        weights, intercept = weights[..., 0], intercept[..., 0]
+    return RidgeModel(
+        weights, intercept, np.asarray(reg), info, num_targets, num_classes
+    )
+
+
 def model_to_arrays(model: RidgeModel) -> dict[str, np.ndarray]:
     """Return the arrays of a model by name, on the host."""
     parts = {"weights": model.weights, "intercept": model.intercept, "reg": model.reg}

@@ -32,7 +32,7 @@ from jax_ntk_sketch._numerics import two_sum
 from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
 from jax_ntk_sketch.linear_model._double_float import add_gram
 from jax_ntk_sketch.linear_model._shifted_solver import ShiftedSolver
-from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel
+from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel, make_model
 
 # The relative error, in spectral norm, of the sums of a state. Errors of 1e-12 to 1e-10
 # were measured in float32, and 4e-10 with heavy tails. A solve cannot be more accurate.
@@ -286,14 +286,8 @@ def ridge_solve(
         mse=mse,
         gcv=np.divide(mse, free**2, out=np.full_like(mse, np.inf), where=free > 1e-9),
     )
-    flat = state.num_targets is None
-    model = RidgeModel(
-        weights=weights[..., 0] if flat else weights,
-        intercept=biases[..., 0] if flat else biases,
-        reg=np.atleast_1d(penalties),
-        info=info,
-        num_targets=state.num_targets,
-    )
+    regs = np.atleast_1d(penalties)
+    model = make_model(weights, biases, regs, info, state.num_targets)
     return model.select(0) if penalties.ndim == 0 else model
 
 
