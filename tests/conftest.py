@@ -26,10 +26,12 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 1
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 LONG = "long: statistics over many seeds, whole grids, processes; `pytest -m long`"
+LONG_CASES = "long_cases(*words): cases whose name holds one of the words are long"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", LONG)
+    config.addinivalue_line("markers", LONG_CASES)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,6 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
         case = getattr(item, "callspec", None)
         if case is None or item.get_closest_marker("long"):
+            continue
+        words = [w for mark in item.iter_markers("long_cases") for w in mark.args]
+        if any(word in case.id for word in words):
+            item.add_marker(pytest.mark.long)
             continue
         values = {(name, id(value)) for name, value in case.params.items()}
         function = item.nodeid.partition("[")[0]
@@ -61,7 +67,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 # A worker keeps every program that it compiles. Without a limit it grows to 6 GB.
-MEMORY_LIMIT = 1.2e9
+MEMORY_LIMIT = 0.9e9
 STATM = pathlib.Path("/proc/self/statm")
 
 

@@ -107,6 +107,7 @@ def test_dual_is_neural_tangents(layer):
             )
 
 
+@pytest.mark.long
 @every([x for x in CLOSED + NUMERICAL if not isinstance(x, stax.Elementwise)])
 def test_hermite_series_sums_to_the_kernels(layer):
     """sum a_l(s) a_l(t) alpha^l at different variances, of both; and the derivative."""

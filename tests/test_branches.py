@@ -158,6 +158,9 @@ CASES = [
 BOTH = ("nngp", "ntk")
 
 
+@pytest.mark.long_cases(
+    "wide residual", "images-residual", "residual blocks", "concatenated", "images-rows"
+)
 @pytest.mark.parametrize(
     ("dtype", "net", "x"),
     [

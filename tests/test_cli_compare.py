@@ -66,6 +66,7 @@ def test_report_numbers(report):
         assert 0 < np.mean(fine["distance"]) < np.mean(coarse["distance"]) < 2
 
 
+@pytest.mark.long
 def test_same_seed_same_numbers(report, tmp_path):
     before = json.loads((report / "report.json").read_text())["rows"][0]
     after = compared(tmp_path / "a", "--method", "one_pass")["rows"][0]

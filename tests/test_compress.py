@@ -83,6 +83,7 @@ def test_exact_directions_are_those_of_an_svd(samples):
     assert (np.diff(weights) < 1e-5 * weights[0]).all()
 
 
+@pytest.mark.long
 def test_float64():
     with x64():
         x = X.astype(np.float64)

@@ -221,6 +221,17 @@ def test_each_layer_equals_neural_tangents(name):
     assert_equals_neural_tangents(shape, layers)
 
 
+@pytest.mark.long_cases(
+    "myrtle",
+    "edges",
+    "1 x 1",
+    "pool first",
+    "sums",
+    "norms",
+    "linear twice",
+    "3-D",
+    "1-D",
+)
 @pytest.mark.parametrize("name", MIXED)
 def test_networks_equal_neural_tangents(name):
     shape, *layers = MIXED[name]

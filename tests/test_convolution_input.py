@@ -175,6 +175,7 @@ def test_one_image_without_batch_axis_is_named():
         fmap.apply(fmap.init(KEY, X), X[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
 def test_integers_are_floats_as_they_are(method, dtype):

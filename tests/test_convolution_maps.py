@@ -11,6 +11,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.long_cases("reduced-image-jit")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.CONVOLUTIONS, ids=str)
 def test_contract(rule, case):

@@ -146,6 +146,7 @@ def test_no_image_at_all():
     assert out.shape == (0, 90)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", SAMPLED)
 def test_gradients_with_respect_to_images(method):
     """Finite, also for a black image, and the derivative along a direction."""

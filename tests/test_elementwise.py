@@ -45,6 +45,7 @@ def two_layers(fn, width=1):
 CASES = [(name, "float64") for name in FUNCTIONS] + [("mish", "float32")]
 
 
+@pytest.mark.long_cases("mish", "swish", "softplus")
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_kernels_are_neural_tangents(name, dtype):
     fn, theirs = FUNCTIONS[name], jnt.load().stax
@@ -172,6 +173,7 @@ def test_what_grows_slowly_enough_is_finite(fn):
     assert np.isfinite(build(stax.Elementwise(fn))).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_infinite_kernels_are_nan(method):
     """exp(x^2 / 2) has a mean square for variances below 1 / 2 only."""

@@ -61,6 +61,7 @@ def test_formulas_weigh_the_diagonal_by_the_number_of_examples():
     assert jns.validation.expected_error(fmap, DIGITS[:200]) == few > 1.1 * many
 
 
+@pytest.mark.long
 def test_trials_draw_with_keys_of_their_own():
     """No key is used twice; another key is another trial, of about the same error."""
     fmap = jns.feature_map(NET, num_features=64, method="one_pass")
@@ -72,6 +73,7 @@ def test_trials_draw_with_keys_of_their_own():
     assert first != second and 0.5 < first / second < 2
 
 
+@pytest.mark.long
 def test_trials_of_compressed_maps():
     fmap = jns.feature_map(NET, num_features=256, method="ntk_random_features")
     cmap = jns.CompressedFeatureMap(fmap, 32)
@@ -93,6 +95,7 @@ def test_trials_of_images():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wanted", [0.08, 0.03])
 def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
     m = jns.validation.suggest_num_features(NET, DIGITS[:300], relative_error=wanted)
@@ -107,6 +110,7 @@ def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
     assert measured(fmap, DIGITS[300:600], 1) < 1.5 * wanted
 
 
+@pytest.mark.long
 def test_auto_takes_landmarks_where_a_sample_allows_it():
     fmap = jns.feature_map(NET, num_features=100)
     assert fmap.method == methods.Auto()

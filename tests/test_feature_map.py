@@ -24,6 +24,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.long_cases("deep-biased-vmap", "biased-legacy")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.FEATURE_MAPS, ids=str)
 def test_contract(rule, case):
@@ -48,6 +49,7 @@ def test_features_of_networks_without_biases_are_homogeneous(case):
         )
 
 
+@pytest.mark.long_cases("sketch-deep", "one_pass-deep")
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
 def test_features_belong_to_their_example(case):
     """Not to the batch: rows one by one, in another order, and none at all."""

@@ -41,6 +41,7 @@ def test_exactly_num_features_columns_and_the_least(method, net, get):
         assert shape.shape == (3, m)
 
 
+@pytest.mark.long
 def test_both_kernels_at_once_are_the_single_ones():
     for method in (*METHODS, "exact"):
         both = jns.feature_map(NET, num_features=50, get=("ntk", "nngp"), method=method)

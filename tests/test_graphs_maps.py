@@ -82,6 +82,7 @@ def test_nystrom_learns_from_graphs():
         fmap.init(KEY, graphs.x)
 
 
+@pytest.mark.long
 def test_transformations_of_jax():
     graphs = pad(SMALL, BONDS)
     fmap = jns.feature_map(

@@ -191,6 +191,7 @@ def test_kernels_choose_landmarks():
     )
 
 
+@pytest.mark.long
 def test_landmark_features_are_a_feature_map(tmp_path):
     """Into everything that takes a map: each gives what apply gives."""
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)

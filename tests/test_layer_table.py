@@ -45,6 +45,7 @@ def test_rows_are_errors_or_reasons():
                 assert re.fullmatch(r"0\.\d{3}|no \[\d+\]", cell), (name, cell)
 
 
+@pytest.mark.long_cases("Dropout", "LayerNorm")
 @pytest.mark.parametrize("name", ["Dropout", "LayerNorm", "Sign"])
 def test_a_row_is_measured_again(name):
     """One draw has about the error of the three draws in the table."""

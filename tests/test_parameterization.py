@@ -204,6 +204,14 @@ def cases(*groups):
 EVERY = cases(("standard", STANDARD), ("norm", NORMS), ("dropout", DROPS))
 
 
+@pytest.mark.long_cases(
+    "dropout-pools",
+    "channels first",
+    "transposed",
+    "twice",
+    "branches",
+    "standard-pools",
+)
 @pytest.mark.parametrize(
     ("dtype", "net", "x"),
     [
@@ -360,6 +368,7 @@ SMOOTHED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", SMOOTHED, ids=repr)
 def test_smoothed_functions_have_the_kernel(layer):
     """E g1(z1) g2(z2) = k, the variances holding noise beside z1 and z2."""
@@ -382,6 +391,7 @@ def test_smoothed_functions_have_the_kernel(layer):
                 np.testing.assert_allclose(total, k, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", SMOOTHED, ids=repr)
 def test_smoothed_functions_without_noise(layer):
     """The functions themselves; gradients are finite there, and without a rest."""

@@ -130,6 +130,7 @@ def image(record, n=3, seed=0):
     return normal(n, *(6, 5, 4)[: record.window.rank], record.channels, seed=seed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECORDS)
 def test_patch_sketches_are_affine_and_local(name):
     """A x + bias with a matrix that is the same at each position and for each image."""
@@ -163,6 +164,7 @@ def _sizes(record):
     return record.channels, record.output_dim, record.bias
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECORDS)
 def test_sizes_jit_and_vmap(name):
     record = RECORDS[name]

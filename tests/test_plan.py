@@ -16,6 +16,7 @@ NETS = {
 METHODS = ("one_pass", "ntk_random_features", "ntk_sketch")
 
 
+@pytest.mark.long_cases("shallow")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NETS)
 def test_bytes_and_columns(name, method):
@@ -32,6 +33,7 @@ def test_bytes_and_columns(name, method):
         assert word in str(plan).lower().replace("onepass", "one")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_peak_memory_and_operations_against_the_compiler(method):
     """Within a factor of 2 and of 2.5 of what XLA reports for a batch of 256."""

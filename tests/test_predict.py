@@ -75,6 +75,7 @@ def dtype(request):
         yield request.param
 
 
+@pytest.mark.long_cases("float64")
 @pytest.mark.parametrize(
     "diag_reg, absolute", [(0.0, False), (0.03, False), (0.5, True)]
 )
@@ -104,6 +105,7 @@ def test_gradient_flow_is_that_of_the_kernel(kind, diag_reg, absolute, dtype):
     close(got, wanted, dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("diag_reg", [0.0, 0.05])
 @pytest.mark.parametrize("on", ["test", "train", "train again"])
 def test_ensemble_is_that_of_the_kernels(on, diag_reg, dtype):

@@ -28,6 +28,7 @@ def maps():
     yield fmap, fmap.init(key, (6,))
 
 
+@pytest.mark.long_cases("0", "1")
 @pytest.mark.parametrize("index", range(4))
 def test_predictions_are_the_same_bits(index, tmp_path):
     fmap, params = list(maps())[index]

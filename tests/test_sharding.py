@@ -84,6 +84,7 @@ def test_two_processes_equal_one(two):
         assert two[0][name] == two[1][name], name
 
 
+@pytest.mark.long
 def test_an_error_of_one_process_is_one_of_both(two):
     assert two[1]["bad row"].startswith("ValueError: fit: x must be finite")
     assert two[0]["bad row"].startswith(

@@ -47,6 +47,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_transform_equals_apply():
     phi = np.asarray(FMAP.apply(PARAMS, DENSE))
     for x in (X, X.tocoo(), scipy.sparse.csr_matrix(X), SparseRows.from_scipy(X)):
@@ -185,6 +186,7 @@ def test_checkpoints(tmp_path, monkeypatch):
     assert checkpoint.digest([X]) != checkpoint.digest([wide])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["variance_reduced", "nystrom"])
 def test_saving(method, tmp_path):
     base = jns.feature_map(NET, num_features=20, method=method)
@@ -199,6 +201,7 @@ def test_saving(method, tmp_path):
         lm.load_model(path, jns.with_sparse_inputs(base, sketch_dim=33))
 
 
+@pytest.mark.long
 def test_compress_either_way():
     """Directions of sparse data, and sketches of a compressed map."""
     phi = np.asarray(FMAP.apply(PARAMS, DENSE))

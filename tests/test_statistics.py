@@ -81,6 +81,7 @@ def test_error_falls_like_the_inverse_square_root(name, depth):
     assert -0.65 <= slope <= -0.4, (slope, errors)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["nngp", "ntk"])
 def test_sketches_do_not_compress_exact_columns(kind):
     """The constant, bias and linear part of Relu, in front of the sketched rest."""

@@ -135,6 +135,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.long_cases("flattened-ntk", "cntk")
 @pytest.mark.parametrize("get", ["ntk", "nngp"])
 @pytest.mark.parametrize("name", NETS)
 def test_layer_by_layer_is_near_the_kernel(name, get):
@@ -211,6 +212,7 @@ def test_expansion_is_exact_for_equal_constants():
         np.testing.assert_allclose(ours, kappa(a2 + (1 - a2) * t), atol=2e-4)
 
 
+@pytest.mark.long
 def test_regression_prefers_low_degrees():
     """Ridge on it is nearer to the exact machine's than ridge on smaller errors."""
     digits = jns.data.load_digits()

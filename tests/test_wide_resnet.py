@@ -57,6 +57,7 @@ def test_shape_of_the_finite_network():
 METHODS = ["ntk_random_features", "ntk_sketch", "variance_reduced"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_columns_of_a_full_size(method):
     """Nothing is compiled: that would take a minute; blocks alone: test_branches."""
