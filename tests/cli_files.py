@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+import jax_ntk_sketch as jns
 from jax_ntk_sketch.cli import main
 
 # Sizes that all tests share, so that they share compiled programs too.
@@ -20,6 +21,17 @@ def fitted(folder, *argv):
     model, report = folder / "model.npz", folder / "report.json"
     run("fit", *SMALL, "--output", model, "--report-json", report, "--overwrite", *argv)
     return model, json.loads(report.read_text())
+
+
+def loaded(model):
+    """Return the model of a file, with a map built from its metadata."""
+
+    def fmap_of(saved):
+        net = jns.stax.from_json(json.dumps(saved["network"]))
+        names = {"num_features": "num_features", "method": "method", "get": "kernel"}
+        return jns.feature_map(net, **{k: saved[name] for k, name in names.items()})
+
+    return jns.linear_model.load_model(model, fmap_of)
 
 
 def weights(path):

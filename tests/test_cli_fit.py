@@ -1,7 +1,6 @@
 """`fit` on the command line: end to end, interrupted, and with mistakes."""
 
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -10,10 +9,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from cli_files import SMALL, check_mistake, fitted, run, weights, write_files
+from cli_files import SMALL, check_mistake, fitted, loaded, run, weights, write_files
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch.cli import inputs, main, report
 from jax_ntk_sketch.cli.options import APPROXIMATIONS
 
@@ -79,7 +77,7 @@ def test_table_with_text_labels(files, tmp_path, capsys):
     assert content["data"]["task"] == "classification"
     assert content["test"]["error"] < 0.5 < content["test"]["baseline"]
     assert content["inputs"] == ["Columns are standardized with the training rows."]
-    metadata, arrays = lm.load_metadata(model)
+    metadata, arrays = loaded(model).metadata, loaded(model).arrays
     assert metadata["columns"] == list("abcdef") and metadata["target"] == "kind"
     assert arrays["classes"].tolist() == ["high", "low", "mid"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -402,15 +400,9 @@ def test_seed_and_kernel_reach_the_features(files, tmp_path):
         argv = ["--data", files / "parts.npz", "--kernel", kernel, "--seed", "3"]
         model, _ = fitted(tmp_path, *argv)
         kinds.append(weights(model))
-        metadata, _ = lm.load_metadata(model)
-        assert metadata["kernel"] == kernel
+        assert loaded(model).metadata["kernel"] == kernel
     assert kinds[0] != kinds[1]
-    fmap = jns.feature_map(
-        jns.stax.from_json(json.dumps(metadata["network"])),
-        num_features=16,
-        get="nngp",
-        method="one_pass",
-    )
-    wanted = fmap.init(jax.random.key(3), (6,))
-    found = lm.load_model(model, fmap).params
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    found = loaded(model)
+    wanted = found.fmap.init(jax.random.key(3), (6,))
+    assert found.fmap.get == "nngp"
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted)

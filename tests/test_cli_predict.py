@@ -1,13 +1,11 @@
 """`predict` on the command line: end to end, and with mistakes."""
 
-import json
 import pathlib
 
 import numpy as np
 import pytest
-from cli_files import SMALL, check_mistake, fitted, run, write_files
+from cli_files import SMALL, check_mistake, fitted, loaded, run, write_files
 
-import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch.linear_model import checkpoint
 
@@ -19,25 +17,14 @@ def files(tmp_path_factory):
     run("fit", *SMALL, "--data", folder / "parts.npz", "--output", folder / "ok.npz")
     argv = ["--data", folder / "table.csv", "--target-column", "kind"]
     run("fit", *SMALL, *argv, "--output", folder / "named.npz")
-    fitted_model = load(folder / "ok.npz")
-    lm.save_model(folder / "python.npz", fitted_model)
+    fitted_model = loaded(folder / "ok.npz")
+    lm.save_model(folder / "python.npz", fitted_model, metadata={}, arrays={})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "_VERSION", 99)
         lm.save_model(folder / "later.npz", fitted_model)
     whole = pathlib.Path(folder / "ok.npz").read_bytes()
     (folder / "damaged.npz").write_bytes(whole[: len(whole) // 2])
     return folder
-
-
-def load(model):
-    """Return the model of a file, with a map built from its metadata."""
-    metadata, _ = lm.load_metadata(model)
-    fmap = jns.feature_map(
-        jns.stax.from_json(json.dumps(metadata["network"])),
-        num_features=metadata["num_features"],
-        method=metadata["method"],
-    )
-    return lm.load_model(model, fmap)
 
 
 def predicted(files, folder, model, *argv, suffix=".npy"):
@@ -52,7 +39,7 @@ def test_predictions_are_those_of_the_library(files, tmp_path, capsys):
     x, x_test = np.load(files / "x_train.npy"), np.load(files / "x_test.npy")
     y_test = np.load(files / "y_test.npy")
     ready = ((x_test - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32)
-    wanted = load(files / "ok.npz").predict(ready)
+    wanted = loaded(files / "ok.npz").predict(ready)
     argv = ["--data", files / "parts.npz", "--output-scores"]
     scores = predicted(files, tmp_path, "ok.npz", *argv)
     np.testing.assert_allclose(scores, wanted, atol=2e-5)
@@ -117,7 +104,7 @@ def test_pixels_and_images(tmp_path, network):
     if network != "fc":
         argv += ["--network", "cntk", "--method", "ntk_random_features"]
     model, content = fitted(tmp_path, *argv)
-    metadata, arrays = lm.load_metadata(model)
+    metadata, arrays = loaded(model).metadata, loaded(model).arrays
     assert metadata["inputs"]["pixels"] and ("zca.mean" in arrays) == (
         network == "color"
     )

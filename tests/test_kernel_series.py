@@ -186,65 +186,42 @@ def test_fits_are_nonnegative_and_beat_taylor(degree):
     for function, series in cases:
         if degree == 1 and series is not kernels.kappa0_coefficients:
             continue  # the published figures start where Taylor is usable
-        found, exact = fit_nonnegative(function, degree), function(alpha)
-        assert np.isfinite(found.coefficients).all() and min(found.coefficients) >= 0
-        assert len(found.coefficients) == degree + 1
-        error = np.abs(found(alpha) - exact).max()
-        assert found.max_error == pytest.approx(error, rel=1e-3)
+        (found, max_error), exact = fit_nonnegative(function, degree), function(alpha)
+        assert np.isfinite(found).all() and min(found) >= 0
+        assert len(found) == degree + 1
+        error = np.abs(np.polynomial.Polynomial(found)(alpha) - exact).max()
+        assert max_error == pytest.approx(error, rel=1e-3)
         taylor = np.polynomial.polynomial.polyval(alpha, series(degree))
         assert error < 0.9 * np.abs(taylor - exact).max()
-        again = fit_nonnegative(function, degree)
-        assert hash(found) == hash(again) and found == again
+        again, _ = fit_nonnegative(function, degree)
+        np.testing.assert_array_equal(found, again)
 
 
 def test_fit_recovers_polynomials_and_keeps_small_coefficients():
     c = np.array([0.2, 0.0, 1e-7, 3.0])
-    fit = fit_nonnegative(np.polynomial.Polynomial(c), 3)
-    np.testing.assert_allclose(fit.coefficients, c, rtol=1e-6, atol=1e-14)
-    assert fit.coefficients[2] > 0 and fit.max_error < 1e-13
+    fit, error = fit_nonnegative(np.polynomial.Polynomial(c), 3)
+    np.testing.assert_allclose(fit, c, rtol=1e-6, atol=1e-14)
+    assert fit[2] > 0 and error < 1e-13
     # What cannot be represented is reported, not hidden: -a has no such fit.
-    fit = fit_nonnegative(lambda a: -a, 3)
-    assert fit.coefficients[1] == fit.coefficients[3] == 0 and fit.max_error > 0.5
+    fit, error = fit_nonnegative(lambda a: -a, 3)
+    assert fit[1] == fit[3] == 0 and error > 0.5
 
 
 def test_fit_on_a_part_of_the_range():
     def ntk(alpha):
         return numpy_recursion(1, alpha)[1]
 
-    whole = fit_nonnegative(ntk, 4)
-    part = fit_nonnegative(ntk, 4, min_cosine=0.0)
+    whole, _ = fit_nonnegative(ntk, 4)
+    part, max_error = fit_nonnegative(ntk, 4, min_cosine=0.0)
     alpha = np.linspace(0, 1, 1001)
-    exact = ntk(alpha)
-    error = np.abs(part(alpha) - exact).max()
-    assert part.max_error == pytest.approx(error, rel=1e-6)
-    assert part.max_error < np.abs(whole(alpha) - exact).max()
-    # Weighted at two points only, a fit with two terms interpolates them.
-    fit = fit_nonnegative(
-        np.exp, 3, min_degree=2, points=[0.5, 0.6, 1.0], weights=[1.0, 0.0, 1.0]
-    )
-    assert fit.coefficients[:2] == (0, 0)
-    assert fit(1.0) == pytest.approx(math.e, rel=0.2)
-    fit = fit_nonnegative(np.exp, 1, points=[0.0, 0.9, 1.0], weights=[1, 0, 1])
-    np.testing.assert_allclose(fit.coefficients, [1, math.e - 1], rtol=1e-12)
+    errors = [
+        np.abs(np.polynomial.Polynomial(fit)(alpha) - ntk(alpha)).max()
+        for fit in (part, whole)
+    ]
+    assert max_error == pytest.approx(errors[0], rel=1e-6) and max_error < errors[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"degree": -1}, "degree must be an integer >= 0, got -1"),
-        ({"min_degree": 5}, "min_degree must not exceed degree, got 5 > 4"),
-        ({"min_cosine": 0.5, "max_cosine": 0.5}, "-1 <= min_cosine < max_cosine <= 1"),
-        ({"max_cosine": 1.5}, "-1 <= min_cosine < max_cosine <= 1"),
-        ({"min_cosine": math.nan}, "-1 <= min_cosine < max_cosine <= 1"),
-        ({"points": [0.0, 2.0]}, r"points must lie in \[-1\.0, 1\.0\]"),
-        ({"points": [0.0, math.nan]}, "points must be a one-dimensional array of fin"),
-        ({"weights": [1.0]}, "weights must be 211 numbers >= 0"),
-        ({"points": [0.0], "weights": [-1.0]}, "weights must be 1 numbers >= 0"),
-        ({"target": lambda a: 1 / (a - a)}, "target must return one finite number"),
-        ({"target": lambda a: 1.0}, r"target must return .* got shape \(\) for"),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_fit_arguments(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        fit_nonnegative(**{"target": np.exp, "degree": 4} | arguments)
+def test_fit_of_what_is_not_finite():
+    with pytest.raises(ValueError, match="target must be finite"):
+        fit_nonnegative(lambda a: 1 / (a - a), 4)

@@ -310,7 +310,7 @@ def test_estimates_are_means_with_standard_errors():
         Estimate(())
 
 
-def test_json_is_strict_and_round_trips(report):
+def test_json_is_strict_and_complete(report):
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
@@ -320,16 +320,10 @@ def test_json_is_strict_and_round_trips(report):
     ):
         text = one.to_json()
         data = json.loads(text, parse_constant=refuse)
-        assert Comparison.from_json(text) == one
-        assert Comparison.from_json(text).to_json() == text
+        assert data["num_features"] == one.num_features and data["reg"] == one.reg
+        assert data["ntk"]["spectral"]["values"] == list(one.ntk.spectral.values)
         assert data["ntk"]["relative"]["mean"] == one.ntk.relative.mean
     assert data["ntk"]["relative"]["standard_error"] is None and data["nngp"] is None
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", '{"ntk": 3, "nngp": null}', "nonsense"])
-def test_other_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"JSON of a comparison|Expecting value"):
-        Comparison.from_json(text)
 
 
 def test_one_seed_has_no_standard_error():
@@ -344,15 +338,6 @@ def test_text_is_aligned(report):
     assert lines[0].index("num_features") == lines[1].index("32")
     assert lines[0].index("spectral") == lines[1].index(str(report.nngp.spectral))
     assert lines[0].index("spectral") == lines[2].index(str(report.ntk.spectral))
-
-
-def test_markdown_reads_back(report):
-    text = report.to_markdown()
-    lines = text.splitlines()
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[:4]]
-    assert len({len(row) for row in cells}) == 1
-    assert cells[0][3:] == ["relative", "centered", "largest entry", "spectral"]
-    assert cells[3] == ["a/b", "32", "ntk", *map(str, vars(report.ntk).values())]
 
 
 def at(m, label, values=(1.0, 1.2)):

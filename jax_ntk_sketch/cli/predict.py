@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from jax_ntk_sketch import linear_model, stax
+from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import examples_to_predict
@@ -81,16 +82,19 @@ def _load(
     """Return a model with its inputs, metadata and classes."""
     if not pathlib.Path(path).exists():
         raise ValueError(f"--model: no such file: {path}")
-    saved, arrays = linear_model.load_metadata(path)
-    if "inputs" not in saved:
-        raise ValueError(
-            f"--model {path} does not state what its inputs are, because it was saved "
-            "in Python; give a model that fit saved"
-        )
-    net = stax.from_json(json.dumps(saved["network"]))
-    chosen = {name: saved[name] for name in options.FEATURE_OPTIONS}
-    fmap = options.feature_map(net, **chosen)
-    fitted = linear_model.load_model(path, fmap)
+
+    def fmap_of(saved: dict) -> FeatureMap:
+        if "inputs" not in saved:
+            raise ValueError(
+                f"--model {path} does not state what its inputs are, because it was "
+                "saved in Python; give a model that fit saved"
+            )
+        net = stax.from_json(json.dumps(saved["network"]))
+        chosen = {name: saved[name] for name in options.FEATURE_OPTIONS}
+        return options.feature_map(net, **chosen)
+
+    fitted = linear_model.load_model(path, fmap_of)
+    saved, arrays = fitted.metadata, fitted.arrays
     inputs = Inputs.restored(saved["inputs"], arrays)
     return fitted, inputs, saved, arrays.get("classes")
 

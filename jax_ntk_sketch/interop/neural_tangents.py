@@ -123,23 +123,6 @@ def to_stax(net: stax.Layer) -> Triple:
     )
 
 
-@to_stax.register(stax.Activation)
-@to_stax.register(stax.AvgPool)
-@to_stax.register(stax.ConvLocal)
-@to_stax.register(stax.ConvTranspose)
-@to_stax.register(stax.Dense)
-@to_stax.register(stax.Dropout)
-@to_stax.register(stax.FanInConcat)
-@to_stax.register(stax.FanInProd)
-@to_stax.register(stax.FanInSum)
-@to_stax.register(stax.FanOut)
-@to_stax.register(stax.Flatten)
-@to_stax.register(stax.GlobalAvgPool)
-@to_stax.register(stax.GlobalSelfAttention)
-@to_stax.register(stax.GlobalSumPool)
-@to_stax.register(stax.Identity)
-@to_stax.register(stax.LayerNorm)
-@to_stax.register(stax.SumPool)
 def namesake_to_stax(
     net: stax.Layer, leave_out: Sequence[str] = (), **replaced: Any
 ) -> Triple:
@@ -148,6 +131,15 @@ def namesake_to_stax(
     for name in leave_out:
         del arguments[name]
     return getattr(load().stax, type(net).__name__)(**arguments | replaced)
+
+
+for _record in (
+    *(stax.Activation, stax.Dense, stax.ConvLocal, stax.ConvTranspose, stax.LayerNorm),
+    *(stax.AvgPool, stax.SumPool, stax.GlobalAvgPool, stax.GlobalSumPool),
+    *(stax.Dropout, stax.Flatten, stax.GlobalSelfAttention, stax.Identity),
+    *(stax.FanInConcat, stax.FanInProd, stax.FanInSum, stax.FanOut),
+):
+    to_stax.register(_record, namesake_to_stax)
 
 
 @to_stax.register

@@ -54,7 +54,7 @@ from jax_ntk_sketch.linear_model.gradient_flow import (
     gradient_descent_mse,
     gradient_descent_mse_ensemble,
 )
-from jax_ntk_sketch.linear_model.io import load_metadata, load_model, save_model
+from jax_ntk_sketch.linear_model.io import load_model, save_model
 from jax_ntk_sketch.linear_model.model import RidgeModel
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
@@ -74,7 +74,6 @@ __all__ = [
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
-    "load_metadata",
     "load_model",
     "ridge_cross_validate",
     "ridge_init",

@@ -351,7 +351,8 @@ class _Pass:
             path = path.with_name(name)
         if not path.exists():
             return path
-        arrays, metadata = files.load(path, self._fingerprint)
+        arrays, metadata = files.load(path)
+        files.check_run(path, metadata, self._fingerprint)
 
         def read(name: str) -> Array:
             array = arrays.pop(name)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ class FittedModel:
       info: diagnostics of `fit_cg` and `fit_gradient`; None for `fit`.
       num_skipped: how many examples were left out because they were not finite, in all
         processes together.
+      metadata, arrays: what `save_model` was given, in a model that was loaded.
     """
 
     fmap: FeatureMap
@@ -77,6 +78,8 @@ class FittedModel:
     cross_validation: CrossValidation | None = None
     info: CGInfo | GradientInfo | None = None
     num_skipped: int = 0
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, NDArray] = dataclasses.field(default_factory=dict)
 
     def predict(
         self,

@@ -58,7 +58,6 @@ def save(
 
 def load(
     path: str | os.PathLike,
-    fingerprint: Mapping[str, Any] | None = None,
     *,
     kind: str = "checkpoint",
     remedy: str = "delete it to begin again",
@@ -67,14 +66,12 @@ def load(
 
     Args:
       path: the file.
-      fingerprint: entries that the metadata must have; None accepts any.
       kind: the name of such a file in error messages.
       remedy: what error messages advise.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is of another kind or version, it is damaged, or its metadata
-        differ from `fingerprint`. The message names the first entry that differs.
+      ValueError: the file is of another kind or version, or it is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -97,13 +94,23 @@ def load(
         raise ValueError(
             f"{path} is damaged: its arrays are not those that were written; {remedy}"
         )
-    for name, expected in (fingerprint or {}).items():
+    return arrays, metadata
+
+
+def check_run(
+    path: str | os.PathLike, metadata: Metadata, fingerprint: Mapping[str, Any]
+) -> None:
+    """Check that the metadata of a file have the entries of a fingerprint.
+
+    Raises:
+      ValueError: they differ. The message names the first entry that does.
+    """
+    for name, expected in fingerprint.items():
         if metadata.get(name) != expected:
             raise ValueError(
                 f"{path} belongs to another run: {name} was {metadata.get(name)!r} "
                 f"there and is {expected!r} here; give another path or delete the file"
             )
-    return arrays, metadata
 
 
 def read_metadata(path: str | os.PathLike) -> Metadata:

@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,8 +17,6 @@ from jax_ntk_sketch.linear_model._fitted import FittedModel
 from jax_ntk_sketch.linear_model.model import model_from_arrays, model_to_arrays
 
 _FORMAT = "jax_ntk_sketch model"
-_KIND = "model of this library"
-_REMEDY = "give the file that save_model wrote"
 # The user's arrays have names of their own.
 _USER_ARRAY = "metadata."
 _ORIGIN = "Origin"
@@ -39,8 +37,9 @@ def save_model(
     Args:
       path: an `.npz` file; its folder is created.
       fitted: what `fit`, `fit_cg` or `fit_gradient` returned.
-      metadata: anything that JSON can hold, for example the preprocessing.
-      arrays: arrays that belong to the metadata, by name.
+      metadata: anything that JSON can hold, for example the preprocessing; by default
+        those of `fitted`.
+      arrays: arrays that belong to the metadata, by name; by default those of `fitted`.
 
     Raises:
       OSError: the file cannot be written.
@@ -67,7 +66,8 @@ def save_model(
     leaves, _ = jax.tree_util.tree_flatten_with_path(fitted.params)
     parts = {_leaf_name(key): np.asarray(leaf) for key, leaf in leaves}
     parts |= model_to_arrays(model)
-    for name, array in (arrays or {}).items():
+    metadata = fitted.metadata if metadata is None else metadata
+    for name, array in (fitted.arrays if arrays is None else arrays).items():
         parts[_USER_ARRAY + name] = np.asarray(array)
     header = {
         "format": _FORMAT,
@@ -76,7 +76,7 @@ def save_model(
         "num_targets": model.num_targets,
         "num_classes": model.num_classes,
         "skipped": fitted.num_skipped,
-        "metadata": dict(metadata or {}),
+        "metadata": dict(metadata),
     }
     checkpoint.save(path, parts, header)
 
@@ -86,49 +86,35 @@ def is_model(path: str | os.PathLike) -> bool:
     return checkpoint.read_metadata(path).get("format") == _FORMAT
 
 
-def load_metadata(
-    path: str | os.PathLike,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the metadata that `save_model` was given, and their arrays.
-
-    Args:
-      path: the file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: `save_model` did not write the file, or it is damaged.
-    """
-    arrays, header = checkpoint.load(path, kind=_KIND, remedy=_REMEDY)
-    if header.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} is not a {_KIND} but another file of this library, for example a "
-            f"checkpoint of a fit; {_REMEDY}"
-        )
-    return header["metadata"], {
-        name.removeprefix(_USER_ARRAY): array
-        for name, array in arrays.items()
-        if name.startswith(_USER_ARRAY)
-    }
-
-
-def load_model(path: str | os.PathLike, fmap: FeatureMap) -> FittedModel:
+def load_model(
+    path: str | os.PathLike, fmap: FeatureMap | Callable[[dict[str, Any]], FeatureMap]
+) -> FittedModel:
     """Return the model that `save_model` wrote.
 
     Args:
       path: the file.
-      fmap: a feature map equal to the one that was fitted. The file holds its name but
-        does not rebuild it.
+      fmap: a feature map equal to the one that was fitted. Or a function that makes it
+        from the metadata of the file, which does not hold the map itself.
 
     Returns:
-      `FittedModel`, whose predictions are bitwise those of the saved one.
+      `FittedModel`, whose predictions are bitwise those of the saved one. It has the
+      metadata and the arrays that `save_model` was given.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is of another kind or of another feature map, or it is
         damaged.
     """
-    fingerprint = {"format": _FORMAT, "feature map": repr(fmap)}
-    arrays, header = checkpoint.load(path, fingerprint, kind=_KIND, remedy=_REMEDY)
+    kind, remedy = "model of this library", "give the file that save_model wrote"
+    arrays, header = checkpoint.load(path, kind=kind, remedy=remedy)
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is not a {kind} but another file of this library, for example a "
+            f"checkpoint of a fit; {remedy}"
+        )
+    if not isinstance(fmap, FeatureMap):
+        fmap = fmap(header["metadata"])
+    checkpoint.check_run(path, header, {"feature map": repr(fmap)})
     model = model_from_arrays(arrays, header["num_targets"], header["num_classes"])
     structure = jax.tree.map(
         _read_origin, ast.literal_eval(header["params"]), is_leaf=_is_origin
@@ -136,7 +122,19 @@ def load_model(path: str | os.PathLike, fmap: FeatureMap) -> FittedModel:
     params = jax.tree_util.tree_map_with_path(
         lambda key, _: jnp.asarray(arrays[_leaf_name(key)]), structure
     )
-    return FittedModel(fmap, params, model, model, num_skipped=header["skipped"])
+    return FittedModel(
+        fmap,
+        params,
+        model,
+        model,
+        num_skipped=header["skipped"],
+        metadata=header["metadata"],
+        arrays={
+            name.removeprefix(_USER_ARRAY): array
+            for name, array in arrays.items()
+            if name.startswith(_USER_ARRAY)
+        },
+    )
 
 
 def _leaf_name(key: tuple[Any, ...]) -> str:

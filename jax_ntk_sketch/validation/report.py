@@ -1,4 +1,4 @@
-"""Errors with error bars: as text, as Markdown and as JSON."""
+"""Errors with error bars: as text and as JSON."""
 
 import dataclasses
 import json
@@ -93,8 +93,10 @@ class Comparison:
     >>> from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
     >>> errors = KernelErrors(*[Estimate((0.1, 0.2))] * 4)
     >>> report = Comparison(64, 10, 2, 1e-3, ntk=errors, label="sketch")
-    >>> Comparison.from_json(report.to_json()) == report
-    True
+    >>> print(report)
+    method  num_features  kernel  relative     centered     largest entry  spectral
+    sketch  64            ntk     0.15 ± 0.05  0.15 ± 0.05  0.15 ± 0.05    0.15 ± 0.05
+    10 examples; mean ± standard error over 2 seeds; spectral error at reg = 0.001.
     """
 
     num_features: int
@@ -112,17 +114,21 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return an aligned table with a line for each kernel."""
-        rows = self._rows()
+        label = [self.label] if self.label else []
+        rows = [["method"] * len(label) + ["num_features", "kernel", *TITLES.values()]]
+        for kind in self.kinds:
+            errors = [str(getattr(getattr(self, kind), name)) for name in TITLES]
+            rows.append([*label, str(self.num_features), kind, *errors])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, self._note()])
-
-    def to_markdown(self) -> str:
-        """Return a Markdown table with a line for each kernel."""
-        head, *rows = self._rows()
-        lines = [head, ["---"] * len(head), *rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{table}\n\n{self._note()}\n"
+        one = self.num_seeds == 1
+        note = (
+            f"{self.num_examples} examples; "
+            f"{'no standard error' if one else 'mean ± standard error'} over "
+            f"{self.num_seeds} seed{'' if one else 's'}; "
+            f"spectral error at reg = {self.reg:g}."
+        )
+        return "\n".join([*lines, note])
 
     def to_json(self) -> str:
         """Return strict JSON: the value of every seed, means and standard errors."""
@@ -139,46 +145,3 @@ class Comparison:
                 for name, estimate in vars(data[kind]).items()
             }
         return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Comparison":
-        """Return the comparison that `to_json` wrote.
-
-        Raises:
-          ValueError: the text is not JSON, or not the JSON of a comparison.
-        """
-        data = json.loads(text)
-        try:
-            for kind in KINDS:
-                if data[kind] is not None:
-                    data[kind] = KernelErrors(
-                        **{
-                            name: Estimate(tuple(item["values"]))
-                            for name, item in data[kind].items()
-                        }
-                    )
-            return cls(**data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"from_json: text must be the JSON of a comparison, got {error!r}"
-            ) from error
-
-    def _rows(self) -> list[list[str]]:
-        """Return the cells of the table, the header first."""
-        # A bar in a label would end its Markdown cell.
-        label = [self.label.replace("|", "/")] if self.label else []
-        rows = [["method"] * len(label) + ["num_features", "kernel", *TITLES.values()]]
-        for kind in self.kinds:
-            errors = [str(getattr(getattr(self, kind), name)) for name in TITLES]
-            rows.append([*label, str(self.num_features), kind, *errors])
-        return rows
-
-    def _note(self) -> str:
-        """Return the line after the table, which states how the errors were found."""
-        one = self.num_seeds == 1
-        return (
-            f"{self.num_examples} examples; "
-            f"{'no standard error' if one else 'mean ± standard error'} over "
-            f"{self.num_seeds} seed{'' if one else 's'}; "
-            f"spectral error at reg = {self.reg:g}."
-        )

@@ -120,7 +120,7 @@ def coefficients(method, function, degree: int, exact) -> np.ndarray:
     if method.coefficients == "taylor":
         return power_series(exact, degree)
     low = getattr(method, "min_cosine", -1.0)
-    return fit_nonnegative(function, degree, min_cosine=low).coefficients
+    return fit_nonnegative(function, degree, min_cosine=low)[0]
 
 
 def map_kernels(fmap: NetworkFeatureMap, x) -> list[np.ndarray]:

@@ -233,7 +233,7 @@ def _fitted_series(
             )
             return np.asarray(pair[int(of_slope)])
 
-        c = np.array(fit_nonnegative(kernel, last, min_cosine=min_cosine).coefficients)
+        c, _ = fit_nonnegative(kernel, last, min_cosine=min_cosine)
         c = np.pad(c, (0, degree + 1 - len(c)))
 
         def at(s: Array) -> Array:

@@ -55,10 +55,9 @@ def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
         coefficients = kernel.series(method.degree)
         error = at_one - float(coefficients.sum())
     else:
-        fit = fit_nonnegative(
+        coefficients, error = fit_nonnegative(
             kernel.function, method.degree, min_cosine=method.min_cosine
         )
-        coefficients, error = np.array(fit.coefficients), fit.max_error
     return Polynomial(coefficients, error / at_one if at_one else 0.0)
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -58,54 +59,26 @@ def dual(layer: stax.Activation) -> DualActivation:
     raise TypeError(f"dual: layer must be an activation such as Relu(), got {layer!r}")
 
 
-@dual.register
-def relu_dual(layer: stax.Relu) -> DualActivation:
-    return Homogeneous(1, 1.0, 0.0)
-
-
-@dual.register
-def ab_relu_dual(layer: stax.ABRelu) -> DualActivation:
-    return Homogeneous(1, layer.b, -layer.a)
-
-
-@dual.register
-def leaky_relu_dual(layer: stax.LeakyRelu) -> DualActivation:
-    return Homogeneous(1, 1.0, -layer.alpha)
-
-
-@dual.register
-def abs_dual(layer: stax.Abs) -> DualActivation:
-    return Homogeneous(1, 1.0, 1.0)
-
-
-@dual.register
-def sign_dual(layer: stax.Sign) -> DualActivation:
-    return Homogeneous(0, 1.0, -1.0)
-
-
-@dual.register
-def rectified_monomial_dual(layer: stax.RectifiedMonomial) -> DualActivation:
-    return Homogeneous(layer.degree, 1.0, 0.0)
-
-
-@dual.register
-def monomial_dual(layer: stax.Monomial) -> DualActivation:
-    return PolynomialDual((0.0,) * layer.degree + (1.0,))
-
-
-@dual.register
-def polynomial_dual(layer: stax.Polynomial) -> DualActivation:
-    return PolynomialDual(layer.coef)
-
-
-@dual.register
-def hermite_dual(layer: stax.Hermite) -> DualActivation:
-    return HermiteDual(layer.degree)
-
-
-@dual.register
-def exp_normalized_dual(layer: stax.ExpNormalized) -> DualActivation:
-    return ExpNormalizedDual(layer.gamma, layer.shift)
+# The rules that only name a class or another activation.
+_RULES: dict[type[stax.Activation], Callable[[Any], DualActivation]] = {
+    stax.Relu: lambda layer: Homogeneous(1, 1.0, 0.0),
+    stax.ABRelu: lambda layer: Homogeneous(1, layer.b, -layer.a),
+    stax.LeakyRelu: lambda layer: Homogeneous(1, 1.0, -layer.alpha),
+    stax.Abs: lambda layer: Homogeneous(1, 1.0, 1.0),
+    stax.Sign: lambda layer: Homogeneous(0, 1.0, -1.0),
+    stax.RectifiedMonomial: lambda layer: Homogeneous(layer.degree, 1.0, 0.0),
+    stax.Monomial: lambda layer: PolynomialDual((0.0,) * layer.degree + (1.0,)),
+    stax.Polynomial: lambda layer: PolynomialDual(layer.coef),
+    stax.Hermite: lambda layer: HermiteDual(layer.degree),
+    stax.ExpNormalized: lambda layer: ExpNormalizedDual(layer.gamma, layer.shift),
+    stax.Sigmoid_like: lambda layer: dual(stax.Erf(0.5, 1 / 2.4020563531719796, 0.5)),
+    stax.Cos: lambda layer: dual(stax.Sin(layer.a, layer.b, layer.c + math.pi / 2)),
+    stax.Rbf: lambda layer: dual(
+        stax.Sin(math.sqrt(2), math.sqrt(2 * layer.gamma), math.pi / 4)
+    ),
+}
+for _record, _rule in _RULES.items():
+    dual.register(_record, _rule)
 
 
 @dual.register
@@ -123,11 +96,6 @@ def erf_dual(layer: stax.Erf) -> DualActivation:
         lambda x: 2 * a * b / math.sqrt(math.pi) * jnp.exp(-((b * x) ** 2)),
         covariances,
     )
-
-
-@dual.register
-def sigmoid_like_dual(layer: stax.Sigmoid_like) -> DualActivation:
-    return dual(stax.Erf(0.5, 1 / 2.4020563531719796, 0.5))
 
 
 @dual.register
@@ -168,16 +136,6 @@ def sin_dual(layer: stax.Sin) -> DualActivation:
         lambda x: a * b * jnp.cos(b * x + c),
         covariances,
     )
-
-
-@dual.register
-def cos_dual(layer: stax.Cos) -> DualActivation:
-    return dual(stax.Sin(layer.a, layer.b, layer.c + math.pi / 2))
-
-
-@dual.register
-def rbf_dual(layer: stax.Rbf) -> DualActivation:
-    return dual(stax.Sin(math.sqrt(2), math.sqrt(2 * layer.gamma), math.pi / 4))
 
 
 @dual.register
