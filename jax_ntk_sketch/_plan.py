@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
 
 import jax
 
@@ -192,32 +191,25 @@ class Plan:
             if self.fit_bytes
             else ""
         )
-        return "\n".join(
-            [
-                f"{self.method}: inputs {self.input_shape} -> {self.num_features} "
-                "features",
-                *lines,
-                f"total: parameters {format_bytes(self.param_bytes)}, "
-                f"{self.flops:,} flops/example, peak {format_bytes(self.peak_bytes)} "
-                f"({self.num_examples} example{'' if self.num_examples == 1 else 's'} "
-                f"in float32, {self.batch_size} at a time){learning}",
-                *_line(
-                    "expected relative error of the kernel",
-                    self.relative_error,
-                    "{:.2g}".format,
-                ),
-                *_line("largest bias of a step", self.bias, _rounded_up),
-            ]
+        lines.insert(
+            0,
+            f"{self.method}: inputs {self.input_shape} -> {self.num_features} features",
         )
-
-
-def _line(
-    title: str, values: float | tuple[float, ...] | None, text: Callable[[float], str]
-) -> list[str]:
-    if values is None:
-        return []
-    numbers: Iterable[float] = values if isinstance(values, tuple) else (values,)
-    return [f"{title}: {', '.join(map(text, numbers))}"]
+        lines.append(
+            f"total: parameters {format_bytes(self.param_bytes)}, "
+            f"{self.flops:,} flops/example, peak {format_bytes(self.peak_bytes)} "
+            f"({self.num_examples} example{'' if self.num_examples == 1 else 's'} "
+            f"in float32, {self.batch_size} at a time){learning}"
+        )
+        error = "expected relative error of the kernel"
+        for title, values, text in (
+            (error, self.relative_error, "{:.2g}".format),
+            ("largest bias of a step", self.bias, _rounded_up),
+        ):
+            if values is not None:
+                numbers = values if isinstance(values, tuple) else (values,)
+                lines.append(f"{title}: {', '.join(map(text, numbers))}")
+        return "\n".join(lines)
 
 
 def _rounded_up(bound: float) -> str:
