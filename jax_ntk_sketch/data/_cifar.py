@@ -13,8 +13,6 @@ import numpy as np
 
 from jax_ntk_sketch.data._dataset import Arrays
 
-__all__ = ["find_cifar", "read_cifar"]
-
 _PIXELS = 3 * 32 * 32
 # More than twice the largest batch that exists.
 _MAX_BYTES = 2**29

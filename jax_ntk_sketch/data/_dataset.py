@@ -10,8 +10,6 @@ import numpy as np
 from jax_ntk_sketch._checks import check_choice, check_number, check_size
 from jax_ntk_sketch._typing import Examples
 
-__all__ = ["TASKS", "Arrays", "Dataset", "Task"]
-
 Task = Literal["classification", "regression"]
 TASKS: tuple[Task, ...] = ("classification", "regression")
 

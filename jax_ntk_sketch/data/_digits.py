@@ -4,8 +4,6 @@ import numpy as np
 
 from jax_ntk_sketch.data._dataset import Arrays, Dataset, to_dataset
 
-__all__ = ["load_digits", "read_digits"]
-
 
 def load_digits(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """Return scikit-learn's digits: 1797 gray images of 8x8 pixels, 10 classes.

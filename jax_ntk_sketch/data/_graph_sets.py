@@ -9,8 +9,6 @@ from jax_ntk_sketch.data._dataset import existing_file
 from jax_ntk_sketch.data._npz import get_array, read_archive
 from jax_ntk_sketch.graphs import Graphs, pad
 
-__all__ = ["GraphDataset", "load_graphs"]
-
 _NAMES = ("y", "n_nodes", "n_edges", "node_tag", "edge_i", "edge_j")
 
 

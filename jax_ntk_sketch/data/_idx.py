@@ -10,8 +10,6 @@ import numpy as np
 
 from jax_ntk_sketch.data._dataset import Arrays, existing_file
 
-__all__ = ["is_idx", "read_idx"]
-
 # Third byte of the header; all numbers are big-endian.
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP = b"\x1f\x8b"

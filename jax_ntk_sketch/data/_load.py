@@ -9,8 +9,6 @@ from jax_ntk_sketch.data._idx import is_idx, read_idx
 from jax_ntk_sketch.data._npz import read_npz
 from jax_ntk_sketch.data._tables import is_table, read_table
 
-__all__ = ["load", "read"]
-
 
 def load(
     path: str | os.PathLike[str],

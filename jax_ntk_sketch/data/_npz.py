@@ -8,8 +8,6 @@ import numpy as np
 
 from jax_ntk_sketch.data._dataset import Arrays, check_finite, existing_file
 
-__all__ = ["read_archive", "read_array", "read_npz"]
-
 _EXPECTED = "x_train, y_train, x_test, y_test; or x, y (X, y), optionally test_mask"
 
 

@@ -13,8 +13,6 @@ from jax_ntk_sketch.data._dataset import Arrays, check_finite, existing_file
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["is_table", "read_table"]
-
 _TEXT = (".csv", ".tsv", ".txt", ".data")
 
 
