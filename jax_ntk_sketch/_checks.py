@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._arrays import check_real, sliceable, to_jax, to_numpy
 from jax_ntk_sketch._typing import (
     KINDS,
     Array,
@@ -215,7 +216,7 @@ def check_input(owner: str, name: str, x: ArrayLike, dim: int) -> Array:
       TypeError: `x` is complex.
       ValueError: the last axis of `x` does not have size `dim`.
     """
-    x = jnp.asarray(x)
+    x = to_jax(owner, name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{owner}: {name} must be real, got {x.dtype}")
     if x.ndim < 1 or x.shape[-1] != dim:
@@ -229,7 +230,7 @@ def check_input(owner: str, name: str, x: ArrayLike, dim: int) -> Array:
 
 
 def check_examples(owner: str, x: Examples, shape: Shape | None = None) -> Examples:
-    """Return `x`, a real array (n, *shape), as NumPy if it is not an array yet.
+    """Return `x`, a real array (n, *shape), which NumPy or JAX can slice.
 
     With `shape=None` any trailing shape of at least one axis is accepted.
 
@@ -237,11 +238,11 @@ def check_examples(owner: str, x: Examples, shape: Shape | None = None) -> Examp
       TypeError: `x` is not real.
       ValueError: `x` has another shape, or examples without entries.
     """
+    if not isinstance(x, jax.Array):
+        x = sliceable(owner, "x", x)
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
-        x = np.asarray(x)
-    number = jnp.issubdtype(x.dtype, jnp.number) or x.dtype == jnp.bool_
-    if not number or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"{owner}: x must hold real numbers, got dtype {x.dtype}")
+        x = to_numpy(owner, "x", x)
+    check_real(owner, "x", x.dtype)
     if shape is not None and x.shape[1:] != shape:
         sizes = ", ".join(map(str, shape))
         hint = "; give one example as x[None]" if x.shape == shape else ""

@@ -71,12 +71,20 @@ def evaluate_eagerly(function: Callable[[], T]) -> T:
         return pool.submit(function).result()
 
 
+def native_dtype(dtype: Dtype) -> np.dtype:
+    """Return a dtype in the byte order of the machine, float64 for longer floats."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return np.dtype(np.float64)
+    return dtype.newbyteorder("=")
+
+
 def working_dtype(dtype: Dtype) -> np.dtype:
     """Return the dtype to compute in: at least float32; the default for integers."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return jnp.dtype(jnp.result_type(float))
     # Without x64, JAX turns float64 into float32.
-    dtype = jnp.asarray(np.empty(0, dtype)).dtype
+    dtype = jax.dtypes.canonicalize_dtype(native_dtype(dtype))
     return jnp.promote_types(dtype, jnp.float32)
 
 

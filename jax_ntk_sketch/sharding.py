@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
 from jax_ntk_sketch._typing import Array, ArrayLike, PyTree
 
@@ -99,7 +100,7 @@ def apply(
             f'{owner}: fmap must not have the method "exact", which needs all examples '
             "on one device; use fmap.apply(params, x)"
         )
-    x = jnp.asarray(x)
+    x = to_jax("sharding.apply", "x", x)
     n = len(x)
     x = jnp.pad(x, [(0, -n % mesh.size)] + [(0, 0)] * (x.ndim - 1))
     phi = over(mesh, fmap.apply)(params, x)

@@ -20,7 +20,7 @@ NAME = "jax_ntk_sketch"
 # The rooms, from the bottom up: each imports from those before it.
 ROOMS = (
     # The ground: types, numbers with units, checks, arithmetic, files, progress bars.
-    *("_typing", "_units", "_numerics", "_checks", "_files", "_progress"),
+    *("_typing", "_units", "_numerics", "_arrays", "_checks", "_files", "_progress"),
     # The language.
     *("stax", "methods", "recipes"),
     # What is known of every feature map.

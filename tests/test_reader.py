@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from jax_ntk_sketch._arrays import to_jax
+from jax_ntk_sketch._checks import check_examples
 from jax_ntk_sketch.batches.reader import Reader
 from jax_ntk_sketch.batches.source import ArraySource, open_source
 
@@ -77,6 +79,75 @@ def test_every_real_dtype_is_read(dtype):
     assert rows.dtype == jax.dtypes.canonicalize_dtype(rows.dtype)
     np.testing.assert_array_equal(rows, x.astype(rows.dtype))
     assert read(x, dtype=np.float64)[0].dtype == np.float64
+
+
+def frame(library, x):
+    return library.DataFrame(dict(zip("abc", x.T, strict=True)))
+
+
+class OnlyDLPack:
+    def __init__(self, array):
+        self.__dlpack__ = array.__dlpack__
+        self.__dlpack_device__ = array.__dlpack_device__
+
+
+REVERSED = np.arange(10)[::-1]
+KINDS = {
+    "list": (None, lambda _, a: a.tolist()),
+    "list of arrays": (None, lambda _, a: list(a)),
+    "read-only": (None, lambda _, a: np.broadcast_to(a, (1, *a.shape))[0]),
+    "not contiguous": (None, lambda _, a: np.repeat(a, 2, axis=0)[::2]),
+    "Fortran": (None, lambda _, a: np.asfortranarray(a)),
+    "big-endian": (None, lambda _, a: a.astype(a.dtype.newbyteorder(">"))),
+    "longdouble": (None, lambda _, a: a.astype(np.longdouble)),
+    "memoryview": (None, lambda _, a: memoryview(a)),
+    "jax": (None, lambda _, a: jnp.asarray(a)),
+    "DLPack": (None, lambda _, a: OnlyDLPack(a)),
+    "pandas": ("pandas", lambda pd, a: frame(pd, a).set_index(REVERSED)),
+    "nullable": ("pandas", lambda pd, a: frame(pd, a).astype("Float32")),
+    "mixed": ("pandas", lambda pd, a: frame(pd, a).astype({"a": "Float32"})),
+    "records": ("pandas", lambda pd, a: frame(pd, a).to_records(index=False)),
+    "arrow": ("pyarrow", lambda pa, a: pa.table(list(a.T), names=list("abc"))),
+    "polars": ("polars", frame),
+    "xarray": ("xarray", lambda xr, a: xr.DataArray(a, {"n": REVERSED}, ("n", "d"))),
+    "torch": ("torch", lambda torch, a: torch.tensor(a).requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_other_libraries(kind):
+    module, make = KINDS[kind]
+    x = make(module and pytest.importorskip(module), X)
+    np.testing.assert_array_equal(read(x)[0], X)
+    np.testing.assert_array_equal(read(x, order=REVERSED)[0][:4], X[6:])
+    np.testing.assert_array_equal(to_jax("job", "x", x), X)
+    assert check_examples("job", x, (3,)).shape == X.shape
+    np.testing.assert_array_equal(read(X, x)[1][0].y, X[:4])
+
+
+@pytest.mark.parametrize("module", ["pandas", "polars", "xarray", "torch"])
+def test_one_column_of_other_libraries(module):
+    library = pytest.importorskip(module)
+    make = {"xarray": "DataArray", "torch": "tensor"}.get(module, "Series")
+    column = getattr(library, make)
+    weight = column(np.arange(10))
+    batch = read(X, column(Y[:, 0]), weight=weight)[1][0]
+    np.testing.assert_array_equal(batch.y, Y[:4, 0])
+    np.testing.assert_array_equal(batch.weight, range(4))
+    labels = read(X, column(np.arange(10) % 3))[1][0].y
+    np.testing.assert_allclose(labels, np.eye(3)[[0, 1, 2, 0]] - 1 / 3, rtol=1e-6)
+
+
+def test_missing_cells_and_columns_without_numbers():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": [1, None, 3], "b": [True, False, True]})
+    table["a"] = table["a"].astype("Int64")
+    with pytest.raises(ValueError, match=r"x must be finite, got NaN .* example 1 "):
+        read(table)
+    np.testing.assert_array_equal(read(table.iloc[::2])[0], [[1, 1], [3, 1]])
+    for column in (["u", "v", "w"], pandas.date_range("2020-01-01", periods=3)):
+        with pytest.raises(TypeError, match="column 'c' of x must hold real numbers"):
+            read(table.assign(a=1, c=column))
 
 
 def test_targets():
@@ -164,10 +235,28 @@ def test_features_that_are_not_finite():
     assert reader.count_skipped(last, jnp.arange(4) < 2) == 0
 
 
+class Lazy:
+    """Something with a length and slices, which stays where it is."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        return self.array[rows]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
         (lambda: read(np.ma.masked_array(X)), TypeError, "must not be a masked array"),
+        (lambda: read([np.ma.masked_array(X[0])]), TypeError, "not be a masked array"),
+        (lambda: read(Lazy(np.ma.masked_array(X))), TypeError, "not be a masked array"),
+        (lambda: read(X, np.ma.masked_array(Y)), TypeError, "y must not be a masked"),
+        (lambda: read({"a": X}), TypeError, "x must be one array or table, got dict"),
+        (lambda: read([[1.0], [1.0, 2.0]]), ValueError, "x must be rows of one shape"),
         (lambda: jax.jit(lambda x: read(x)[0])(X), TypeError, "must not be traced"),
         (lambda: read(3.0), TypeError, "must hold n examples, got 3.0"),
         (lambda: read(X[:, 0]), ValueError, r"n examples, \(n, d\) .* shape \(4,\)"),

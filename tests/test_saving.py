@@ -62,6 +62,29 @@ def test_metadata_are_kept_beside_the_model(tmp_path):
     assert lm.load_model(path, fmap).metadata == {} and io.is_model(path)
 
 
+def test_names_of_columns_are_kept_and_matched(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(X, columns=list("abcdef"), index=RNG.permutation(80))
+    fmap = jns.feature_map(NET, num_features=20)
+    params = fmap.init(jax.random.key(0), (6,))
+    wanted = lm.fit(fmap, params, X, X[:, 0], reg=1e-3).predict(X)
+    lm.save_model(tmp_path / "m.npz", lm.fit(fmap, params, table, X[:, 0], reg=1e-3))
+    fitted = lm.load_model(tmp_path / "m.npz", fmap)
+    assert fitted.feature_names == tuple("abcdef")
+    other = table[list("fbcdea")].assign(city="Rome")
+    for x in (X, table, other, other.drop(columns="city").to_records(index=False)):
+        np.testing.assert_array_equal(fitted.predict(x), wanted)
+    with pytest.raises(ValueError, match=r"x must have the columns .* without 'b'"):
+        fitted.predict(table.rename(columns={"b": "B"}))
+    with pytest.raises(ValueError, match="with a name twice"):
+        fitted.predict(pandas.concat([table, table], axis=1))
+    # Batches are matched with the first one.
+    batches = [(table[:50], X[:50, 0]), (table[list("fbcdea")][50:], X[50:, 0])]
+    streamed = lm.fit(fmap, params, batches, reg=1e-3)
+    assert streamed.feature_names == tuple("abcdef")
+    np.testing.assert_allclose(streamed.predict(X), wanted, atol=1e-3)
+
+
 def test_other_files_are_not_models(tmp_path):
     fmap = jns.feature_map(NET, num_features=20)
     sums, plain, text = (tmp_path / name for name in ("s.npz", "p.npy", "t.txt"))

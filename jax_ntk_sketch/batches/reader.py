@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._arrays import check_real, to_numpy
 from jax_ntk_sketch._checks import check_choice, check_size
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
@@ -24,6 +25,8 @@ from jax_ntk_sketch.batches.sparse_rows import SparseRows, capacity, is_sparse, 
 
 # What happens to examples that hold NaN or infinity.
 Nonfinite: TypeAlias = Literal["raise", "skip"]
+
+_LABELS = "; make labels of class names by numpy.unique(y, return_inverse=True)[1]"
 
 # Examples of a batch where the caller names no size, and the bytes they may take.
 _EXAMPLES = 1024
@@ -186,16 +189,20 @@ class Reader:
         if is_sparse(rows.x):
             size = 12 * rows.x.nnz
         else:
-            x = np.asarray(rows.x)
+            x = to_numpy(self.owner, self.name, rows.x)
             size = x.size * np.dtype(self._dtype or x.dtype).itemsize
         return min(_EXAMPLES, 1 << max(_BYTES // max(size, 1), 1).bit_length() - 1)
 
     def _checked(self, rows: Rows) -> Batch:
-        x = rows.x if is_sparse(rows.x) else np.asarray(rows.x)
-        extras = jax.tree.map(np.asarray, rows.extras)
-        y = None if rows.y is None else np.asarray(rows.y)
+        owner, x = self.owner, rows.x
+        x = x if is_sparse(x) else to_numpy(owner, self.name, x)
+        extras = {
+            name: jax.tree.map(functools.partial(to_numpy, owner, name), value)
+            for name, value in rows.extras.items()
+        }
+        y = None if rows.y is None else to_numpy(owner, "y", rows.y)
         numbers, count = np.asarray(rows.numbers), len(rows.numbers)
-        where = f"{self.owner}: examples {min(rows.numbers, default=0)} to "
+        where = f"{owner}: examples {min(rows.numbers, default=0)} to "
         where += str(max(rows.numbers, default=0))
         self._check_layout(where, x, y, extras)
         finite = np.ones(count, bool)
@@ -213,7 +220,7 @@ class Reader:
                 self._find(name, numbers, leaf, finite)
         weight = np.ones(count, np.float32)
         if rows.weight is not None:
-            weight = np.asarray(rows.weight)
+            weight = to_numpy(owner, "sample_weight", rows.weight)
             if not (np.isfinite(weight) & (weight >= 0)).all():
                 raise ValueError(f"{where}: weights must be finite and >= 0")
         if y is not None:
@@ -239,10 +246,10 @@ class Reader:
                 f"{owner}: mesh splits dense examples only, and these are sparse; "
                 "leave mesh out, or join the sums of each process with ridge_merge"
             )
-        _check_real(owner, name, x.dtype)
+        check_real(owner, name, x.dtype)
         layout = {name: f"shape {x.shape[1:]} and {self._device_dtype(x.dtype)}"}
         if y is not None:
-            _check_real(owner, "y", y.dtype)
+            check_real(owner, "y", y.dtype, _LABELS)
             if y.ndim not in (1, 2):
                 raise ValueError(
                     f"{owner}: y must have shape (n,) or (n, t), got {y.shape}"
@@ -264,9 +271,7 @@ class Reader:
         """Return the dtype that a device gets, for which the host converts."""
         if self._dtype is not None:
             return np.dtype(self._dtype)
-        if dtype.kind == "f" and dtype.itemsize > 8:
-            dtype = np.dtype(np.float64)
-        return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
+        return jax.dtypes.canonicalize_dtype(dtype)
 
     def _find(
         self,
@@ -317,7 +322,7 @@ class Reader:
                     f"{where}: num_classes must be given with batches of class labels; "
                     "to regress on numbers, make y float"
                 )
-            return y.astype(y.dtype.newbyteorder("="), copy=False)
+            return y
         if not labels:
             raise TypeError(
                 f"{where}: y must be integer labels of shape (n,), because num_classes "
@@ -353,16 +358,6 @@ def warn_skipped(
 
 def _are_labels(y: Targets) -> bool:
     return y is not None and y.ndim == 1 and np.dtype(y.dtype).kind in "bui"
-
-
-def _check_real(owner: str, name: str, dtype: Dtype) -> None:
-    kinds = jnp.bool_, jnp.integer, jnp.floating
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        hint = "; make labels of class names by numpy.unique(y, return_inverse=True)[1]"
-        raise TypeError(
-            f"{owner}: {name} must hold real numbers, got dtype {dtype}"
-            + hint * (name == "y")
-        )
 
 
 def _zero_and_pad(array: NDArray, finite: NDArray, size: int) -> NDArray:

@@ -4,13 +4,14 @@ A source slices. It checks lengths but no numbers, which the reader does.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._arrays import column_names, match_columns, sliceable, to_numpy
 from jax_ntk_sketch._typing import Examples, PyTree, Targets
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
 
@@ -64,6 +65,7 @@ class ArraySource:
 
     Attributes:
       num_examples: n.
+      feature_names: the names of the columns of x, if it is a table.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class ArraySource:
         name: str = "x",
     ) -> None:
         self.owner, self.name = owner, name
-        x = to_csr(owner, name, x) if is_sparse(x) else _positional(owner, name, x)
+        _refuse_tracer(owner, name, x)
+        self.feature_names = column_names(x)
+        x = to_csr(owner, name, x) if is_sparse(x) else sliceable(owner, name, x)
         n = num_examples(x)
         if y is not None:
             y = _as_array(owner, "y", y)
@@ -130,6 +134,7 @@ class BatchSource:
     """
 
     num_examples: int | None = None
+    feature_names: tuple[str, ...] | None = None
 
     def __init__(self, owner: str, batches: Iterable[Any], name: str = "x") -> None:
         if not isinstance(batches, Iterable):
@@ -178,8 +183,12 @@ class BatchSource:
                 f"got {found}"
             )
         extras = {key: batch.get(key) for key in _EXTRAS}
-        arrays = batch[name], batch["y"], batch.get("weight"), extras
-        return ArraySource(owner, *arrays, name=f"{name} of batch {index}").all
+        label = f"{name} of batch {index}"
+        if index == 0:
+            self.feature_names = column_names(batch[name])
+        x = match_columns(owner, label, batch[name], self.feature_names)
+        arrays = x, batch["y"], batch.get("weight"), extras
+        return ArraySource(owner, *arrays, name=label).all
 
 
 def open_source(
@@ -224,28 +233,20 @@ def open_source(
 
 def _as_array(owner: str, name: str, values: Targets) -> Targets:
     """Return values with a dtype and positional indices; memory maps stay on disk."""
-    values = _positional(owner, name, values)
-    return values if hasattr(values, "dtype") else np.asarray(values)
+    _refuse_tracer(owner, name, values)
+    lazy = hasattr(values, "dtype")
+    values = sliceable(owner, name, values) if lazy else to_numpy(owner, name, values)
+    if not values.shape:
+        raise TypeError(f"{owner}: {name} must hold n numbers, got {values!r}")
+    return values
 
 
-def _positional(owner: str, name: str, values: Targets) -> Targets:
-    """Return `values`, or a NumPy array of them where an index would be no position."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise TypeError(
-            f"{owner}: {name} must not be a masked array; fill it first, for example "
-            "with .filled(numpy.nan)"
-        )
+def _refuse_tracer(owner: str, name: str, values: Examples) -> None:
     if isinstance(values, jax.core.Tracer):
         raise TypeError(
             f"{owner}: {name} must not be traced by jit or vmap, because {owner} runs "
             "on the host"
         )
-    # A table's own index is of labels. Slices of JAX arrays are compiled one by one.
-    if isinstance(values, jax.Array) or hasattr(values, "iloc"):
-        values = np.asarray(values)
-    if not isinstance(values, Sized) or getattr(values, "ndim", 1) == 0:
-        raise TypeError(f"{owner}: {name} must hold n examples, got {values!r}")
-    return values
 
 
 def _take(array: Examples, index: NDArray) -> Examples:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_key, check_size, is_shape
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
@@ -146,7 +147,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
         if batch_size is None or is_sparse(x):
             return run(x, extras, batch_size)
         size = check_size("CompressedFeatureMap.apply", "batch_size", batch_size)
-        x = jnp.asarray(x)
+        x = to_jax("CompressedFeatureMap.apply", "x", x)
         if x.ndim < 2:
             return run(x, extras)
         return in_batches(lambda rows: run(*rows), (x, extras), size)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import _checks, methods, stax
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds
 from jax_ntk_sketch._typing import (
@@ -178,7 +179,7 @@ class NetworkFeatureMap:
         """
         owner = "NetworkFeatureMap.apply"
         refuse_sparse(owner, x)
-        x = jnp.asarray(x)
+        x = to_jax(owner, "x", x)
         if x.ndim < 2:
             hint = "; use x[None] for one example" if x.ndim == 1 else ""
             raise ValueError(

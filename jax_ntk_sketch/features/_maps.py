@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from jax_ntk_sketch import methods
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_example, check_input, check_size, is_shape
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, ArrayLike, Examples, Get, Kind, Shape
@@ -44,7 +43,9 @@ def dense_sample(owner: str, example: Shape | Examples) -> tuple[Shape, Array | 
     shape, _ = check_example(owner, example)
     if is_shape(example):
         return shape, None
-    return shape, check_input(owner, "example", jnp.asarray(example), shape[-1])
+    return shape, check_input(
+        owner, "example", to_jax(owner, "example", example), shape[-1]
+    )
 
 
 def require_sample(
@@ -69,7 +70,7 @@ def check_shape(owner: str, x: ArrayLike, shape: Shape, reason: str) -> Array:
     Raises:
       ValueError: the examples have another shape.
     """
-    x = jnp.asarray(x)
+    x = to_jax(owner, "x", x)
     if x.ndim < 1 or x.shape[1:] != shape:
         hint = "; use x[None] for one example" * (x.shape == shape)
         raise ValueError(

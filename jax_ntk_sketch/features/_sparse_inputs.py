@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import _checks
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import (
@@ -280,7 +281,7 @@ def _float_examples(owner: str, x: Examples) -> SparseRows | Array:
         return check_rows(
             owner, x if isinstance(x, SparseRows) else SparseRows.from_scipy(x)
         )
-    x = jnp.asarray(x)
+    x = to_jax(owner, "x", x)
     if x.ndim != 2:
         hint = "; use x[None] for one example" * (x.ndim == 1)
         raise ValueError(f"{owner}: x must have shape (n, d), got {x.shape}{hint}")

@@ -44,6 +44,8 @@ from jax_ntk_sketch.linear_model.ridge import (
 
 # What all processes must have in common with a checkpoint and with each other.
 _COMMON = ("feature map", "params", "folds", "batch_size", "nonfinite")
+# What they have in common if they have examples.
+_OF_EXAMPLES = ("examples", "targets", "pattern", "mask", "feature_names")
 
 
 def fit(
@@ -191,7 +193,13 @@ def fit(
         validation = CrossValidation(*(arrays[name] for name in _VALIDATION))
         best = models.select(int(np.flatnonzero(models.reg == validation.best)[0]))
     return FittedModel(
-        fmap, params, best, models, cross_validation=validation, num_skipped=skipped
+        fmap,
+        params,
+        best,
+        models,
+        cross_validation=validation,
+        num_skipped=skipped,
+        feature_names=reader.source.feature_names,
     )
 
 
@@ -241,8 +249,10 @@ class _Pass:
             return
         first, reader = self.reader.first(), self.reader
         shared = {name: self._fingerprint[name] for name in _COMMON} | options
-        shared.update(examples=None, targets=None, pattern=None, mask=None)
+        shared.update(dict.fromkeys(_OF_EXAMPLES))
         if first is not None:
+            names = reader.source.feature_names
+            shared["feature_names"] = names and list(names)
             shared["examples"] = _layout(first.x)
             labels = reader.num_classes is not None
             shared["targets"] = ["class labels"] if labels else _layout(first.y)[0]

@@ -173,7 +173,13 @@ def fit_cg(
         reader.num_classes,
     )
     return FittedModel(
-        fmap, params, model, model, info=info, num_skipped=passes.skipped
+        fmap,
+        params,
+        model,
+        model,
+        info=info,
+        num_skipped=passes.skipped,
+        feature_names=source.feature_names,
     )
 
 

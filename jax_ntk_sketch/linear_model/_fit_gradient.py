@@ -161,7 +161,15 @@ def fit_gradient(
     (w, b), _ = run
     model = make_model(w, b, reg, RidgeInfo(count), num_targets, reader.num_classes)
     info = GradientInfo(np.array(losses))
-    return FittedModel(fmap, params, model, model, info=info, num_skipped=skipped)
+    return FittedModel(
+        fmap,
+        params,
+        model,
+        model,
+        info=info,
+        num_skipped=skipped,
+        feature_names=source.feature_names,
+    )
 
 
 def _example_loss(loss: str | Loss, num_classes: int | None) -> tuple[Loss, float]:

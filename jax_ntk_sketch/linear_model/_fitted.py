@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._arrays import match_columns
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree
 from jax_ntk_sketch.batches.reader import Batch, Reader
@@ -68,6 +69,8 @@ class FittedModel:
       info: diagnostics of `fit_cg` and `fit_gradient`; None for `fit`.
       num_skipped: how many examples were left out because they were not finite, in all
         processes together.
+      feature_names: the names of the columns of the examples, if they were a table with
+        names. Tables to predict for are matched by these names.
       metadata, arrays: what `save_model` was given, in a model that was loaded.
     """
 
@@ -78,6 +81,7 @@ class FittedModel:
     cross_validation: CrossValidation | None = None
     info: CGInfo | GradientInfo | None = None
     num_skipped: int = 0
+    feature_names: tuple[str, ...] | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     arrays: dict[str, NDArray] = dataclasses.field(default_factory=dict)
 
@@ -94,7 +98,10 @@ class FittedModel:
         """Return predictions; for classes these are scores.
 
         Args:
-          x: n examples, as `jax_ntk_sketch.transform` takes them.
+          x: n examples, as `jax_ntk_sketch.transform` takes them. The columns of a
+            table are matched by name if the model was fitted to a table with names;
+            their order does not matter, and other columns are left out. The columns of
+            an array are matched by position.
           batch_size, progress, mesh, pattern, mask: as `transform` takes them. By
             default no progress is shown.
 
@@ -102,7 +109,7 @@ class FittedModel:
           `(n, t)`, or `(n,)` if the targets had this shape.
 
         Raises:
-          TypeError, ValueError: as `transform`.
+          TypeError, ValueError: as `transform`; or a column is missing.
         """
         extras = {"pattern": pattern, "mask": mask}
         return self._mapped(self.best.predict, x, extras, batch_size, progress, mesh)
@@ -120,8 +127,7 @@ class FittedModel:
         """Return the class with the largest score, for each example.
 
         Args:
-          x: n examples, as `jax_ntk_sketch.transform` takes them.
-          batch_size, progress, mesh, pattern, mask: as `predict` takes them.
+          x, batch_size, progress, mesh, pattern, mask: as `predict` takes them.
 
         Returns:
           Integers `(n,)`, from 0 to the number of classes - 1.
@@ -142,6 +148,7 @@ class FittedModel:
         progress: bool | None,
         mesh: Mesh | None,
     ) -> NDArray:
+        x = match_columns("predict", "x", x, self.feature_names)
         reader = map_reader(
             "predict", self.fmap, x, extras=extras, batch_size=batch_size, mesh=mesh
         )

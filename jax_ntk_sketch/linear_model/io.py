@@ -76,6 +76,7 @@ def save_model(
         "num_targets": model.num_targets,
         "num_classes": model.num_classes,
         "skipped": fitted.num_skipped,
+        "feature_names": fitted.feature_names,
         "metadata": dict(metadata),
     }
     checkpoint.save(path, parts, header)
@@ -115,6 +116,7 @@ def load_model(
     if not isinstance(fmap, FeatureMap):
         fmap = fmap(header["metadata"])
     checkpoint.check_run(path, header, {"feature map": repr(fmap)})
+    names = header["feature_names"]
     model = model_from_arrays(arrays, header["num_targets"], header["num_classes"])
     structure = jax.tree.map(
         _read_origin, ast.literal_eval(header["params"]), is_leaf=_is_origin
@@ -128,6 +130,7 @@ def load_model(
         model,
         model,
         num_skipped=header["skipped"],
+        feature_names=names and tuple(names),
         metadata=header["metadata"],
         arrays={
             name.removeprefix(_USER_ARRAY): array

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_examples
 from jax_ntk_sketch._numerics import working_dtype
 from jax_ntk_sketch._typing import Array, ArrayLike, Examples
@@ -91,7 +92,7 @@ def standardize_columns_apply(params: ColumnStandardization, x: ArrayLike) -> Ar
       ValueError: x has another number of columns.
     """
     owner = "standardize_columns_apply"
-    x = jnp.asarray(check_examples(owner, x))
+    x = to_jax(owner, "x", check_examples(owner, x))
     c = len(params.mean)
     if x.shape[-1] != c:
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import lax
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_examples, check_number
 from jax_ntk_sketch._numerics import working_dtype
 from jax_ntk_sketch._typing import Array, ArrayLike
@@ -52,7 +53,7 @@ def standardize_examples(
            [ 0.,  0.]], dtype=float32)
     """
     owner = "standardize_examples"
-    x = jnp.asarray(check_examples(owner, x))
+    x = to_jax(owner, "x", check_examples(owner, x))
     eps = check_number(owner, "eps", eps, least=0)
     axes = _check_axes(owner, axis, x.ndim)
     dtype = working_dtype(x.dtype)

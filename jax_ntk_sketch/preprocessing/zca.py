@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_examples, check_number
 from jax_ntk_sketch._numerics import matmul, working_dtype
 from jax_ntk_sketch._typing import Array, ArrayLike, Examples
@@ -174,7 +175,7 @@ def zca_apply(params: ZCAParams, x: ArrayLike) -> Array:
     Cost: 2 n d^2 flops at the full precision of the dtype, and d^2 + O(n d) numbers.
     Apply it to batches if x does not fit in memory.
     """
-    x = jnp.asarray(check_examples("zca_apply", x, params.mean.shape))
+    x = to_jax("zca_apply", "x", check_examples("zca_apply", x, params.mean.shape))
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else params.mean.dtype
     rows = (x - params.mean).reshape(len(x), params.mean.size)
     # Large and small directions nearly cancel in x; TF32 would keep 3 digits of that.

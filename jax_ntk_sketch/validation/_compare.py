@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_key, check_size
 from jax_ntk_sketch._protocol import FeatureMap, as_kinds
 from jax_ntk_sketch._typing import (
@@ -82,7 +83,7 @@ def compare(
     num_seeds = check_size("compare", "num_seeds", num_seeds)
     key = check_key("compare", key)
     kinds = _kinds(fmap.get, get)
-    x = jnp.asarray(x)
+    x = to_jax("compare", "x", x)
     if x.ndim < 2 or len(x) < 2:
         raise ValueError(
             f"compare: x must have shape (n, ...), n at least 2; got {x.shape}"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_key, check_number, check_size, is_shape
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
@@ -78,7 +79,7 @@ def expected_error(
         raise ValueError(
             f'expected_error: fmap.get must be "ntk" or "nngp", got {fmap.get!r}'
         )
-    sample = np.asarray(sample)
+    sample = np.asarray(to_jax("expected_error", "sample", sample))
     if sample.ndim < 2 or len(sample) < 4:
         raise ValueError(
             "expected_error: sample must hold at least 4 examples, (n, d) or (n, "
