@@ -1,5 +1,7 @@
 """Ridge regression: against direct float64 solutions, scikit-learn, and itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +38,13 @@ def test_gram_of_integers_is_exact():
 
 def test_count_stays_exact_where_float32_stops_counting():
     state = lm.ridge_init(1, None)
-    big = lm.RidgeState(state.total + 2.0**24, state.carry, None)
+    big = dataclasses.replace(
+        state, total=state.total + 2.0**24, rows=state.rows + 2.0**23
+    )
     for _ in range(3):
         big = lm.ridge_update(big, np.ones((1, 1)), np.ones(1))
     assert (sums(big) == 2**24 + 3).all()
+    assert np.asarray(big.rows, float).sum() == 2**24 + 3
 
 
 @pytest.mark.parametrize("dtype, tol", [(np.float32, 1e-9), (np.float64, 1e-14)])

@@ -1,5 +1,7 @@
 """Choosing `reg`: generalised and k-fold cross-validation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ridge_problems import data, difference, direct, stream
@@ -38,6 +40,50 @@ def test_gcv_chooses_a_reg_that_generalises():
     # More parameters than examples and hardly a penalty: nothing is left to judge by.
     wide = lm.fit_ridge(phi[:20], y[:20], reg=[1e-5, 1.0], intercept=False)
     assert not np.isnan(wide.info.gcv).any() and wide.info.effective_dof[0] > 19.99
+
+
+@pytest.mark.parametrize("scale", [1 / 300, 1e-12, 1000.0])
+def test_the_choice_does_not_depend_on_the_scale_of_the_weights(scale):
+    phi, y = data()
+    weight = np.random.default_rng(0).integers(0, 3, 300).astype(np.float32)
+    regs = np.geomspace(1e-6, 10, 8)
+    for shape in (np.ones(300, np.float32), weight):
+        plain, scaled = (
+            lm.fit_ridge(phi, y, reg=regs, sample_weight=w * shape) for w in (1, scale)
+        )
+        np.testing.assert_allclose(scaled.weights, plain.weights, rtol=1e-4, atol=1e-6)
+        for name in ("gcv", "mse", "effective_dof", "condition"):
+            values = getattr(scaled.info, name), getattr(plain.info, name)
+            np.testing.assert_allclose(*values, rtol=1e-4)
+        assert scaled.best().reg == plain.best().reg
+    # Equal weights are those of no weights, and rows of weight 0 do not count.
+    np.testing.assert_allclose(
+        lm.fit_ridge(phi[weight > 0], y[weight > 0], reg=regs).info.gcv,
+        lm.fit_ridge(phi, y, reg=regs, sample_weight=scale * (weight > 0)).info.gcv,
+        rtol=1e-4,
+    )
+
+
+def test_a_choice_without_a_finite_error_says_so():
+    phi, y = data(n=300)
+    model = lm.fit_ridge(phi, y, reg=[1e-6, 1e-5])
+    none = model.info._replace(gcv=np.array([np.inf, np.nan]))
+    model = dataclasses.replace(model, info=none)
+    with pytest.warns(
+        RuntimeWarning, match="gcv is not finite for any of the 2 values"
+    ):
+        assert model.best().reg == 1e-5
+    with pytest.warns(RuntimeWarning, match="error is not finite for any"):
+        assert model.best(phi, np.full_like(y, np.nan)).reg == 1e-5
+    # One that is not finite is not chosen.
+    weights = model.weights.at[0].set(np.nan)
+    model = dataclasses.replace(model, weights=weights)
+    assert model.best(phi, y).reg == 1e-5
+    nan, ones = np.full(2, np.nan), np.ones(2)
+    cv = lm.cross_validation.CrossValidation(np.array([1.0, 2.0]), ones, nan, ones)
+    with pytest.warns(RuntimeWarning, match="mean error of the folds is not finite"):
+        assert cv.best == 2.0
+    assert cv._replace(mean=np.array([np.nan, 3.0])).best == 2.0
 
 
 @pytest.mark.parametrize("intercept", [True, False])

@@ -118,9 +118,7 @@ class Regression:
             y = self._codes[self._fit]
             weights = (ridge_weights(inner, value, y) for value in regs)
             losses = [self._loss(outer @ w) for w in weights]
-            if np.isnan(losses).all():
-                raise np.linalg.LinAlgError("the kernel plus each penalty is singular")
-            reg = regs[int(np.nanargmin(losses))]
+            reg = self._best(regs, losses)
         predictions = cross @ ridge_weights(matrix, reg, self._codes)
         if np.isnan(predictions).any():
             raise np.linalg.LinAlgError(f"the kernel plus {reg:g} is singular")
@@ -156,12 +154,22 @@ class Regression:
             x, y = phi[self._fit], codes[self._fit]
             models = fit_ridge(x, y, reg=regs, intercept=False)
             guesses = np.asarray(models.predict(phi[self._held]), np.float64)
-            reg = regs[int(np.argmin([self._loss(guess) for guess in guesses]))]
+            reg = self._best(regs, [self._loss(guess) for guess in guesses])
         model = fit_ridge(phi, codes, reg=reg, intercept=False)
         return np.asarray(model.predict(phi_test), np.float64), reg
 
     def _candidates(self, scale: float) -> list[float]:
         return list(self.regs or [(scale or 1.0) * value for value in RELATIVE_REGS])
+
+    @staticmethod
+    def _best(regs: Sequence[float], losses: Sequence[float]) -> float:
+        """Return the penalty of the smallest finite loss."""
+        finite = np.isfinite(losses)
+        if not finite.any():
+            raise np.linalg.LinAlgError(
+                "no penalty gives finite predictions: the kernel plus each is singular"
+            )
+        return regs[int(np.argmin(np.where(finite, losses, np.inf)))]
 
     def _loss(self, guess: np.ndarray) -> float:
         return float(np.mean((guess - self._codes[self._held]) ** 2))

@@ -44,6 +44,8 @@ from jax_ntk_sketch.linear_model.ridge import (
 
 # What all processes must have in common with a checkpoint and with each other.
 _COMMON = ("feature map", "params", "folds", "batch_size", "nonfinite")
+# The arrays of a state, in a checkpoint.
+_SUMS = ("total", "carry", "rows")
 # What they have in common if they have examples.
 _OF_EXAMPLES = ("examples", "targets", "pattern", "mask", "feature_names")
 
@@ -293,8 +295,8 @@ class _Pass:
         """Return a state with one copy for each device of the mesh."""
         if self.mesh is None:
             return state
-        shape = (self.mesh.size, *state.total.shape)
-        copies = jax.tree.map(lambda a: np.broadcast_to(a, shape), state)
+        k = self.mesh.size
+        copies = jax.tree.map(lambda a: np.broadcast_to(a, (k, *a.shape)), state)
         return sharding.split(self.mesh, copies)
 
     def add(self, batch: Batch) -> None:
@@ -338,8 +340,8 @@ class _Pass:
         """Write the sums to a file; if that fails, the old file stays."""
         arrays = {}
         for i, state in enumerate(self.states):
-            arrays[f"total{i}"] = np.asarray(state.total)
-            arrays[f"carry{i}"] = np.asarray(state.carry)
+            for name in _SUMS:
+                arrays[f"{name}{i}"] = np.asarray(getattr(state, name))
         position = {"batches": self.batches_done, "skipped": self.skipped}
         targets = self.states[0].num_targets
         try:
@@ -370,8 +372,11 @@ class _Pass:
                 return sharding.split(self.mesh, array)
             return jnp.asarray(array)
 
+        targets = metadata["targets"]
         self.states = tuple(
-            RidgeState(read(f"total{i}"), read(f"carry{i}"), metadata["targets"])
+            RidgeState(
+                **{name: read(f"{name}{i}") for name in _SUMS}, num_targets=targets
+            )
             for i in range(self.folds)
         )
         self.batches_done, self.skipped = metadata["batches"], metadata["skipped"]

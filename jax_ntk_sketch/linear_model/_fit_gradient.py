@@ -207,7 +207,8 @@ def _make_step(
         w, b = weights
         scores = matmul(phi, w) + b
         losses = example_loss(scores, y.astype(scores.dtype))
-        mean = jnp.sum(weight * losses) / jnp.maximum(jnp.sum(weight), 1e-30)
+        total = jnp.sum(weight)
+        mean = jnp.sum(weight * losses) / jnp.where(total > 0, total, 1)
         return mean + reg * jnp.sum(w**2)
 
     # The state is updated in place.

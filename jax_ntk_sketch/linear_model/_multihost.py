@@ -227,7 +227,8 @@ def ridge_psum(state: RidgeState, axis: str) -> RidgeState:
     high = jnp.round(total / step) * step
     high, low = jax.lax.psum((high, (total - high) + carry), axis)
     total, carry = two_sum(high, low)
-    return dataclasses.replace(state, total=total, carry=carry)
+    rows = jnp.stack(two_sum(*jax.lax.psum(state.rows, axis)))
+    return dataclasses.replace(state, total=total, carry=carry, rows=rows)
 
 
 def reduce_over(mesh: Mesh, state: RidgeState) -> RidgeState:
@@ -235,8 +236,8 @@ def reduce_over(mesh: Mesh, state: RidgeState) -> RidgeState:
 
     Args:
       mesh: the mesh of all processes.
-      state: `total` and `carry` of shape (k, size, size), one row on each of the k
-        devices of this process.
+      state: arrays with a leading axis k, one row on each of the k devices of this
+        process.
     """
     rows = NamedSharding(mesh, PartitionSpec(axis_name("reduce_over", mesh)))
 

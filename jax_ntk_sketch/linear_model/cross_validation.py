@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jax_ntk_sketch.linear_model.model import smallest
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
     check_reg,
@@ -34,9 +35,14 @@ class CrossValidation(NamedTuple):
 
     @property
     def best(self) -> float:
-        """The value of `reg` with the smallest mean error; the largest if several."""
-        smallest = np.flatnonzero(self.mean == self.mean.min())
-        return float(self.reg[smallest].max())
+        """The value of `reg` with the smallest mean error; the largest if several.
+
+        If no mean error is finite, there is a warning, and it is the largest of all.
+        """
+        owner, what = "CrossValidation.best", "mean error of the folds"
+        chosen = self.mean[smallest(owner, what, self.mean, self.reg)]
+        same = np.isclose(self.mean, chosen, rtol=0, atol=0, equal_nan=True)
+        return float(self.reg[same].max())
 
 
 def ridge_cross_validate(

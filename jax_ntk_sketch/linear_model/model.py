@@ -1,6 +1,7 @@
 """The linear models that ridge regression returns, and their diagnostics."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,10 +30,10 @@ class RidgeInfo(NamedTuple):
       rounding: an estimate of the relative error that rounding in the sums causes in
         the weights.
       mse: the mean squared error on the examples, over all targets.
-      gcv: generalized cross-validation, `mse / (1 - dof / count)**2`, where dof
-        includes the intercept. It estimates the error on new examples, and is the
-        rotation-invariant form of leave-one-out (Golub, Heath, Wahba 1979). It is
-        infinite where dof reaches the number of examples.
+      gcv: generalized cross-validation, `mse / (1 - dof / n)**2` for n examples of
+        positive weight, where dof includes the intercept. It estimates the error on new
+        examples, and is the rotation-invariant form of leave-one-out (Golub, Heath,
+        Wahba 1979). It is infinite where dof reaches n.
     """
 
     count: Any  # `tuple.count` forbids a narrower type
@@ -149,7 +150,8 @@ class RidgeModel:
     ) -> "RidgeModel":
         """Return the model of the `reg` with the smallest error on held-out data.
 
-        The first of several equal errors wins.
+        The first of several equal errors wins. If no error is finite, the largest `reg`
+        is taken, with a warning.
 
         Args:
           phi: (n, m) held-out features. Without phi and y, the smallest `info.gcv`
@@ -165,7 +167,8 @@ class RidgeModel:
         if (phi is None) != (y is None):
             raise ValueError("RidgeModel.best: phi and y must be given together")
         if phi is None or y is None:
-            return self.select(int(np.argmin(np.atleast_1d(self.info.gcv))))
+            errors = np.atleast_1d(self.info.gcv)
+            return self.select(smallest("RidgeModel.best", "gcv", errors, self.reg))
         y = jnp.asarray(y)
         classify = self.num_classes is not None
         predictions = self.predict_class(phi) if classify else self.predict(phi)
@@ -176,7 +179,26 @@ class RidgeModel:
             )
         loss = predictions != y if classify else (predictions - y) ** 2
         errors = np.asarray(loss, np.float64).reshape(len(predictions), -1).mean(axis=1)
-        return self.select(int(np.argmin(errors)))
+        return self.select(smallest("RidgeModel.best", "error", errors, self.reg))
+
+
+def smallest(owner: str, what: str, errors: np.ndarray, reg: np.ndarray) -> int:
+    """Return the position of the smallest finite error, the first of several.
+
+    If there is none, the position of the largest `reg`, with a warning.
+    """
+    finite = np.isfinite(errors)
+    if finite.any():
+        return int(np.argmin(np.where(finite, errors, np.inf)))
+    if len(errors) > 1:
+        warnings.warn(
+            f"{owner}: the {what} is not finite for any of the {len(errors)} values of "
+            "reg, so that it cannot choose, and the largest reg is taken; give larger "
+            "values, or held-out examples",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return int(np.argmax(reg))
 
 
 def make_model(

@@ -42,7 +42,7 @@ _TINY = np.finfo(np.float64).tiny
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("total", "carry"),
+    data_fields=("total", "carry", "rows"),
     meta_fields=("num_targets",),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,11 +56,13 @@ class RidgeState:
     Attributes:
       total: (m + t + 1, m + t + 1), the sums as rounded to the dtype.
       carry: of the same shape, the digits that `total` cannot hold.
+      rows: (2,), the number of examples of positive weight, as a sum and its carry.
       num_targets: t, or None for targets of shape (n,).
     """
 
     total: Array
     carry: Array
+    rows: Array
     num_targets: int | None
 
     @property
@@ -97,7 +99,8 @@ def ridge_init(
     dtype = check_float_dtype("ridge_init", dtype)
     size = m + _num_columns(num_targets) + 1
     zeros = jnp.zeros((size, size), dtype)
-    return RidgeState(zeros, jnp.zeros_like(zeros), num_targets)
+    rows = jnp.zeros(2, dtype)
+    return RidgeState(zeros, jnp.zeros_like(zeros), rows, num_targets)
 
 
 def ridge_update(
@@ -118,9 +121,10 @@ def ridge_update(
       state: `RidgeState`; it is not changed.
       phi: (n, m) real features, in the dtype of the state or a coarser one.
       y: (n, t) real targets; (n,) if t is 1 or None.
-      sample_weight: (n,), >= 0, by default 1. An example of weight 2 counts as two
-        examples. One of weight 0 does not count, but must be finite. The rows are
-        multiplied by the square roots of the weights, rounded to the dtype.
+      sample_weight: (n,), >= 0, by default 1. In the objective an example of weight 2
+        counts as two examples, and only the ratios of weights matter. One of weight 0
+        does not count, but must be finite. The rows are multiplied by the square roots
+        of the weights, rounded to the dtype.
 
     Returns:
       `RidgeState`.
@@ -157,7 +161,9 @@ def ridge_update(
     if n == 0:
         return state
     total, carry = _add_rows(state.total, state.carry, phi, y.reshape(n, t), weight)
-    return dataclasses.replace(state, total=total, carry=carry)
+    count = n if weight is None else jnp.sum(weight > 0)
+    rows = add_counts(state.rows, jnp.asarray([count, 0], dtype))
+    return dataclasses.replace(state, total=total, carry=carry, rows=rows)
 
 
 @jax.jit
@@ -191,7 +197,14 @@ def ridge_merge(a: RidgeState, b: RidgeState) -> RidgeState:
             )
     total, error = two_sum(a.total, b.total)
     total, carry = two_sum(total, error + (a.carry + b.carry))
-    return dataclasses.replace(a, total=total, carry=carry)
+    rows = add_counts(a.rows, b.rows)
+    return dataclasses.replace(a, total=total, carry=carry, rows=rows)
+
+
+def add_counts(a: Array, b: Array) -> Array:
+    """Return the sum of two numbers that are a sum and its carry each, (2,)."""
+    total, error = two_sum(a[0], b[0])
+    return jnp.stack(two_sum(total, error + (a[1] + b[1])))
 
 
 def ridge_solve(
@@ -240,7 +253,7 @@ def ridge_solve(
     penalties = check_reg(owner, reg)
     check_choice(owner, "singular", singular, ("raise", "drop"))
     sums = sums_on_host(owner, state)
-    m, n = state.num_features, sums[-1, -1]
+    m, n, num_rows = state.num_features, sums[-1, -1], _num_rows(state)
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
     mean, target_mean = means[:m], means[m:]
     solver = ShiftedSolver(sums[:m, :m] - np.outer(n * mean, mean))
@@ -275,7 +288,8 @@ def ridge_solve(
     target_squares = np.trace(sums[m:-1, m:-1]) - n * target_mean @ target_mean
     squares = target_squares + (w * (product - 2 * rhs)).sum(axis=(1, 2))
     mse = np.maximum(squares, 0) / (n * rhs.shape[1])
-    free = np.maximum(1 - (dof + intercept) / n, 0)
+    # The scale of the weights must not matter: dof is of rows, not of their weights.
+    free = np.maximum(1 - (dof + intercept) / num_rows, 0)
     info = RidgeInfo(
         count=n,
         condition=largest / smallest,
@@ -298,8 +312,9 @@ def _singular_message(
         f"ridge_solve: reg must be at least {1e3 * noise / n:.1g} for these sums, got "
         f"{shift / n:.3g}: the system is singular to {state.total.dtype} precision, "
         f"with eigenvalues from {spectrum[0] + shift:.2g} to "
-        f"{spectrum[-1] + shift:.2g} (m = {state.num_features} features, {n:.0f} "
-        "examples). Use a larger reg, fewer features or more examples"
+        f"{spectrum[-1] + shift:.2g} (m = {state.num_features} features, "
+        f"{_num_rows(state):.0f} examples). Use a larger reg, fewer features or "
+        "more examples"
     )
 
 
@@ -354,6 +369,10 @@ def sums_on_host(owner: str, state: RidgeState) -> NDArray[np.float64]:
             "ridge_update"
         )
     return sums
+
+
+def _num_rows(state: RidgeState) -> float:
+    return float(np.asarray(state.rows, np.float64).sum())
 
 
 def _num_columns(num_targets: int | None) -> int:
