@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import safe_sqrt
-from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.layers._spatial import resolve_axes
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
@@ -60,10 +60,10 @@ def _variance_axes(
 
 @layer_rule.register
 def dropout_steps(layer: stax.Dropout, spec: Spec, context: Context) -> list[Step]:
-    """Variances over the rate; kernels between two draws do not change.
+    """Kernels of one draw over the rate; kernels between two draws do not change.
 
-    Features that depend on the batch contain what is dropped: one column for each
-    position of each example. Other features keep it in `nngp_diag`.
+    Features that depend on the batch contain what is dropped: one column of each kernel
+    for each position of each example. Other features keep it in `nngp_diag`.
 
     Raises:
       ValueError: the layer follows the input.
@@ -79,17 +79,27 @@ def dropout_steps(layer: stax.Dropout, spec: Spec, context: Context) -> list[Ste
     out = dataclasses.replace(
         spec,
         nngp_dim=spec.nngp_dim + dropped_columns,
+        ntk_dim=spec.ntk_dim + (dropped_columns if spec.ntk_dim else 0),
         gaussian=False,
         min_cosine=min(spec.min_cosine, layer.rate * spec.min_cosine),
         after_dropout=not dropped_columns,
     )
 
+    def dropped(variance: Array) -> Array:
+        """Return features that are orthogonal between all positions."""
+        columns = jnp.diag(safe_sqrt(variance).reshape(-1))
+        return columns.reshape(*variance.shape, dropped_columns)
+
     def apply(params: PyTree, f: Features) -> Features:
         variance = f.nngp_diag / layer.rate
         if not dropped_columns:
             return f._replace(nngp_diag=variance)
-        dropped = jnp.diag(safe_sqrt(variance - f.nngp_diag).reshape(-1))
-        dropped = dropped.reshape(*variance.shape, dropped_columns)
-        return Features(jnp.concatenate([f.nngp, dropped], axis=-1), f.ntk, variance)
+        lost = 1 / layer.rate - 1
+        nngp = jnp.concatenate([f.nngp, dropped(lost * f.nngp_diag)], axis=-1)
+        ntk = f.ntk
+        if spec.ntk_dim:
+            ntk_diag = jnp.sum(ntk**2, axis=-1)
+            ntk = jnp.concatenate([ntk, dropped(lost * ntk_diag)], axis=-1)
+        return Features(nngp, ntk, variance)
 
     return [linear_step(repr(layer), spec, out, apply)]
