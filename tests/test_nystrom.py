@@ -369,3 +369,22 @@ def test_refuses():
         methods.Nystrom(oversample=0.5)
     with pytest.raises(ValueError, match="landmarks must be one of"):
         methods.Nystrom("best")
+
+
+FAR = np.linspace(500, 501, 65, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize("get", BOTH)
+def test_kernels_that_rounding_makes_indefinite(get):
+    """Far from the origin the kernel has few right digits; the features have as many.
+
+    The kernel exp(-(x - y)^2) is rounded to steps of 0.03 there in float32.
+    """
+    net = stax.serial(dense(1), stax.Rbf(1.0), *[dense(1)] * (get == "ntk"))
+    with x64():
+        exact = np.asarray(exact_kernel(net, FAR.astype(np.float64), get=get))
+    single = relative(exact_kernel(net, FAR, get=get), exact)
+    assert single > 0.01
+    with pytest.warns(UserWarning, match=r"NetworkFeatureMap.init: rounding .* 6\d of"):
+        phi = features(net, FAR, num_features=32, get=get)
+    assert relative(phi @ phi.T, exact) < single

@@ -23,7 +23,7 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps
 from jax_ntk_sketch.features.fitting import in_batches
-from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky
+from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky, warn_left_out
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,7 +90,9 @@ class LandmarkFeatureMap:
             z = z[self._choose(key, z)]
         k = self._kernel(z, None)
         _check_kernel_matrix(k)
-        return {"landmarks": z, "root": inverse_sqrt(k)}
+        root, left_out = inverse_sqrt(k)
+        warn_left_out(owner, left_out, len(z))
+        return {"landmarks": z, "root": root}
 
     def apply(
         self, params: dict[str, Array], x: ArrayLike, *, batch_size: int | None = None

@@ -16,8 +16,9 @@ Source: Williams and Seeger, Using the Nystrom method to speed up kernel machine
 Algorithms 4.1 and 4.2 (in blocks).
 """
 
+import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def rpcholesky(
         index = _draw(keys[i], left, free, block)
         # Columns of what is left of the kernel, and a Cholesky factor of their block.
         columns = column(index) - matmul(factor, factor[index].T)
-        columns = matmul(columns, inverse_sqrt(columns[index]))
+        columns = matmul(columns, inverse_sqrt(columns[index]).root)
         left = left - jnp.sum(columns**2, axis=-1)
         # Rounding must not be taken for directions that are left.
         left = jnp.where(left > floor, left, 0).at[index].set(0)
@@ -124,22 +125,39 @@ def choose_uniform(key: Key, n: int, num: int) -> Array:
     return _draw(key, jnp.ones(n, jnp.float32), jnp.ones(n, bool), num)
 
 
-def inverse_sqrt(k: Array) -> Array:
+class InverseRoot(NamedTuple):
+    """The square root R of an inverse, (m, m), or some columns of it.
+
+    Attributes:
+      root: R.
+      left_out: the number of directions of a matrix that rounding has made indefinite,
+        which R leaves out; int32 ().
+    """
+
+    root: Array
+    left_out: Array
+
+
+def inverse_sqrt(k: Array) -> InverseRoot:
     r"""Return R with :math:`R R^\top = (k + \delta I)^{-1}`, by Cholesky factorization.
 
     Rows and columns are first scaled to a diagonal of ones. Then delta is the smallest
     of eps, 10 eps, 100 eps, ... for which the factorization exists. The error is that
     of a kernel a little larger: :math:`K_{xz} R R^\top K_{zx}` stays below the kernel.
 
+    Where delta would have to be the square root of eps or more, rounding has made the
+    kernel indefinite. The directions whose eigenvalues are not larger than the absolute
+    value of the smallest one are then left out, and the others are inverted exactly.
+
     Args:
       k: (m, m), symmetric positive semidefinite up to rounding.
 
     Returns:
-      (m, m), upper triangular up to rounding. It has zero rows and columns where k has.
+      An `InverseRoot`. Its root has zero rows where k has.
 
     Cost: O(m^3) operations.
     """
-    eps = jnp.finfo(k.dtype).eps
+    eps = float(jnp.finfo(k.dtype).eps)
     diagonal = jnp.diagonal(k)
     nonzero = diagonal > 10 * eps * jnp.max(diagonal, initial=0)
     scale = jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, diagonal, 1)), 0)
@@ -152,19 +170,30 @@ def inverse_sqrt(k: Array) -> Array:
 
     def has_failed(state: tuple[Array, Array]) -> Array:
         delta, root = state
-        return ~jnp.isfinite(root).all() & (delta < 1)
+        return ~jnp.isfinite(root).all() & (delta < eps**0.5)
 
     def try_larger(state: tuple[Array, Array]) -> tuple[Array, Array]:
         delta = 10 * state[0]
         return delta, factor(delta)
 
+    def invert(root: Array) -> tuple[Array, Array]:
+        inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True).T
+        return inverse, jnp.zeros((), jnp.int32)
+
+    def project(root: Array) -> tuple[Array, Array]:
+        values, vectors = jnp.linalg.eigh(unit)
+        kept = values > jnp.abs(values[0])
+        inverse = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
+        return vectors * inverse, jnp.sum(~kept, dtype=jnp.int32)
+
     start = jnp.asarray(eps, k.dtype)
     _, root = jax.lax.while_loop(has_failed, try_larger, (start, factor(start)))
-    inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True).T
-    return inverse * scale[:, None]
+    definite = jnp.isfinite(root).all() | ~jnp.isfinite(unit).all()
+    inverse, left_out = jax.lax.cond(definite, invert, project, root)
+    return InverseRoot(inverse * scale[:, None], left_out)
 
 
-def principal_sqrt(cross: Array, gram: Array, num_features: int) -> Array:
+def principal_sqrt(cross: Array, gram: Array, num_features: int) -> InverseRoot:
     r"""Return R for features :math:`K_{xz} R`: principal directions of a sample's.
 
     Among all projections in the space that the landmarks span, this one leaves the
@@ -176,26 +205,38 @@ def principal_sqrt(cross: Array, gram: Array, num_features: int) -> Array:
       num_features: >= 1.
 
     Returns:
-      (m, num_features). For m <= num_features it is `inverse_sqrt(gram)` and columns of
-      zeros.
+      An `InverseRoot` with a root (m, num_features). For m <= num_features it is that
+      of `inverse_sqrt(gram)` and columns of zeros.
 
     Cost: O(n m^2 + m^3) operations.
 
     >>> import jax.numpy as jnp
     >>> from jax_ntk_sketch.kernels.nystrom import principal_sqrt
     >>> x = jnp.array([[2.0, 0.0], [0.0, 1.0]])
-    >>> phi = x @ x.T @ principal_sqrt(x @ x.T, x @ x.T, 1)
+    >>> phi = x @ x.T @ principal_sqrt(x @ x.T, x @ x.T, 1).root
     >>> (phi @ phi.T).round(3)
     Array([[4., 0.],
            [0., 0.]], dtype=float32)
     """
-    root = inverse_sqrt(gram)
+    root, left_out = inverse_sqrt(gram)
     m = len(gram)
     if m <= num_features:
-        return jnp.pad(root, [(0, 0), (0, num_features - m)])
+        return InverseRoot(jnp.pad(root, [(0, 0), (0, num_features - m)]), left_out)
     phi = matmul(cross, root)
     directions = jnp.linalg.eigh(matmul(phi.T, phi))[1]
-    return matmul(root, directions[:, m - num_features :])
+    return InverseRoot(matmul(root, directions[:, m - num_features :]), left_out)
+
+
+def warn_left_out(owner: str, left_out: Array, num_landmarks: int) -> None:
+    """Warn of directions that an `InverseRoot` leaves out, if their number is known."""
+    if isinstance(left_out, jax.core.Tracer) or not int(left_out):
+        return
+    warnings.warn(
+        f"{owner}: rounding makes the kernel of the landmarks indefinite, so that "
+        f"{int(left_out)} of its {num_landmarks} directions are left out; center and "
+        "scale the examples, or give them in float64 with jax_enable_x64",
+        stacklevel=2,
+    )
 
 
 def _draw(key: Key, weights: Array, free: Array, num: int) -> Array:

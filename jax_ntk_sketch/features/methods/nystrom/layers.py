@@ -75,7 +75,7 @@ def nystrom_step(
         spec=Spec(nngp_columns, ntk_columns),
         apply=layer.apply,
         init=layer.init,
-        fit=lambda key, f: layer.learn(key, sampling.checked_sample(f)),
+        fit=layer.fit,
         flops=spec.pixels * flops,
         live_elements=elements,
         fit_elements=sampling.max_candidates(num) * (dims + 4 * num + columns),
@@ -146,9 +146,14 @@ class _LandmarkLayer:
         num = self.num_landmarks
         return {name: jnp.zeros((num, *shape)) for name, shape in columns.items()}
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def learn(self, key: Key, f: Features) -> dict[str, Array]:
+    def fit(self, key: Key, f: Features) -> dict[str, Array]:
         """Choose landmarks among the positions of a sample, and find R1 and R0."""
+        params, left_out = self._learn(key, sampling.checked_sample(f))
+        sampling.warn_left_out(left_out, self.num_landmarks)
+        return params
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _learn(self, key: Key, f: Features) -> tuple[dict[str, Array], Array]:
         candidates_key, landmarks_key = jax.random.split(key)
         rows = self._rows(
             f,
@@ -167,15 +172,17 @@ class _LandmarkLayer:
         )
         nngp, ntk = self._kernels(rows, landmarks)
         nngp_gram, ntk_gram = self._kernels(landmarks)
+        root, left_out = principal_sqrt(nngp, nngp_gram, self.nngp_columns)
         params = {
             "nngp_landmarks": landmarks.x,
             "nngp_diag": landmarks.nngp_diag,
-            "nngp_root": principal_sqrt(nngp, nngp_gram, self.nngp_columns),
+            "nngp_root": root,
         }
         if self.ntk_columns:
-            params["ntk_landmarks"] = landmarks.y
-            params["ntk_root"] = principal_sqrt(ntk, ntk_gram, self.ntk_columns)
-        return sampling.pad_landmarks(params, self.num_landmarks)
+            root, ntk_left_out = principal_sqrt(ntk, ntk_gram, self.ntk_columns)
+            left_out = jnp.maximum(left_out, ntk_left_out)
+            params |= {"ntk_landmarks": landmarks.y, "ntk_root": root}
+        return sampling.pad_landmarks(params, self.num_landmarks), left_out
 
     def apply(self, params: dict[str, Array], f: Features) -> Features:
         """Return the features after the activation."""

@@ -77,7 +77,7 @@ def _kernel_step(
         }
 
     @jax.jit
-    def learn(key: Key, x: Array) -> dict[str, Array]:
+    def learn(key: Key, x: Array) -> tuple[dict[str, Array], Array]:
         candidates_key, landmarks_key = jax.random.split(key)
         x = x[sampling.candidate_rows(candidates_key, len(x), num_landmarks)]
         diagonal = getattr(diagonal_kernels(net, x), kind)
@@ -86,8 +86,15 @@ def _kernel_step(
             method, landmarks_key, lambda i: kernel(x, x[i]), diagonal, num
         )
         z = x[chosen]
-        root = principal_sqrt(kernel(x, z), kernel(z), columns)
-        return sampling.pad_landmarks({"landmarks": z, "root": root}, num_landmarks)
+        root, left_out = principal_sqrt(kernel(x, z), kernel(z), columns)
+        params = {"landmarks": z, "root": root}
+        return sampling.pad_landmarks(params, num_landmarks), left_out
+
+    def fit(key: Key, f: Features) -> dict[str, Array]:
+        x = sampling.checked_sample(f).nngp
+        params, left_out = learn(key, x)
+        sampling.warn_left_out(left_out, min(num_landmarks, len(x)))
+        return params
 
     def apply(params: dict[str, PyTree], f: Features) -> Features:
         x = at_least_float32(f.nngp)
@@ -101,7 +108,7 @@ def _kernel_step(
         spec=Spec.of_kind(kind, columns),
         apply=apply,
         init=init,
-        fit=lambda key, f: learn(key, sampling.checked_sample(f).nngp),
+        fit=fit,
         flops=(2 * input_dim + flops_per_entry + 2 * columns) * num_landmarks,
         live_elements=input_dim + 4 * num_landmarks + columns,
         fit_elements=sampling.max_candidates(num_landmarks)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._typing import Array, Key
 from jax_ntk_sketch.features.state import Features
-from jax_ntk_sketch.kernels import rpcholesky
+from jax_ntk_sketch.kernels import nystrom, rpcholesky
 from jax_ntk_sketch.kernels.nystrom import choose_uniform
 from jax_ntk_sketch.methods import Nystrom
 
@@ -52,6 +52,11 @@ def pad_landmarks(params: dict[str, Array], num_landmarks: int) -> dict[str, Arr
         name: jnp.pad(array, [(0, num_landmarks - len(array)), (0, 0)][: array.ndim])
         for name, array in params.items()
     }
+
+
+def warn_left_out(left_out: Array, num_landmarks: int) -> None:
+    """Warn of directions of the landmarks that are left out, if any are."""
+    nystrom.warn_left_out("NetworkFeatureMap.init", left_out, num_landmarks)
 
 
 def checked_sample(f: Features) -> Features:
