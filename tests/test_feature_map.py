@@ -96,9 +96,20 @@ def test_gradients_are_derivatives(case):
     np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
-def test_the_same_in_double_precision_mode():
+@pytest.mark.parametrize(
+    "record",
+    [
+        registry.FEATURE_MAPS[2].record,
+        jns.feature_map(
+            stax.serial(stax.Dense(1), stax.Erf(), stax.Dense(1)),
+            num_features=36,
+            method="ntk_random_features",
+        ),
+    ],
+    ids=["relu", "directions of random lengths"],
+)
+def test_the_same_in_double_precision_mode(record):
     """The same key gives the same parameters whether or not x64 is enabled."""
-    record = registry.FEATURE_MAPS[2].record
     single = record.init(contract.KEY, (registry.DIM,))
     with x64():
         double = record.init(contract.KEY, (registry.DIM,))

@@ -264,8 +264,8 @@ class NormalLengths:
         """Draw the directions and their lengths."""
         directions_key, length_key = jax.random.split(key)
         dim, num = self.directions.sphere_dim, self.directions.output_dim
-        square = 2 * jax.random.gamma(length_key, dim / 2, (num,))
-        length = jnp.sqrt(square / dim).astype(jnp.float32)
+        square = 2 * jax.random.gamma(length_key, dim / 2, (num,), jnp.float32)
+        length = jnp.sqrt(square / dim)
         return {"directions": self.directions.init(directions_key), "length": length}
 
     def apply(self, params: dict[str, PyTree], x: ArrayLike) -> Array:
