@@ -170,3 +170,13 @@ def test_bad_keys(kind):
         kind(4, 4).init(0)
     with pytest.raises(ValueError, match=r"use jax\.vmap for a batch"):
         kind(4, 4).init(jax.random.split(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("kind", DIRECTIONS)
+def test_directions_are_compiled_once(kind, caplog):
+    """Each compilation takes up to a second, and keeps its memory."""
+    record = DIRECTIONS[kind](6, 20)
+    record.init(jax.random.key(0))
+    with jax.log_compiles():
+        record.init(jax.random.key(1))
+    assert not [line for line in caplog.messages if "Finished XLA" in line]

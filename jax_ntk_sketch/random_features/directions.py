@@ -110,7 +110,7 @@ class OrthogonalDirections(Directions):
         d, blocks = self.input_dim, math.ceil(self.output_dim / self.input_dim)
         columns = min(d, self.output_dim)
         normal = jax.random.normal(key, (blocks, d, columns), jnp.float32)
-        q, r = jax.vmap(_qr)(normal)
+        q, r = _qr_of_blocks(normal)
         # QR is unique, and Q Haar distributed, only where R's diagonal is positive.
         signs = jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))
         w = q * (math.sqrt(d) * signs)[:, None, :]
@@ -123,6 +123,10 @@ class OrthogonalDirections(Directions):
 @jax.custom_batching.sequential_vmap
 def _qr(a: Array) -> tuple[Array, Array]:
     return jnp.linalg.qr(a)
+
+
+# Compiled once for each shape: `sequential_vmap` makes a new loop at each call.
+_qr_of_blocks = jax.jit(jax.vmap(_qr))
 
 
 @dataclasses.dataclass(frozen=True)
