@@ -30,6 +30,10 @@ Kind: TypeAlias = Literal["nngp", "ntk"]
 KINDS: tuple[Kind, ...] = ("nngp", "ntk")
 Get: TypeAlias = Kind | tuple[Kind, ...]
 
+# What targets are: labels of classes, or numbers.
+Task: TypeAlias = Literal["classification", "regression"]
+TASKS: tuple[Task, ...] = ("classification", "regression")
+
 # `kernel_fn(x1, x2, get)` as in Neural Tangents: a matrix (n1, n2), or several by name.
 # x2 is None for x1 itself.
 KernelFn: TypeAlias = Callable[[Any, Any, Any], Any]

@@ -322,7 +322,7 @@ def test_progress_and_one_compilation(capsys, caplog):
         (dict(sample_weight=np.ones(3)), ValueError, "sample_weight must have shape"),
         (dict(sample_weight=-np.ones(230)), ValueError, "weights must be finite"),
         (dict(y=LABELS, num_classes=2), ValueError, "labels from 0 to 1, got 2"),
-        (dict(y=Y, num_classes=2), TypeError, "must be integer labels"),
+        (dict(y=Y, num_classes=2), TypeError, "y must be labels of shape"),
         (dict(x=X[:0], y=Y[:0]), ValueError, "must hold examples"),
         (dict(x=iter(batches()), y=None, checkpoint="c.npz"), ValueError, "iterator"),
         (dict(x=batches(y=LABELS), y=None), ValueError, "num_classes must be given"),

@@ -55,6 +55,31 @@ def test_labels_are_fitted_as_centred_one_hot_codes():
         lm.fit_ridge(halves, reg=1e-3)
 
 
+@pytest.mark.parametrize("labels", [["lily", "rose"], [-1, 1], [3, 255]])
+def test_predicted_labels_are_those_of_the_fit(labels):
+    phi, _ = data()
+    y = np.array(labels)[(phi[:, 0] > 0).astype(int)]
+    y = y.astype(np.uint8) if 255 in labels else y
+    model = lm.fit_ridge(phi, y, reg=[1e-3, 1.0])
+    assert model.classes == tuple(labels) and model.num_classes == 2
+    found = model.predict_class(phi)
+    assert found.shape == (2, 300) and set(found.ravel()) == set(labels)
+    best = model.best(phi, y)
+    assert (best.predict_class(phi) == y).mean() > 0.9
+    numbers = lm.fit_ridge(phi, phi[:, 0] > 0, reg=1e-3)
+    np.testing.assert_allclose(model.weights[0], numbers.weights, atol=1e-6)
+
+
+def test_singular_penalties_are_dropped():
+    phi = np.repeat(data()[0], 2, axis=1)
+    y = phi[:, 0] ** 2
+    with pytest.warns(RuntimeWarning, match="1 of 2 values of reg were dropped"):
+        model = lm.fit_ridge(phi, y, reg=[0.0, 1e-2])
+    assert model.reg.tolist() == [1e-2] and model.weights.shape == (1, 24)
+    with pytest.raises(np.linalg.LinAlgError, match="reg must be at least"):
+        lm.fit_ridge(phi, y, reg=0.0)
+
+
 def test_bool_labels_and_float_labels():
     phi, _ = data()
     labels = phi[:, 0] > phi[:, 1]

@@ -155,11 +155,54 @@ def test_targets():
     batch = read(X, labels)[1][0]
     np.testing.assert_allclose(batch.y, np.eye(3)[labels[:4]] - 1 / 3, rtol=1e-6)
     assert batch.y.dtype == np.float32
-    # Labels up to the largest number of their dtype.
-    assert read(X, np.full(10, 255, np.uint8))[1][0].y.shape == (4, 256)
     (batch,) = stream([(X, labels)], num_classes=4)
     assert batch.y.shape == (1024, 4)
     assert read(X, labels > 0)[1][0].y.shape == (4, 2)
+    # Numbers, if they are said to be.
+    numbers = read(X, labels, task="regression")[1][0].y
+    np.testing.assert_array_equal(numbers, labels[:4])
+    (batch,) = stream([(X, labels)], task="regression")
+    np.testing.assert_array_equal(batch.y[:10], labels)
+    whole = read(X, labels.astype(float), task="classification")[1][0].y
+    np.testing.assert_allclose(whole, np.eye(3)[labels[:4]] - 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["rose", "lily", "iris"],
+        np.array(["rose", "lily", "iris"], object),
+        np.array([b"rose", b"lily", b"iris"]),
+        [-1, 1, 0],
+        np.array([7, 10**9, 255], np.uint64),
+        np.array([255, 0, 1], np.uint8),
+        np.array([127, -128, 1], np.int8),
+    ],
+)
+def test_labels_are_what_they_are(labels):
+    labels = np.array(labels)[[0, 1, 2, 0, 1, 2, 0, 1, 2, 0]]
+    source = ArraySource("job", X, labels)
+    reader = Reader(source)
+    wanted, numbers = np.unique(labels.astype(str), return_inverse=True)
+    if labels.dtype.kind not in "OSU":
+        wanted, numbers = np.unique(labels, return_inverse=True)
+    assert reader.classes == tuple(wanted.tolist())
+    (batch,) = reader.batches()
+    np.testing.assert_array_equal(batch.y[:10].argmax(axis=1), numbers)
+
+
+def test_labels_that_may_be_numbers():
+    x, counts = np.zeros((200, 1), np.float32), np.arange(200) // 2
+    for y, match in (
+        (np.arange(200), "200 classes in 200 examples, from 0 to 199"),
+        (np.arange(20), "20 classes in 20 examples"),
+        (np.full(20, 3), "one class only in 20 examples, from 3 to 3"),
+    ):
+        with pytest.warns(RuntimeWarning, match=f"^job: y holds labels of .*{match}"):
+            Reader(ArraySource("job", x[: len(y)], y), task=None)
+        for task in ("classification", "regression"):
+            Reader(ArraySource("job", x[: len(y)], y), task=task)
+    Reader(ArraySource("job", x, counts // 2))
 
 
 def test_the_default_size():
@@ -262,15 +305,31 @@ class Lazy:
         (lambda: read(X[:, 0]), ValueError, r"n examples, \(n, d\) .* shape \(4,\)"),
         (lambda: read(X.astype(complex)), TypeError, "real numbers, got .*complex128"),
         (lambda: read(X.astype(str)), TypeError, "real numbers, got dtype <U"),
-        (lambda: read(X, list("abababcabc")), TypeError, "make labels of class names"),
+        (lambda: read(X, [*"ababab", *[None] * 4]), TypeError, "without missing ones"),
+        (
+            lambda: stream([(X, ["a"] * 10)], num_classes=2),
+            TypeError,
+            "like 0, got 'a'",
+        ),
+        (
+            lambda: read(X, Y[:, 0], task="classification"),
+            ValueError,
+            "whole numbers or",
+        ),
+        (lambda: read(X, Y[:, 0], task="other"), ValueError, "task must be one of"),
+        (
+            lambda: read(X, Y, task="regression", num_classes=3),
+            ValueError,
+            "num_classes must be None for a regression, got 3",
+        ),
         (lambda: read(X, Y[:, :, None]), ValueError, r"y must have shape \(n,\) or"),
         (lambda: read(X, Y[1:]), ValueError, "x and y must have one length, got 10"),
         (lambda: read(X, Y, weight=np.ones(9)), ValueError, r"\(10,\), got \(9,\)"),
         (lambda: read(X, Y, weight=-np.ones(10)), ValueError, "weights must be finite"),
         (lambda: read(X, extras={"mask": X[1:]}), ValueError, "mask must have the 10"),
-        (lambda: read(X, Y, num_classes=2), TypeError, "y must be integer labels"),
+        (lambda: read(X, Y, num_classes=2), TypeError, "y must be labels of shape"),
         (lambda: read(X, np.arange(10), num_classes=9), ValueError, "0 to 8, got 9"),
-        (lambda: read(X, -np.arange(10)), ValueError, "labels from 0 to 1, got -1"),
+        (lambda: read(X, -np.arange(10), num_classes=2), ValueError, "0 to 1, got -1"),
         (lambda: read(X, Y, num_classes=1), ValueError, "num_classes must be an integ"),
         (lambda: read(X, batch_size=0), ValueError, "job: batch_size must be an integ"),
         (lambda: read(X, nonfinite="drop"), ValueError, "nonfinite must be one of"),

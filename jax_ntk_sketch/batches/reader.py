@@ -19,14 +19,19 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._arrays import check_real, to_numpy
 from jax_ntk_sketch._checks import check_choice, check_size
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Targets
+from jax_ntk_sketch._typing import TASKS, Array, Dtype, Examples, PyTree, Task
+from jax_ntk_sketch.batches.labels import (
+    Label,
+    are_labels,
+    centered_codes,
+    check_targets,
+    find_classes,
+)
 from jax_ntk_sketch.batches.source import ArraySource, BatchSource, Rows
 from jax_ntk_sketch.batches.sparse_rows import SparseRows, capacity, is_sparse, pack
 
 # What happens to examples that hold NaN or infinity.
 Nonfinite: TypeAlias = Literal["raise", "skip"]
-
-_LABELS = "; make labels of class names by numpy.unique(y, return_inverse=True)[1]"
 
 # Examples of a batch where the caller names no size, and the bytes they may take.
 _EXAMPLES = 1024
@@ -72,8 +77,9 @@ class Reader:
         power of two that takes at most 64 MiB if that is fewer.
       num_devices: how many devices share a batch; None if it is not split, so that
         examples may be sparse.
-      num_classes: the number of classes if the targets are labels. For arrays it is by
-        default the largest label + 1.
+      num_classes: the number of classes if the targets are labels from 0 on. Arrays
+        may have any integers or text; their different labels are the default.
+      task: what the targets are; None to infer it from their dtype.
       nonfinite: "raise" or "skip"; None is "raise" for an owner without this option.
       pad: whether the last batch is padded to the size of the others.
       dtype: the dtype of x; by default its own, or what JAX makes of it.
@@ -81,7 +87,7 @@ class Reader:
     Attributes:
       size: examples in a batch, on all devices.
       num_examples: the number of examples; None if it is not known.
-      num_classes: the number of classes, None if targets are not labels.
+      classes: the labels in order, None if targets are not labels.
 
     >>> import numpy as np
     >>> from jax_ntk_sketch.batches.reader import Reader
@@ -99,6 +105,7 @@ class Reader:
         batch_size: int | None = None,
         num_devices: int | None = None,
         num_classes: int | None = None,
+        task: Task | None = None,
         nonfinite: Nonfinite | None = None,
         pad: bool = True,
         dtype: Dtype = None,
@@ -113,12 +120,8 @@ class Reader:
             batch_size = self._default_size()
         batch_size = check_size(self.owner, "batch_size", batch_size)
         self.size = batch_size * (num_devices or 1)
-        if num_classes is not None:
-            num_classes = check_size(self.owner, "num_classes", num_classes, 2)
-        elif isinstance(source, ArraySource) and _are_labels(source.all.y):
-            if len(source.all.y):
-                num_classes = max(2, int(np.max(source.all.y)) + 1)
-        self.num_classes = num_classes
+        self.task = task
+        self.classes = self._find_classes(num_classes)
         self._layout: dict[str, str] = {}
         # Entries of a sparse batch. They only grow, so that little is compiled again.
         self._entries = 1
@@ -201,6 +204,7 @@ class Reader:
             for name, value in rows.extras.items()
         }
         y = None if rows.y is None else to_numpy(owner, "y", rows.y)
+        y = None if y is None else check_targets(owner, y, self.task)
         numbers, count = np.asarray(rows.numbers), len(rows.numbers)
         where = f"{owner}: examples {min(rows.numbers, default=0)} to "
         where += str(max(rows.numbers, default=0))
@@ -249,12 +253,7 @@ class Reader:
         check_real(owner, name, x.dtype)
         layout = {name: f"shape {x.shape[1:]} and {self._device_dtype(x.dtype)}"}
         if y is not None:
-            check_real(owner, "y", y.dtype, _LABELS)
-            if y.ndim not in (1, 2):
-                raise ValueError(
-                    f"{owner}: y must have shape (n,) or (n, t), got {y.shape}"
-                )
-            kind = "labels" if _are_labels(y) else "numbers"
+            kind = "labels" if are_labels(y, self.task) else "numbers"
             layout["y"] = f"shape {y.shape[1:]} and {kind}"
         for key in ("pattern", "mask"):
             leaves = jax.tree.leaves(extras.get(key))
@@ -313,33 +312,41 @@ class Reader:
             f"(counted from 0){at}; repair or remove such examples{skip}"
         )
 
+    def _find_classes(self, num_classes: int | None) -> tuple[Label, ...] | None:
+        """Return the classes that are known before the first batch is read."""
+        if self.task is not None:
+            check_choice(self.owner, "task", self.task, TASKS)
+        if num_classes is not None:
+            if self.task == "regression":
+                raise ValueError(
+                    f"{self.owner}: num_classes must be None for a regression, got "
+                    f"{num_classes!r}"
+                )
+            return tuple(range(check_size(self.owner, "num_classes", num_classes, 2)))
+        y = self.source.all.y if isinstance(self.source, ArraySource) else None
+        if y is None or not len(y) or (self.task is None and y.dtype.kind == "f"):
+            return None
+        y = check_targets(self.owner, to_numpy(self.owner, "y", y), self.task)
+        labels = are_labels(y, self.task)
+        return find_classes(self.owner, y, self.task) if labels else None
+
     def _targets(self, where: str, y: NDArray, dtype: Dtype) -> NDArray:
         """Return numbers as they are, and centered one-hot codes of labels."""
-        classes, labels = self.num_classes, _are_labels(y)
-        if classes is None:
+        labels = are_labels(y, self.task)
+        if self.classes is None:
             if labels:
                 raise ValueError(
-                    f"{where}: num_classes must be given with batches of class labels; "
-                    "to regress on numbers, make y float"
+                    f"{where}: num_classes must be given with batches of class labels, "
+                    "which are numbered from 0; to regress on numbers, give "
+                    'task="regression"'
                 )
             return y
         if not labels:
             raise TypeError(
-                f"{where}: y must be integer labels of shape (n,), because num_classes "
-                f"is given; got {y.dtype} of shape {y.shape}"
+                f"{where}: y must be labels of shape (n,), because num_classes is "
+                f"given; got {y.dtype} of shape {y.shape}"
             )
-        outside = y[(y < 0) | (y >= classes)]
-        if len(outside):
-            raise ValueError(
-                f"{where}: y must hold labels from 0 to {classes - 1}, got "
-                f"{outside[0]}; labels are numbered by "
-                "numpy.unique(y, return_inverse=True)[1]"
-            )
-        # A regression without intercept starts from no class if the codes have mean 0.
-        real = np.float64 if dtype == np.float64 else np.float32
-        codes = np.full((len(y), classes), -real(1 / classes))
-        codes[np.arange(len(y)), y.astype(int)] += real(1)
-        return codes
+        return centered_codes(where, y, self.classes, dtype)
 
 
 def warn_skipped(
@@ -354,10 +361,6 @@ def warn_skipped(
             RuntimeWarning,
             stacklevel=stacklevel,
         )
-
-
-def _are_labels(y: Targets) -> bool:
-    return y is not None and y.ndim == 1 and np.dtype(y.dtype).kind in "bui"
 
 
 def _zero_and_pad(array: NDArray, finite: NDArray, size: int) -> NDArray:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jax_ntk_sketch.data._dataset import Task
+from jax_ntk_sketch._typing import Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,15 +3,11 @@
 import dataclasses
 import os
 import pathlib
-from typing import Literal
 
 import numpy as np
 
 from jax_ntk_sketch._checks import check_choice, check_number, check_size
-from jax_ntk_sketch._typing import Examples
-
-Task = Literal["classification", "regression"]
-TASKS: tuple[Task, ...] = ("classification", "regression")
+from jax_ntk_sketch._typing import TASKS, Examples, Task
 
 # Integer targets with more distinct values than this are numbers, not labels.
 _MAX_CLASSES = 100

@@ -3,8 +3,9 @@
 import os
 import pathlib
 
+from jax_ntk_sketch._typing import Task
 from jax_ntk_sketch.data._cifar import find_cifar, read_cifar
-from jax_ntk_sketch.data._dataset import Arrays, Dataset, Task, to_dataset
+from jax_ntk_sketch.data._dataset import Arrays, Dataset, to_dataset
 from jax_ntk_sketch.data._idx import is_idx, read_idx
 from jax_ntk_sketch.data._npz import read_npz
 from jax_ntk_sketch.data._tables import is_table, read_table

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax_ntk_sketch import sharding
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape, Targets
+from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape, Targets, Task
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model import checkpoint as files
@@ -60,6 +60,7 @@ def fit(
     intercept: bool = True,
     sample_weight: Targets = None,
     num_classes: int | None = None,
+    task: Task | None = None,
     folds: int = 0,
     batch_size: int | None = None,
     nonfinite: Nonfinite = "raise",
@@ -85,15 +86,19 @@ def fit(
         `jax_ntk_sketch.with_sparse_inputs`. Or an iterable of batches of any lengths,
         which is read once. A batch is `(x, y)`, `(x, y, weight)`, or a dictionary with
         "x", "y" and if needed "weight", "pattern" and "mask".
-      y: targets `(n,)` or `(n, t)`. Integers `(n,)` are class labels from 0 to
-        num_classes - 1. None if x yields batches.
+      y: targets `(n,)` or `(n, t)`. Integers, booleans and text `(n,)` are class
+        labels. None if x yields batches.
       reg: one value >= 0, or several to choose from. The choice is by cross-validation
         if there are folds, else by generalized cross-validation (`RidgeInfo.gcv`).
         Values that leave the system singular are dropped, with a warning.
       intercept: whether to fit an intercept, which is not penalized.
       sample_weight: `(n,)`, >= 0; see `ridge_update`.
-      num_classes: the number of classes if y holds labels. Batches require it; for
-        arrays it is the largest label + 1 by default.
+      num_classes: the number of classes if y holds labels from 0 to num_classes - 1.
+        Batches of labels require it. By default the classes of an array are its
+        different labels, which `predict_class` returns.
+      task: "regression" if integers are numbers, "classification" if they are labels.
+        None (default) takes them for labels, and warns if they are many, if they hardly
+        repeat, or if all are equal.
       folds: 0, or k >= 2 for k-fold cross-validation: example i of a batch of
         `batch_size` examples is in fold i mod k.
       batch_size: examples whose features are summed at a time, on each device. By
@@ -160,11 +165,13 @@ def fit(
             open_source("fit", x, y, sample_weight, extras, read_again=again),
             batch_size=batch_size,
             num_classes=num_classes,
+            task=task,
             nonfinite=nonfinite,
             num_devices=None if local is None else local.size,
         )
         run = _Pass(fmap, params, reader, folds, local, processes)
-        run.agree({"reg": regs, "intercept": intercept, "num_classes": num_classes})
+        options = {"reg": regs, "intercept": intercept, "num_classes": num_classes}
+        run.agree(options | {"task": task})
         if checkpoint is not None:
             checkpoint = run.resume(checkpoint)
         label = f"sums, batches of {reader.size}"
@@ -188,7 +195,7 @@ def fit(
                 lambda: tuple(reduce_over(mesh, state) for state in run.states)
             )
         arrays = processes.broadcast_from_first(lambda: _solve(states, regs, intercept))
-    models = model_from_arrays(arrays, states[0].num_targets, reader.num_classes)
+    models = model_from_arrays(arrays, states[0].num_targets, reader.classes)
     if len(states) == 1:
         validation, best = None, models.best()
     else:
@@ -256,24 +263,24 @@ class _Pass:
             names = reader.source.feature_names
             shared["feature_names"] = names and list(names)
             shared["examples"] = _layout(first.x)
-            labels = reader.num_classes is not None
-            shared["targets"] = ["class labels"] if labels else _layout(first.y)[0]
+            shared["targets"] = _layout(first.y)[0]
+            if (labels := reader.classes) is not None:
+                text = isinstance(labels[0], str)
+                shared["targets"] = [f"class labels, {'text' if text else 'integers'}"]
             for name, value in first.extras.items():
                 shared[name] = [_layout(leaf) for leaf in jax.tree.leaves(value)]
-        # A process may have no examples of the last class.
-        reports = self.processes.gather({**shared, "found": reader.num_classes})
+        # A process may have no examples of a class.
+        reports = self.processes.gather({**shared, "found": reader.classes})
         self.processes.assert_equal(reports, shared)
         known = next((r for r in reports if r["examples"]), None)
         if known is None:
             raise ValueError(
                 "fit: x must hold examples in one of the processes, got no examples"
             )
-        found = [r["found"] for r in reports if r["found"] is not None]
-        reader.num_classes = max(found, default=None)
-        self._fingerprint["num_classes"] = reader.num_classes
-        targets = known["targets"]
-        if reader.num_classes is not None:
-            targets = [reader.num_classes]
+        found = {label for r in reports for label in r["found"] or ()}
+        reader.classes = tuple(sorted(found)) or None
+        self._fingerprint["classes"] = sorted(found) or None
+        targets = [len(found)] if found else known["targets"]
         extras: dict[str, PyTree] = {}
         for name in ("pattern", "mask"):
             if known[name] is not None:
@@ -325,7 +332,7 @@ class _Pass:
             "batch_size": self.reader.size // devices,
             "devices": devices,
             "process": f"{self.processes.index} of {self.processes.count}",
-            "num_classes": self.reader.num_classes,
+            "classes": self.reader.classes and list(self.reader.classes),
             "number of examples": self.reader.num_examples,
             "nonfinite": self.reader.nonfinite,
         }

@@ -24,7 +24,7 @@ from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul, two_sum
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model._fitted import (
@@ -49,6 +49,7 @@ def fit_cg(
     intercept: bool = True,
     sample_weight: Targets = None,
     num_classes: int | None = None,
+    task: Task | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 100,
     rank: int = 256,
@@ -63,9 +64,9 @@ def fit_cg(
     The objective is that of `fit`. The same passes solve for all targets.
 
     Args:
-      fmap, params, x, y, intercept, sample_weight, num_classes, batch_size, nonfinite,
-        progress, pattern, mask: as `fit` takes them, but x must not be an iterator. One
-        device computes all features.
+      fmap, params, x, y, intercept, sample_weight, num_classes, task, batch_size,
+        nonfinite, progress, pattern, mask: as `fit` takes them, but x must not be an
+        iterator. One device computes all features.
       key: a PRNG key, for the random directions of the preconditioner.
       reg: one number > 0.
       tolerance: in (0, 1), the accuracy of the predictions on the training examples. It
@@ -111,7 +112,11 @@ def fit_cg(
     extras, again = {"pattern": pattern, "mask": mask}, "each step reads it"
     source = open_source("fit_cg", x, y, sample_weight, extras, read_again=again)
     reader = Reader(
-        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
+        source,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        task=task,
+        nonfinite=nonfinite,
     )
     passes = _Passes(fmap, params, reader, progress)
     m = passes.num_features
@@ -170,7 +175,7 @@ def fit_cg(
         reg,
         solve_info,
         passes.num_targets,
-        reader.num_classes,
+        reader.classes,
     )
     return FittedModel(
         fmap,

@@ -11,7 +11,7 @@ import numpy as np
 from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets
+from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model._fitted import (
@@ -45,6 +45,7 @@ def fit_gradient(
     intercept: bool = True,
     sample_weight: Targets = None,
     num_classes: int | None = None,
+    task: Task | None = None,
     key: Key | None = None,
     batch_size: int = 256,
     nonfinite: Nonfinite = "raise",
@@ -60,9 +61,9 @@ def fit_gradient(
     The weights start at zero. The features are computed again in each epoch.
 
     Args:
-      fmap, params, x, y, intercept, sample_weight, num_classes, nonfinite, progress,
-        pattern, mask: as `fit` takes them. An iterator is read once, for one epoch. One
-        device computes all features.
+      fmap, params, x, y, intercept, sample_weight, num_classes, task, nonfinite,
+        progress, pattern, mask: as `fit` takes them. An iterator is read once, for one
+        epoch. One device computes all features.
       optimizer: an `optax.GradientTransformation`, which may contain schedules and
         clipping.
       loss: "squared_error", "softmax_cross_entropy" for class labels, or a function of
@@ -117,7 +118,11 @@ def fit_gradient(
     again = "each epoch reads it" if num_epochs > 1 else ""
     source = open_source(owner, x, y, sample_weight, extras, read_again=again)
     reader = Reader(
-        source, batch_size=batch_size, num_classes=num_classes, nonfinite=nonfinite
+        source,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        task=task,
+        nonfinite=nonfinite,
     )
     if key is not None:
         key = check_key(owner, key)
@@ -126,7 +131,8 @@ def fit_gradient(
                 f"{owner}: key must be None for batches, which come in their own "
                 "order; shuffle them where they are made"
             )
-    example_loss, center = _example_loss(loss, reader.num_classes)
+    num_classes = None if reader.classes is None else len(reader.classes)
+    example_loss, center = _example_loss(loss, num_classes)
     phi, num_targets = first_shapes(fmap, params, reader)
     t = num_targets or 1
     weights = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
@@ -159,7 +165,7 @@ def fit_gradient(
             )
     warn_skipped(owner, skipped)
     (w, b), _ = run
-    model = make_model(w, b, reg, RidgeInfo(count), num_targets, reader.num_classes)
+    model = make_model(w, b, reg, RidgeInfo(count), num_targets, reader.classes)
     info = GradientInfo(np.array(losses))
     return FittedModel(
         fmap,

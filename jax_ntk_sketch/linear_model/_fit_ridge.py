@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._typing import Examples, Targets
+from jax_ntk_sketch._typing import Examples, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import open_source
 from jax_ntk_sketch.linear_model.model import RidgeModel
@@ -30,6 +30,7 @@ def fit_ridge(
     intercept: bool = True,
     sample_weight: Targets = None,
     num_classes: int | None = None,
+    task: Task | None = None,
     batch_size: int | None = None,
     nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
@@ -38,22 +39,22 @@ def fit_ridge(
 
     .. math:: \min_{w, b}\; \frac1n \|\Phi w + b - y\|^2 + \mathrm{reg}\,\|w\|^2
 
-    Integers and booleans y of shape (n,) are class labels. Their one-hot codes minus
-    1 / num_classes are fitted; `RidgeModel.predict` returns scores and `predict_class`
-    labels. All other targets are numbers. To regress on counts, convert them to floats.
+    Integers, booleans and text y of shape (n,) are class labels. Their one-hot codes
+    minus 1 / num_classes are fitted; `RidgeModel.predict` returns scores and
+    `predict_class` labels. All other targets are numbers. To regress on counts, give
+    task="regression".
 
     Args:
       phi: features (n, m), given together with y: an array or a memory map. Or an
         iterable of batches `(phi, y)` or `(phi, y, weight)` of any lengths, which is
         read once.
-      y: targets `(n,)` or `(n, t)`; labels are integers from 0 to num_classes - 1. None
-        if phi yields batches.
+      y: targets `(n,)` or `(n, t)`, or labels `(n,)`. None if phi yields batches.
       reg: one number >= 0; or r numbers for a model each, at the cost of one.
-        `RidgeModel.best` chooses one of them.
+        `RidgeModel.best` chooses one of them. Of several numbers, those that leave the
+        system singular are dropped, with a warning.
       intercept: whether to fit an intercept, which is not penalized.
       sample_weight: `(n,)`, >= 0; see `ridge_update`.
-      num_classes: the number of classes if y holds labels. Batches require it; for
-        arrays it is the largest label + 1 by default.
+      num_classes, task: as `fit` takes them.
       batch_size: rows that are on the device at a time. By default 1024, or fewer if
         they take more than 64 MiB.
       nonfinite: "raise" to raise an error that names rows with NaN or infinity; "skip"
@@ -68,7 +69,8 @@ def fit_ridge(
       TypeError: phi or y does not hold numbers, or a batch is not a pair.
       ValueError: shapes or labels do not fit, or a row is not finite; the rows are
         named.
-      numpy.linalg.LinAlgError: the system is singular, see `ridge_solve`.
+      numpy.linalg.LinAlgError: the system is singular with all values of `reg`, see
+        `ridge_solve`.
 
     Cost: 4 n m^2 + 4/3 m^3 flops (float32). The memory is 8 m^2 bytes on the device and
     about 24 m^2 bytes on the host.
@@ -87,6 +89,7 @@ def fit_ridge(
         open_source("fit_ridge", phi, y, sample_weight, {}, name="phi"),
         batch_size=batch_size,
         num_classes=num_classes,
+        task=task,
         nonfinite=nonfinite,
         pad=False,
     )
@@ -104,5 +107,5 @@ def fit_ridge(
     if state is None:
         raise ValueError("fit_ridge: phi must hold at least one row, got no rows")
     warn_skipped("fit_ridge", skipped)
-    model = ridge_solve(state, reg, intercept=intercept)
-    return dataclasses.replace(model, num_classes=reader.num_classes)
+    model = ridge_solve(state, reg, intercept=intercept, singular="drop")
+    return dataclasses.replace(model, classes=reader.classes)

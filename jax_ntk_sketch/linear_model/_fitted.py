@@ -124,13 +124,13 @@ class FittedModel:
         pattern: PyTree = None,
         mask: PyTree = None,
     ) -> NDArray:
-        """Return the class with the largest score, for each example.
+        """Return the label of the class with the largest score, for each example.
 
         Args:
           x, batch_size, progress, mesh, pattern, mask: as `predict` takes them.
 
         Returns:
-          Integers `(n,)`, from 0 to the number of classes - 1.
+          Labels `(n,)`, integers or text as those of the fit.
 
         Raises:
           TypeError: as `transform`.
@@ -141,7 +141,7 @@ class FittedModel:
 
     def _mapped(
         self,
-        run: Callable[[Array | NDArray], Array],
+        run: Callable[[Array | NDArray], Array | NDArray],
         x: Examples,
         extras: dict[str, PyTree],
         batch_size: int | None,

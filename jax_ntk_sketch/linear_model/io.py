@@ -74,7 +74,7 @@ def save_model(
         "feature map": repr(fitted.fmap),
         "params": _structure_literal(fitted.params),
         "num_targets": model.num_targets,
-        "num_classes": model.num_classes,
+        "classes": model.classes,
         "skipped": fitted.num_skipped,
         "feature_names": fitted.feature_names,
         "metadata": dict(metadata),
@@ -116,8 +116,9 @@ def load_model(
     if not isinstance(fmap, FeatureMap):
         fmap = fmap(header["metadata"])
     checkpoint.check_run(path, header, {"feature map": repr(fmap)})
-    names = header["feature_names"]
-    model = model_from_arrays(arrays, header["num_targets"], header["num_classes"])
+    names, classes = header["feature_names"], header["classes"]
+    classes = None if classes is None else tuple(classes)
+    model = model_from_arrays(arrays, header["num_targets"], classes)
     structure = jax.tree.map(
         _read_origin, ast.literal_eval(header["params"]), is_leaf=_is_origin
     )

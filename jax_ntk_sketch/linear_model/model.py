@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._arrays import to_numpy
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._typing import Array, ArrayLike
+from jax_ntk_sketch.batches.labels import Label, decoder
 
 
 class RidgeInfo(NamedTuple):
@@ -48,7 +50,7 @@ class RidgeInfo(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("weights", "intercept", "reg", "info"),
-    meta_fields=("num_targets", "num_classes"),
+    meta_fields=("num_targets", "classes"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class RidgeModel:
@@ -61,7 +63,8 @@ class RidgeModel:
       reg: () or (r,), the penalty per example.
       info: `RidgeInfo`.
       num_targets: t, or None for targets of shape (n,).
-      num_classes: the number of classes if the targets are one-hot codes, else None.
+      classes: the labels in the order of the targets, if these are one-hot codes; else
+        None.
     """
 
     weights: Array
@@ -69,7 +72,12 @@ class RidgeModel:
     reg: np.ndarray
     info: RidgeInfo
     num_targets: int | None = None
-    num_classes: int | None = None
+    classes: tuple[Label, ...] | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, None if the targets are not classes."""
+        return None if self.classes is None else len(self.classes)
 
     def predict(self, phi: ArrayLike) -> Array:
         """Return `phi @ weights + intercept`; for classes, one score per class.
@@ -97,25 +105,29 @@ class RidgeModel:
         scores = matmul(phi, weights) + intercept[..., None, :]
         return scores[..., 0] if flat else scores
 
-    def predict_class(self, phi: ArrayLike) -> Array:
-        """Return the class of the largest score, in 0..num_classes - 1.
+    def predict_class(self, phi: ArrayLike) -> Array | np.ndarray:
+        """Return the label of the class of the largest score.
 
         Args:
           phi: (n, m) features.
 
         Returns:
-          (n,) integers; (r, n) for r values of `reg`.
+          (n,) labels, integers or text as those of the fit; (r, n) for r values of
+          `reg`. They are a JAX array if the labels are numbered from 0 on, so that this
+          can be traced, and a NumPy array for other labels.
 
         Raises:
           ValueError: the model was not fitted on class labels, or phi does not have m
             columns.
         """
-        if self.num_classes is None:
+        if self.classes is None:
             raise ValueError(
                 "RidgeModel.predict_class: the model must be fitted on class labels, "
                 "got a model of numbers; use predict, or fit integer labels"
             )
-        return jnp.argmax(self.predict(phi), axis=-1)
+        numbers = jnp.argmax(self.predict(phi), axis=-1)
+        decode = decoder(self.classes)
+        return numbers if decode is None else decode(np.asarray(numbers))
 
     def select(self, index: int) -> "RidgeModel":
         """Return the model of one of r values of `reg`.
@@ -169,9 +181,10 @@ class RidgeModel:
         if phi is None or y is None:
             errors = np.atleast_1d(self.info.gcv)
             return self.select(smallest("RidgeModel.best", "gcv", errors, self.reg))
-        y = jnp.asarray(y)
-        classify = self.num_classes is not None
-        predictions = self.predict_class(phi) if classify else self.predict(phi)
+        y = to_numpy("RidgeModel.best", "y", y)
+        classify = self.classes is not None
+        predict = self.predict_class if classify else self.predict
+        predictions = np.asarray(predict(phi))
         if np.ndim(self.reg) == 1 and y.shape != predictions.shape[1:]:
             raise ValueError(
                 f"RidgeModel.best: y must have shape {predictions.shape[1:]}, got "
@@ -207,7 +220,7 @@ def make_model(
     reg: ArrayLike,
     info: RidgeInfo,
     num_targets: int | None,
-    num_classes: int | None = None,
+    classes: tuple[Label, ...] | None = None,
 ) -> RidgeModel:
     """Return a model from weights (..., m, t) and intercepts (..., t), t = 1 for None.
 
@@ -216,9 +229,7 @@ def make_model(
     weights, intercept = jnp.asarray(weights), jnp.asarray(intercept)
     if num_targets is None:
         weights, intercept = weights[..., 0], intercept[..., 0]
-    return RidgeModel(
-        weights, intercept, np.asarray(reg), info, num_targets, num_classes
-    )
+    return RidgeModel(weights, intercept, np.asarray(reg), info, num_targets, classes)
 
 
 def model_to_arrays(model: RidgeModel) -> dict[str, np.ndarray]:
@@ -229,7 +240,9 @@ def model_to_arrays(model: RidgeModel) -> dict[str, np.ndarray]:
 
 
 def model_from_arrays(
-    arrays: Mapping[str, np.ndarray], num_targets: int | None, num_classes: int | None
+    arrays: Mapping[str, np.ndarray],
+    num_targets: int | None,
+    classes: tuple[Label, ...] | None,
 ) -> RidgeModel:
     """Return the model that `model_to_arrays` described."""
     return RidgeModel(
@@ -238,5 +251,5 @@ def model_from_arrays(
         reg=arrays["reg"],
         info=RidgeInfo(*(arrays[f"info.{name}"] for name in RidgeInfo._fields)),
         num_targets=num_targets,
-        num_classes=num_classes,
+        classes=classes,
     )
