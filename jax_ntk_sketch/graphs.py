@@ -52,9 +52,10 @@ def pad(
       nodes: for each graph, the features of its nodes, real `(V_i, channels)`.
       edges: for each graph, the nodes from and to which its edges go, integers
         `(E_i, 2)`.
-      undirected: whether to add the reverse of every edge between two nodes.
+      undirected: whether to add the reverse of every edge that is not listed both ways.
+        Of edges that are listed several times, both directions get the larger number.
       loops: whether to add an edge from each node to itself, as graph neural tangent
-        kernels have it.
+        kernels have it, where none is listed.
       normalize: whether to return weights with which every sum over edges is an
         average; otherwise all weights are 1.
       num_nodes, num_edges: the sizes after padding; by default the largest sizes in the
@@ -135,10 +136,20 @@ def _all_edges(
         )
     parts = [pairs]
     if undirected:
-        parts.append(pairs[pairs[:, 0] != pairs[:, 1], ::-1])
+        parts.append(_missing(pairs[:, ::-1], pairs))
     if loops:
-        parts.append(np.repeat(np.arange(num_nodes)[:, None], 2, axis=1))
+        nodes = np.setdiff1d(np.arange(num_nodes), pairs[pairs[:, 0] == pairs[:, 1], 0])
+        parts.append(np.repeat(nodes[:, None], 2, axis=1))
     return np.concatenate(parts)
+
+
+def _missing(wanted: NDArray, edges: NDArray) -> NDArray:
+    """Return the edges of `wanted` that `edges` lack, as often as they lack them."""
+    pairs, counts = np.unique(wanted, axis=0, return_counts=True)
+    both, first = np.unique(np.concatenate([pairs, edges]), axis=0, return_inverse=True)
+    listed = np.bincount(first.reshape(-1)[len(pairs) :], minlength=len(both))
+    lacking = counts - listed[first.reshape(-1)[: len(pairs)]]
+    return np.repeat(pairs, np.maximum(lacking, 0), axis=0)
 
 
 def _padded_size(name: str, size: int | None, largest: int) -> int:

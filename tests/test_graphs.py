@@ -40,6 +40,11 @@ NETS = {
     "dropout": lambda a: (
         dense(0.2), RELU, stax.Dropout(0.7), a, dense(), RELU, a, dense(), RELU, SUM,
     ),
+    "branches": lambda a: (
+        dense(0.3), stax.FanOut(2),
+        stax.parallel(stax.Identity(), stax.serial(RELU, a, dense(0.2))),
+        stax.FanInSum(), RELU, a, MEAN,
+    ),
     "convolution": lambda a: (
         stax.Conv(1, (2,), None, "SAME", 1.2, 0.1), a, RELU,
         stax.AvgPool((2,), padding="SAME"), a, SUM, dense(),
@@ -89,6 +94,7 @@ def check(net, x, pattern, dtype="float64"):
 
 
 @pytest.mark.filterwarnings("ignore:Negative indices")
+@pytest.mark.long_cases("branches")
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("implementation", PATTERNS)
 def test_equals_neural_tangents(name, implementation):
@@ -252,20 +258,26 @@ def test_padding_changes_nothing(method, name, masked):
     np.testing.assert_allclose(one[0, 0], grams[0][0, 0], rtol=1e-6)
 
 
-def test_masks_are_those_of_neural_tangents():
-    aggregate = stax.Aggregate()
-    net = stax.serial(*NETS["biases"](aggregate))
-    graphs = pad(SMALL, BONDS)
-    weights = dense_of(graphs.pattern, np.ones(graphs.pattern.shape[:2]), 5)
-    phi = exact(net, graphs.x[..., :1], pattern=weights, mask=graphs.mask)
-    marked = np.where(graphs.mask[..., None], graphs.x, 1e3)
+@pytest.mark.filterwarnings("ignore:Negative indices")
+@pytest.mark.long_cases("dropout", "branches")
+@pytest.mark.parametrize("name", ["biases", "dropout", "alone, behind", "branches"])
+@pytest.mark.parametrize("implementation", PATTERNS)
+def test_masks_are_those_of_neural_tangents(name, implementation):
+    """Nodes that do not exist have values and edges, which do not count."""
+    aggregate = stax.Aggregate(implementation=implementation)
+    net = stax.serial(*NETS[name](aggregate))
+    x, pattern = X[:4, :, :1], PATTERNS[implementation][:4]
+    mask = np.ones((4, NODES), bool)
+    mask[0, 3:] = mask[2, [0, 3]] = mask[3, [0, 2, 3, 4]] = False
+    phi = exact(net, np.where(mask[..., None], x, np.nan), pattern=pattern, mask=mask)
+    marked = np.where(mask[..., None], x, 1e3)
     with x64():
         # Their mask is one for all channels: that of a single one.
         out = jnt.to_stax(net)[2](
             jnp.asarray(marked[:2, :, :1]),
             jnp.asarray(marked[2:, :, :1]),
             BOTH,
-            pattern=(weights[:2], weights[2:]),
+            pattern=(pattern[:2], pattern[2:]),
             mask_constant=1e3,
         )
     for kind in BOTH:

@@ -43,7 +43,7 @@ PLAIN = stax.serial(dense(), RELU, SUM)
         (
             stax.serial(stax.Flatten(), dense()),
             {"mask": np.ones((N, NODES), bool)},
-            "mask must be None.* has no stax.GlobalSumPool",
+            "mask must be None.* has no stax.Aggregate, .* or stax.GlobalAvgPool",
         ),
         (NET, {"pattern": WEIGHTS[:2]}, "pattern must have the 6 examples of x"),
         (NET, {"pattern": WEIGHTS[:, :3]}, r"one array of weights, \(6, 5, 5\), got"),
@@ -159,6 +159,19 @@ def test_pad_refuses(nodes, edges, options, match):
         pad(nodes, edges, **options)
 
 
+def test_pad_adds_what_is_not_listed():
+    both = [(0, 1), (1, 0), (1, 2), (1, 2), (0, 0)]
+    graph = pad([np.ones((3, 1))], [both])
+    found = sorted(map(tuple, graph.pattern[0].tolist()))
+    twice = [(1, 2), (1, 2), (2, 1), (2, 1)]
+    assert found == [(0, 0), (0, 1), (1, 0), (1, 1), *twice, (2, 2)]
+    one_way = pad([np.ones((3, 1))], [[(0, 1), (1, 2), (2, 1), (1, 2)]])
+    other = pad([np.ones((3, 1))], [[(1, 0), (2, 1), (1, 2), (2, 1)]])
+    assert sorted(one_way.pattern[0].tolist()) == sorted(other.pattern[0].tolist())
+    listed = pad([np.ones((3, 1))], [both], undirected=False, loops=False)
+    assert listed.pattern[0].tolist() == [list(pair) for pair in both]
+
+
 def test_pad_averages():
     graphs = pad(SMALL, BONDS, normalize=True)
     weights = dense_of(*graphs.pattern, 5)
@@ -179,8 +192,51 @@ def test_load_graphs(tmp_path):
     assert data.graphs.mask.sum(1).tolist() == [2, 3, 1]
     assert [1, 0] in data.graphs.pattern[0].tolist()
     assert [f.tolist() for f in data.folds[0]] == [[0, 1], [2]]
-    np.savez(tmp_path / "bad.npz", **{**arrays, "n_edges": [1, 1, 0]})
-    with pytest.raises(
-        ValueError, match="n_edges must hold a number for each of the 3"
-    ):
+    # Attributes of nodes stay as they are; tags and labels may be text.
+    attributes = np.random.default_rng(0).standard_normal((6, 2))
+    np.savez(tmp_path / "a.npz", **{**arrays, "node_tag": attributes})
+    x = jns.data.load_graphs(tmp_path / "a.npz").graphs.x
+    assert x.shape == (3, 3, 2) and (x[1] == attributes[2:5].astype(np.float32)).all()
+    np.savez(tmp_path / "a.npz", **{**arrays, "node_tag": attributes[:, :1]})
+    assert jns.data.load_graphs(tmp_path / "a.npz").graphs.x.shape == (3, 3, 1)
+    text = {"node_tag": list("NCCONO"), "y": ["no", "yes", "no"]}
+    np.savez(tmp_path / "t.npz", **{**arrays, **text})
+    named = jns.data.load_graphs(tmp_path / "t.npz")
+    assert named.labels == ("no", "yes")
+    np.testing.assert_array_equal(named.graphs.x, data.graphs.x)
+
+
+NO_GRAPHS = {
+    name: [] for name in ("y", "n_nodes", "n_edges", "node_tag", "edge_i", "edge_j")
+}
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"n_edges": [1, 1, 0]}, "n_edges must hold a whole number for each of the 3"),
+        ({"n_nodes": [2.0, 3, 1]}, "n_nodes must hold a whole number .* got float64"),
+        ({"n_nodes": [7, -2, 1]}, "n_nodes must hold a whole number"),
+        (
+            {"y": [0.5, 1.5, 0.5]},
+            "y must hold whole numbers or text as labels, got 0.5",
+        ),
+        ({"y": [0, np.nan, 1]}, "y must hold whole numbers or text as labels, got nan"),
+        ({"node_tag": [1, 2, np.nan, 1, 1, 1]}, "node_tag: row 2 is nan"),
+        ({"node_tag": [1, 2, 0.5, 1, 1, 1]}, "node_tag must be whole numbers or text"),
+        ({"node_tag": np.ones((6, 2, 2))}, r"node_tag must be tags \(nodes,\) or numb"),
+        ({"fold1_test": [3]}, r"fold1_test must hold numbers of graphs from 0 to 2"),
+        ({"fold1_train": [-1]}, "fold1_train must hold numbers of graphs from 0 to 2"),
+        ({"fold1_test": [1, 2]}, "fold1_train and fold1_test must not share graphs"),
+        (NO_GRAPHS, "y must hold at least one graph"),
+    ],
+)
+def test_load_graphs_refuses(change, match, tmp_path):
+    arrays = dict(
+        y=[-1, 1, -1], n_nodes=[2, 3, 1], n_edges=[1, 2, 0],
+        node_tag=[4, 0, 0, 7, 4, 7], edge_i=[0, 0, 1], edge_j=[1, 1, 2],
+        fold1_train=[0, 1], fold1_test=[2],
+    )  # fmt: skip
+    np.savez(tmp_path / "bad.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=f"bad.npz: {match}"):
         jns.data.load_graphs(tmp_path / "bad.npz")

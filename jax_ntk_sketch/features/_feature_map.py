@@ -25,7 +25,7 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
-from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.build import build_steps, layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.step import Step, extra_inputs
@@ -163,8 +163,10 @@ class NetworkFeatureMap:
             because the arrays then fit in the caches.
           pattern: the edges of the graphs x, for networks with `stax.Aggregate`:
             `(n, nodes, nodes)`, or integers `(n, edges, 2)`.
-          mask: bool `(n, nodes)`, True for nodes that exist; None if all do. Padded
-            graphs need it if a layer has a bias or if nodes are averaged.
+          mask: bool `(n, nodes)`, True for nodes that exist; None if all do. Other
+            nodes have no values and no edges, whatever x and pattern hold there, and
+            are left out of sums and averages over nodes. Padded graphs need it if a
+            layer has a bias or if nodes are averaged.
 
         Returns:
           Features `(n, num_features)` in the dtype of `x`; `KernelFeatures` of two such
@@ -211,7 +213,8 @@ class NetworkFeatureMap:
             for step in _steps(self, kind, x.shape[1:], len(x))
         ]
         given = {"pattern": pattern, "mask": mask}
-        return check_extra_inputs(owner, self.net, extra_inputs(steps), x, given)
+        layers, _ = layers_with_positions(self.net)
+        return check_extra_inputs(owner, layers, extra_inputs(steps), x, given)
 
     def _apply(
         self, params: PyTree, x: Array, inputs: dict[str, PyTree]

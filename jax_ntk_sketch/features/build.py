@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Kind, PyTree, Shape
+from jax_ntk_sketch._typing import Array, Kind, PyTree, Shape
+from jax_ntk_sketch.features.graph_inputs import zero_masked
 from jax_ntk_sketch.features.state import (
     Branches,
     ExactColumns,
@@ -15,7 +16,7 @@ from jax_ntk_sketch.features.state import (
     Spec,
     take_columns,
 )
-from jax_ntk_sketch.features.step import Context, Step, network_rule
+from jax_ntk_sketch.features.step import Context, Step, extra_inputs, network_rule
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import SRHT
 
@@ -108,6 +109,8 @@ def _steps(net: stax.Layer, context: Context, shape: Shape) -> list[Step]:
     context = dataclasses.replace(context, channel_axis=axis)
     first = _input(shape, axis)
     rest = network_rule(context.method, net, first.single_spec, context)
+    if "mask" in extra_inputs(rest):
+        first = dataclasses.replace(first, extra_inputs=("mask",))
     spec = rest[-1].spec if rest else first.spec
     if isinstance(spec, Branches):
         raise ValueError(
@@ -132,8 +135,8 @@ def _input(shape: Shape, axis: int) -> Step:
     """
     dim = shape[axis - 1]
 
-    def apply(params: PyTree, f: Features) -> Features:
-        x = jnp.moveaxis(f.nngp, axis, -1)
+    def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
+        x = zero_masked(jnp.moveaxis(f.nngp, axis, -1), mask)
         scaled = x * jnp.asarray(dim**-0.5, x.dtype)
         return Features(scaled, x[..., :0], jnp.sum(scaled**2, axis=-1))
 
@@ -156,7 +159,7 @@ def _input(shape: Shape, axis: int) -> Step:
 def _channel_axis(net: stax.Layer, ndim: int) -> int:
     """Return the axis of the channels in the input, on which all layers must agree."""
     layer_by_axis: dict[int, stax.Layer] = {}
-    for layer in _with_positions(net)[0]:
+    for layer in layers_with_positions(net)[0]:
         if hasattr(layer, "channel_axis"):
             axis = layer.channel_axis
         elif isinstance(layer, stax.Dense) and ndim > 2:
@@ -184,13 +187,13 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
     return next(iter(layer_by_axis), ndim - 1)
 
 
-def _with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
+def layers_with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
     """Return the layers before the spatial axes end, and whether they end in `net`."""
     layers: list[stax.Layer] = []
     for layer in stax.walk(net):
         parts = [([layer], isinstance(layer, _FLATTENING))]
         if isinstance(layer, stax.Parallel):
-            parts = [_with_positions(branch) for branch in layer.layers]
+            parts = [layers_with_positions(branch) for branch in layer.layers]
         for part, _ in parts:
             layers += part
         if any(ends for _, ends in parts):

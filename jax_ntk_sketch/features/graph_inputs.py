@@ -1,7 +1,7 @@
 """Checks of the arrays besides x: the edges and the nodes of graphs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,28 @@ from jax_ntk_sketch._typing import Array, PyTree, Shape
 # The layers that read each of the arrays, for the error message.
 _READERS = {
     "pattern": "stax.Aggregate",
-    "mask": "stax.GlobalSumPool or stax.GlobalAvgPool",
+    "mask": "stax.Aggregate, stax.GlobalSelfAttention, stax.GlobalSumPool or "
+    "stax.GlobalAvgPool",
 }
 
-# Layers that mix nodes, or change their number.
-_MIXING = (
-    stax.AvgPool,
-    stax.SumPool,
-    stax.Flatten,
-    stax.ConvLocal,
-    stax.ConvTranspose,
-    stax.ImageResize,
-    stax.Index,
+# Layers that act on each node by itself, and those that read the mask.
+_WITH_MASK = (
+    stax.Activation,
+    stax.Aggregate,
+    stax.Dense,
+    stax.Dropout,
+    stax.FanIn,
+    stax.FanOut,
+    stax.GlobalAvgPool,
+    stax.GlobalSelfAttention,
+    stax.GlobalSumPool,
+    stax.Identity,
 )
 
 
 def check_extra_inputs(
     owner: str,
-    net: stax.Layer,
+    layers: Iterable[stax.Layer],
     names: tuple[str, ...],
     x: Array,
     given: Mapping[str, PyTree],
@@ -38,7 +42,7 @@ def check_extra_inputs(
 
     Args:
       owner: the function to name in the message.
-      net: the network.
+      layers: the layers of the network up to those that remove the nodes.
       names: the arrays that the steps of the network read.
       x: (n, ...), the examples.
       given: arrays by name, or None.
@@ -67,18 +71,20 @@ def check_extra_inputs(
                     f"first axis, got {describe(inputs[name])}"
                 )
     if "mask" in inputs:
-        _check_layers_with_mask(owner, net)
+        _check_layers_with_mask(owner, layers)
     return inputs
 
 
-def _check_layers_with_mask(owner: str, net: stax.Layer) -> None:
+def _check_layers_with_mask(owner: str, layers: Iterable[stax.Layer]) -> None:
     """Check that nodes meet only along edges and in the global pool."""
-    for layer in stax.walk(net):
-        if isinstance(layer, stax.GlobalAvgPool | stax.GlobalSumPool):
-            break
-        size = math.prod(getattr(layer, "filter_shape", (1,)))
-        size *= math.prod(getattr(layer, "strides", None) or (1,))
-        if size > 1 or isinstance(layer, _MIXING):
+    for layer in layers:
+        alone = isinstance(layer, _WITH_MASK)
+        if isinstance(layer, stax.Conv):
+            size = math.prod(layer.filter_shape) * math.prod(layer.strides or (1,))
+            alone = size == 1
+        if isinstance(layer, stax.LayerNorm):
+            alone = isinstance(layer.axis, int) or len(layer.axis) == 1
+        if not alone:
             raise ValueError(
                 f"{owner}: mask must be None, because the network has {layer!r}; with "
                 "a mask, nodes may meet in stax.Aggregate and global pooling only"
@@ -96,6 +102,16 @@ def check_mask(mask: Array | None, shape: Shape) -> None:
             f"NetworkFeatureMap.apply: mask must be a bool for each node, {shape}, "
             f"True where it exists, got {describe(mask)}"
         )
+
+
+def zero_masked(x: Array, mask: Array | None) -> Array:
+    """Return x (n, *nodes, c) with zeros for nodes that do not exist.
+
+    Raises:
+      ValueError: as `check_mask`.
+    """
+    check_mask(mask, x.shape[:-1])
+    return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
 def describe(value: PyTree) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, PyTree, Shape
-from jax_ntk_sketch.features.graph_inputs import describe
+from jax_ntk_sketch.features.graph_inputs import describe, zero_masked
 from jax_ntk_sketch.features.state import (
     Features,
     Spec,
@@ -36,7 +36,12 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
     front = tuple(range(1, 1 + len(axes)))
     places = tuple(1 + axis for axis in axes)
 
-    def apply(params: PyTree, f: Features, pattern: PyTree = None) -> Features:
+    def apply(
+        params: PyTree,
+        f: Features,
+        pattern: PyTree = None,
+        mask: Array | None = None,
+    ) -> Features:
         if dense:
             weights = _dense_weights(layer, pattern, len(f.nngp), sizes)
         else:
@@ -44,7 +49,7 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
 
         def aggregate(x: Array, squared: bool = False) -> Array:
             """Return the sums for x (n, *shape, c), with weights or their squares."""
-            x = jnp.moveaxis(x, places, front)
+            x = jnp.moveaxis(zero_masked(x, mask), places, front)
             rows = x.reshape(len(x), nodes, -1)
             if dense:
                 w = weights.astype(x.dtype)
@@ -74,7 +79,7 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
             apply,
             work_elements=nodes**2 if dense else 0,
             flops=flops,
-            extra_inputs=("pattern",),
+            extra_inputs=("pattern", "mask"),
         )
     ]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, PyTree
-from jax_ntk_sketch.features.graph_inputs import check_mask
+from jax_ntk_sketch.features.graph_inputs import zero_masked
 from jax_ntk_sketch.features.layers._spatial import check_spatial, check_window
 from jax_ntk_sketch.features.state import Features, Spec, mix_positions
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
@@ -59,14 +59,13 @@ def global_pool_steps(
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
         count: Array | int = spec.pixels if averages else 1
-        check_mask(mask, (len(f.nngp), *spec.shape))
-        if mask is not None:
-            count = jnp.maximum(mask.sum(axes), 1)[:, None] if averages else 1
+        if mask is not None and averages:
+            count = jnp.maximum(mask.sum(axes), 1)[:, None]
 
         def pool(x: Array) -> Array:
             if mask is None:
                 return jnp.mean(x, axes) if averages else jnp.sum(x, axes)
-            return jnp.where(mask[..., None], x, 0).sum(axes) / count
+            return zero_masked(x, mask).sum(axes) / count
 
         return mix_positions(spec, f, pool, lambda x: pool(x) / count)
 
