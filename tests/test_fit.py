@@ -1,5 +1,6 @@
 """`linear_model.fit`: streams, folds, rows that are not finite, and being killed."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -89,6 +90,49 @@ def test_sources_agree(kind, tmp_path):
     if kind == "batches":
         two = lm.fit(FMAP, PARAMS, iter(batches()), **OPTIONS)
     np.testing.assert_allclose(weights(one), weights(two), atol=2e-5)
+
+
+def hugging_face():
+    dataset = pytest.importorskip("datasets").Dataset
+    return dataset.from_dict({"x": X, "y": Y}).with_format("numpy")
+
+
+def grain():
+    module = pytest.importorskip("grain")
+    examples = [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]
+    return module.MapDataset.source(examples).batch(64)
+
+
+def torch():
+    module = pytest.importorskip("torch")
+    pairs = module.utils.data.TensorDataset(module.tensor(X), module.tensor(Y))
+    return module.utils.data.DataLoader(pairs, batch_size=64)
+
+
+def dictionaries():
+    return lambda: ({"x": x, "y": y} for x, y in batches((64, 64, 64, 38)))
+
+
+@pytest.mark.parametrize("make", [dictionaries, hugging_face, grain, torch])
+def test_loaders_give_the_same_bits(make, tmp_path):
+    """Also after a pass that was broken off."""
+    wanted = weights(lm.fit(FMAP, PARAMS, X, Y, **OPTIONS))
+    source = make()
+    np.testing.assert_array_equal(
+        weights(lm.fit(FMAP, PARAMS, source, **OPTIONS)), wanted
+    )
+    options = dict(OPTIONS, checkpoint=tmp_path / "sums", checkpoint_seconds=0)
+
+    def broken():
+        opened = source() if callable(source) else source
+        opened = opened.iter(64) if hasattr(opened, "iter") else opened
+        yield from itertools.islice(opened, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lm.fit(FMAP, PARAMS, broken, **options)
+    resumed = lm.fit(FMAP, PARAMS, source, **options)
+    np.testing.assert_array_equal(weights(resumed), wanted)
 
 
 def test_labels_and_flat_targets():

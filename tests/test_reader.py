@@ -235,6 +235,81 @@ def test_batches_of_any_kind():
     assert [b.numbers[0] for b in reader.batches(skip=1)] == [4, 7]
 
 
+def rows_of(source, size=4, passes=2):
+    """x and y of all examples, the same in each pass."""
+    reader = Reader(open_source("job", source, None, None, {}), batch_size=size)
+    assert reader.first().x is not None
+    found = []
+    for _ in range(passes):
+        batches = list(reader.batches())
+        assert max(len(batch.numbers) for batch in batches) <= size
+        parts = [(b.x[: len(b.numbers)], b.y[: len(b.numbers)]) for b in batches]
+        found.append([np.concatenate(part) for part in zip(*parts, strict=True)])
+    for x, y in found:
+        np.testing.assert_array_equal(x, X)
+        np.testing.assert_allclose(y, Y, rtol=1e-6)
+
+
+def named_batches():
+    for rows in (slice(0, 6), slice(6, 7), slice(7, 10)):
+        yield {"x": X[rows], "y": Y[rows].tolist()}
+
+
+def test_a_function_gives_each_pass_its_iterator():
+    rows_of(named_batches)
+    rows_of(lambda: list(named_batches()))
+    rows_of(named_batches(), passes=1)
+    used = named_batches()
+    with pytest.raises(TypeError, match=r"a new iterable of batches .*one that was re"):
+        rows_of(lambda: used)
+    lengths = iter([10, 10, 7])
+    with pytest.raises(ValueError, match="got 7 examples after a pass of 10"):
+        rows_of(lambda: [(X[:n], Y[:n]) for n in (next(lengths),)])
+    with pytest.raises(TypeError, match=r"got one target, 1\.0; put the examples into"):
+        rows_of([{"x": X[0], "y": 1.0}])
+    with pytest.raises(TypeError, match="each time, got int"):
+        rows_of(lambda: 3)
+
+
+def test_data_sets_of_hugging_face():
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"x": X.tolist(), "y": Y.tolist()})
+    for source in (
+        dataset,
+        dataset.with_format("numpy"),
+        dataset.to_iterable_dataset(),
+    ):
+        rows_of(source)
+    rows_of(lambda: dataset.with_format("numpy").iter(batch_size=7))
+    np.testing.assert_array_equal(read(dataset["x"])[0], X)
+    named = dataset.add_column("id", list(range(10)))
+    with pytest.raises(TypeError, match=r"got \['id', 'x', 'y'\]"):
+        rows_of(named)
+
+
+def test_loaders_of_grain():
+    grain = pytest.importorskip("grain")
+    examples = [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]
+    dataset = grain.MapDataset.source(examples)
+    rows_of(dataset.batch(3))
+    rows_of(dataset.to_iter_dataset().batch(4))
+    rows_of(iter(dataset.batch(4)), passes=1)
+    loader = grain.DataLoader(
+        data_source=dataset,
+        sampler=grain.samplers.SequentialSampler(10),
+        operations=[grain.transforms.Batch(4)],
+    )
+    rows_of(loader)
+
+
+def test_loaders_of_torch():
+    torch = pytest.importorskip("torch")
+    pairs = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    rows_of(torch.utils.data.DataLoader(pairs, batch_size=3))
+    named = [{"x": x, "y": y} for x, y in pairs]
+    rows_of(torch.utils.data.DataLoader(named, batch_size=6))
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_what_is_not_finite_is_named_or_skipped(shuffled):
     order = RNG.permutation(10) if shuffled else None
@@ -337,7 +412,7 @@ class Lazy:
         (lambda: stream([(X, Y[1:])]), ValueError, "x of batch 0 and y must have one"),
         (lambda: stream([X]), TypeError, r"batch 0 must be \(x, y\), .* got ndarray"),
         (lambda: stream([{"x": X, "z": Y}]), TypeError, r"got \['x', 'z'\]"),
-        (lambda: stream(3), TypeError, r"an iterable of batches \(x, y\), got int"),
+        (lambda: stream(3), TypeError, "or a function that returns one, got int"),
         (
             lambda: stream([(X, Y), (X[:, :2], Y)]),
             ValueError,

@@ -5,7 +5,7 @@ A source slices. It checks lengths but no numbers, which the reader does.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ from jax_ntk_sketch._typing import Examples, PyTree, Targets
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
 
 _EXTRAS = ("pattern", "mask")
+
+# An iterable of batches, or a function that returns one.
+Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
 class Rows(NamedTuple):
@@ -127,47 +130,91 @@ class ArraySource:
 
 
 class BatchSource:
-    """An iterable of batches of any lengths; long ones are cut.
+    """Batches of any lengths, from an iterable; long ones are cut.
 
     A batch is `(x, y)`, `(x, y, weight)`, or a dictionary with the names "x" and "y"
-    and, where needed, "weight", "pattern" and "mask".
+    and, where needed, "weight", "pattern" and "mask". Each pass begins anew: a function
+    is called for its iterator, and a data set of Hugging Face is read in batches of the
+    reader. Only an iterator is read once.
     """
 
     num_examples: int | None = None
     feature_names: tuple[str, ...] | None = None
 
-    def __init__(self, owner: str, batches: Iterable[Any], name: str = "x") -> None:
-        if not isinstance(batches, Iterable):
+    def __init__(
+        self,
+        owner: str,
+        batches: Batches,
+        name: str = "x",
+    ) -> None:
+        if not isinstance(batches, Iterable) and not callable(batches):
             raise TypeError(
                 f"{owner}: {name} must be examples with y, or an iterable of batches "
-                f"({name}, y), got {type(batches).__name__}"
+                f"({name}, y), or a function that returns one, got "
+                f"{type(batches).__name__}"
             )
         self.owner, self.name = owner, name
         self.read_once = isinstance(batches, Iterator)
         self._batches = batches
+        # What was looked at before the first pass: a loader may take long to start.
+        self._head: list[Any] | None = None
+        self._last: Iterable[Any] | None = None
+        self._count: int | None = None
 
     def first(self, size: int) -> Rows | None:
         """Return what `rows` yields first, or None; it stays to be read."""
-        if not self.read_once:
-            return next(self.rows(size), None)
-        rest = iter(self._batches)
-        head = list(itertools.islice(rest, 1))
-        self._batches = head
-        first = next(self.rows(size), None)
-        self._batches = itertools.chain(head, rest)
-        return first
+        if self._head is None or is_dataset(self._batches):
+            batches = iter(self._opened(size))
+            self._head = list(itertools.islice(batches, 1))
+            if self.read_once:
+                self._batches = itertools.chain(self._head, batches)
+        return next(self._cut(self._head, size), None)
 
     def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
-        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
-        start = number = 0
-        for index, batch in enumerate(self._batches):
+        """Yield the examples in order, `size` at a time; leave out the first `skip`.
+
+        Raises:
+          ValueError: a pass has another number of examples than the one before.
+        """
+        number = count = 0
+        for rows in self._cut(self._opened(size), size):
+            count += len(rows.numbers)
+            if number >= skip:
+                yield rows
+            number += 1
+        if self._count not in (None, count):
+            raise ValueError(
+                f"{self.owner}: {self.name} must yield the same examples in each pass, "
+                f"got {count} examples after a pass of {self._count}"
+            )
+        self._count = count
+
+    def _opened(self, size: int) -> Iterable[Any]:
+        """Return the batches from the first one on."""
+        batches: Any = self._batches
+        if is_dataset(batches):
+            return batches.iter(batch_size=size)
+        if isinstance(batches, Iterable):
+            return batches
+        opened = batches()
+        used = isinstance(opened, Iterator) and opened is self._last
+        if used or not isinstance(opened, Iterable):
+            found = "one that was read" if used else type(opened).__name__
+            raise TypeError(
+                f"{self.owner}: {self.name} is a function, which must return a new "
+                f"iterable of batches each time, got {found}"
+            )
+        self._last = opened
+        return opened
+
+    def _cut(self, batches: Iterable[Any], size: int) -> Iterator[Rows]:
+        start = 0
+        for index, batch in enumerate(batches):
             rows = self._parsed(index, batch)
             n = len(rows.numbers)
             rows = rows._replace(numbers=range(start, start + n))
             for i in range(0, n, size):
-                if number >= skip:
-                    yield rows.slice(i, i + size)
-                number += 1
+                yield rows.slice(i, i + size)
             start += n
 
     def _parsed(self, index: int, batch: Any) -> Rows:
@@ -182,6 +229,11 @@ class BatchSource:
                 f"a dictionary with {name}, y and perhaps weight, pattern and mask; "
                 f"got {found}"
             )
+        if np.ndim(batch["y"]) == 0:
+            raise TypeError(
+                f"{owner}: batch {index} must hold n examples and n targets, got one "
+                f"target, {batch['y']!r}; put the examples into batches first"
+            )
         extras = {key: batch.get(key) for key in _EXTRAS}
         label = f"{name} of batch {index}"
         if index == 0:
@@ -191,9 +243,14 @@ class BatchSource:
         return ArraySource(owner, *arrays, name=label).all
 
 
+def is_dataset(batches: object) -> bool:
+    """Return whether this is a data set of Hugging Face, which makes batches itself."""
+    return hasattr(batches, "column_names") and hasattr(batches, "iter")
+
+
 def open_source(
     owner: str,
-    x: Examples | Iterable[Any],
+    x: Examples | Batches,
     y: Targets,
     weight: Targets,
     extras: Mapping[str, PyTree],
@@ -214,7 +271,7 @@ def open_source(
     """
     if y is not None:
         return ArraySource(owner, x, y, weight, extras, name)
-    if hasattr(x, "shape"):
+    if hasattr(x, "shape") and not is_dataset(x):
         raise ValueError(f"{owner}: y must be given with {name}, which is an array")
     for key, value in {"sample_weight": weight, **extras}.items():
         if value is not None:
@@ -225,8 +282,8 @@ def open_source(
     source = BatchSource(owner, x, name)
     if read_again and source.read_once:
         raise ValueError(
-            f"{owner}: x must not be an iterator, because {read_again}; give a list, "
-            "an array or an object with __iter__"
+            f"{owner}: x must not be an iterator, because {read_again}; give a "
+            "function that returns a new iterator, a list or an array"
         )
     return source
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape, Targets, Task
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.batches.source import Batches, open_source
 from jax_ntk_sketch.linear_model import checkpoint as files
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
@@ -53,7 +53,7 @@ _OF_EXAMPLES = ("examples", "targets", "pattern", "mask", "feature_names")
 def fit(
     fmap: FeatureMap,
     params: PyTree,
-    x: Examples | Iterable[Any],
+    x: Examples | Batches,
     y: Targets = None,
     *,
     reg: float | Sequence[float],
@@ -84,8 +84,10 @@ def fit(
       x: examples `(n, *shape)`, given together with y: an array, a memory map, anything
         that has a length and slices, or scipy.sparse for a map of
         `jax_ntk_sketch.with_sparse_inputs`. Or an iterable of batches of any lengths,
-        which is read once. A batch is `(x, y)`, `(x, y, weight)`, or a dictionary with
-        "x", "y" and if needed "weight", "pattern" and "mask".
+        which is read once: a list, a generator, a loader of torch or grain, a data set
+        of Hugging Face, or a function that returns a new iterable for each pass. A
+        batch is `(x, y)`, `(x, y, weight)`, or a dictionary with "x", "y" and if needed
+        "weight", "pattern" and "mask".
       y: targets `(n,)` or `(n, t)`. Integers, booleans and text `(n,)` are class
         labels. None if x yields batches.
       reg: one value >= 0, or several to choose from. The choice is by cross-validation

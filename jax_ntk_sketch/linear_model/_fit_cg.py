@@ -11,8 +11,8 @@ Randomized Nystrom preconditioning, arXiv 2110.02820, Algorithms 2.1 and 5.1.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.batches.source import Batches, open_source
 from jax_ntk_sketch.linear_model._fitted import (
     CGInfo,
     FittedModel,
@@ -41,7 +41,7 @@ from jax_ntk_sketch.linear_model.model import RidgeInfo, make_model
 def fit_cg(
     fmap: FeatureMap,
     params: PyTree,
-    x: Examples | Iterable[Any],
+    x: Examples | Batches,
     y: Targets = None,
     *,
     key: Key,

@@ -1,7 +1,7 @@
 """`fit_gradient`: linear models on features by stochastic gradients, for any loss."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
@@ -13,7 +13,7 @@ from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.batches.source import Batches, open_source
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
     GradientInfo,
@@ -35,7 +35,7 @@ _Weights: TypeAlias = tuple[Array, Array]
 def fit_gradient(
     fmap: FeatureMap,
     params: PyTree,
-    x: Examples | Iterable[Any],
+    x: Examples | Batches,
     y: Targets = None,
     *,
     optimizer: "GradientTransformation",

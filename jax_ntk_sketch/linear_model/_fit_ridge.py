@@ -1,15 +1,14 @@
 """`fit_ridge`: ridge regression on features, given as arrays or batches."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._typing import Examples, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
-from jax_ntk_sketch.batches.source import open_source
+from jax_ntk_sketch.batches.source import Batches, open_source
 from jax_ntk_sketch.linear_model.model import RidgeModel
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
@@ -23,7 +22,7 @@ _update = jax.jit(ridge_update, donate_argnums=0)
 
 
 def fit_ridge(
-    phi: Examples | Iterable[Any],
+    phi: Examples | Batches,
     y: Targets = None,
     *,
     reg: float | Sequence[float],
