@@ -3,7 +3,7 @@
 On the first machine, whose address the others must reach, start
 
     python benchmarks/two_machines.py --coordinator HOST:PORT --num-processes 2 \
-        --process-id 0 --data FOLDER --checkpoint SUMS --save model.npz
+        --process-id 0 --data FOLDER --checkpoint SUMS --save model.jns
 
 and on the second the same with `--process-id 1`. Each process reads its own part of the
 training examples and sums their features on its devices. One reduction joins the sums.
@@ -80,13 +80,13 @@ def main() -> None:
         arrays["y_train"][rows],
         reg=REGS,
         batch_size=args.batch_size,
-        checkpoint=args.checkpoint and pathlib.Path(args.checkpoint) / "sums.npz",
+        checkpoint=args.checkpoint and pathlib.Path(args.checkpoint) / "sums.jns",
         checkpoint_seconds=args.checkpoint_seconds,
         mesh=mesh,
     )
     log(f"reg {float(fitted.best.reg):.0e}, by generalized cross-validation")
     if jax.process_index() == 0 and args.save is not None:
-        jns.linear_model.save_model(args.save, fitted)
+        jns.io.save(args.save, fitted)
     if "x_test" in arrays and fitted.best.num_classes is not None:
         # Each process has the whole model, and predicts its part of the test examples.
         total = len(arrays["x_test"])

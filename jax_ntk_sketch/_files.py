@@ -1,11 +1,14 @@
-"""Atomic writes: a reader finds the old file or the new one, never a part of it."""
+"""Files: writes that are atomic, reads that end, and one user of a file at a time."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
+import stat
 import time
 import uuid
 from collections.abc import Iterator
+from io import BufferedReader
 from typing import BinaryIO
 
 # Seconds without a write after which a temporary file belongs to a killed process.
@@ -40,8 +43,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    prefix = _hidden_name(path)
+    _remove_abandoned(path.parent, prefix)
+    temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}.part")
     try:
         with temporary.open("xb") as file:
             yield file
@@ -54,10 +58,67 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def _remove_abandoned(path: pathlib.Path) -> None:
-    """Remove temporary files for `path` to which nothing was written for a while."""
-    prefix = f".{path.name}."
-    for entry in os.scandir(path.parent):
+def open_regular(path: str | os.PathLike) -> BufferedReader:
+    """Open a file for reading that has an end: no pipe, no device and no folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      OSError: the file cannot be opened.
+      ValueError: it is of another kind.
+    """
+    # A pipe without a writer would be waited for when it is opened.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no file with an end, but a folder, pipe or device")
+    return pathlib.Path(path).open("rb")
+
+
+@contextlib.contextmanager
+def locked(owner: str, path: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes and threads from entering this context for the same path.
+
+    The lock is that of the operating system on a file beside `path`, and ends with the
+    process.
+
+    Raises:
+      ValueError: another process or thread is in the context.
+    """
+    path = pathlib.Path(path)
+    lock = path.with_name(f"{_hidden_name(path)}lock")
+    with contextlib.ExitStack() as stack:
+        ours = True
+        # Without such locks, as on Windows and some network disks, nothing is locked.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last user may have removed the file since it was opened.
+                ours = os.path.samestat(os.stat(lock), os.fstat(file.fileno()))
+            except (BlockingIOError, FileNotFoundError):
+                ours = False
+            if ours:
+                stack.callback(lock.unlink, missing_ok=True)
+        if not ours:
+            raise ValueError(
+                f"{owner}: {path} must have one user at a time, and another process "
+                "writes it; wait for it, or give another path"
+            )
+        yield
+
+
+def _hidden_name(path: pathlib.Path) -> str:
+    """Return the beginning of names of files that belong to `path`.
+
+    It has a fixed length, because the name of `path` may be as long as names can be.
+    """
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
+
+
+def _remove_abandoned(folder: pathlib.Path, prefix: str) -> None:
+    """Remove temporary files to which nothing was written for a while."""
+    for entry in os.scandir(folder):
         if entry.name.startswith(prefix) and entry.name.endswith(".part"):
             with contextlib.suppress(OSError):
                 if time.time() - entry.stat().st_mtime > _ABANDONED:

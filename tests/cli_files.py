@@ -18,25 +18,15 @@ def run(*argv, code=0):
 
 def fitted(folder, *argv):
     """Fit and return the path of the model, and the report as a dictionary."""
-    model, report = folder / "model.npz", folder / "report.json"
+    model, report = folder / "model.jns", folder / "report.json"
     run("fit", *SMALL, "--output", model, "--report-json", report, "--overwrite", *argv)
     return model, json.loads(report.read_text())
 
 
-def loaded(model):
-    """Return the model of a file, with a map built from its metadata."""
-
-    def fmap_of(saved):
-        net = jns.stax.from_json(json.dumps(saved["network"]))
-        names = {"num_features": "num_features", "method": "method", "get": "kernel"}
-        return jns.feature_map(net, **{k: saved[name] for k, name in names.items()})
-
-    return jns.linear_model.load_model(model, fmap_of)
-
-
 def weights(path):
-    with np.load(path) as file:
-        return file["weights"].tobytes() + file["intercept"].tobytes()
+    """Return the bytes of the weights in a model's file."""
+    best = jns.io.load(path).best
+    return np.asarray(best.weights).tobytes() + np.asarray(best.intercept).tobytes()
 
 
 def check_mistake(capsys, argv, match):

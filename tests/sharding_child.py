@@ -29,8 +29,17 @@ LABELS = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
 OPTIONS = dict(reg=[1e-6, 1e-3], batch_size=32)
 
 
-def fit(x, y, params, **options):
-    return lm.fit(FMAP, params, x, y, **OPTIONS | options)
+def fit(x, y, params, fmap=FMAP, **options):
+    return lm.fit(fmap, params, x, y, **OPTIONS | options)
+
+
+def scaled(scale):
+    """Maps of one `repr` with different features."""
+
+    def kernel(x1, x2, get):
+        return scale * x1 @ (x1 if x2 is None else x2).T
+
+    return jns.landmark_features(kernel, num_features=6)
 
 
 def relative(fitted, other):
@@ -105,7 +114,7 @@ def processes(index, folder):
         out[name] = np.asarray(fitted.all_models.weights).tobytes().hex()
         return fitted
 
-    checkpoint = dict(checkpoint=pathlib.Path(folder) / "sums.npz")
+    checkpoint = dict(checkpoint=pathlib.Path(folder) / "sums.jns")
     fitted = attempt("parts", x, y, params, **checkpoint)
     out["relative"] = relative(fitted, fit(X, Y, params))
     attempt("resumed", x, y, params, **checkpoint)
@@ -143,6 +152,8 @@ def processes(index, folder):
     out["batches taken"] = len(taken)
     attempt("no examples", x[:0], y[:0], params)
     attempt("params", x, y, (params, other)[index])
+    landmarks = scaled(1.0).init(jax.random.key(0), X[:6])
+    attempt("functions", x, y, landmarks, fmap=scaled(1.0 + index))
     attempt("kinds", x, (y[:, 0], labels)[index], params)
     attempt("dtypes", (x, x.astype(int))[index], y, params)
     attempt("reg", x, y, params, reg=(1e-3, 1e-4)[index])

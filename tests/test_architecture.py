@@ -20,7 +20,8 @@ NAME = "jax_ntk_sketch"
 # The rooms, from the bottom up: each imports from those before it.
 ROOMS = (
     # The ground: types, numbers with units, checks, arithmetic, files, progress bars.
-    *("_typing", "_units", "_numerics", "_arrays", "_checks", "_files", "_progress"),
+    *("_typing", "_units", "_numerics", "_arrays", "_checks", "_files"),
+    *("_tensor_file", "_progress"),
     # The language.
     *("stax", "methods", "recipes"),
     # What is known of every feature map.
@@ -30,7 +31,7 @@ ROOMS = (
     # Examples, and devices.
     *("graphs", "batches", "sharding", "preprocessing", "data"),
     # Feature maps, and what a user does with them.
-    *("features", "linear_model", "validation", "interop"),
+    *("features", "linear_model", "validation", "interop", "io"),
     # The public names, and the command line.
     *("__init__", "cli", "__main__"),
 )

@@ -1,29 +1,31 @@
 """`predict` on the command line: end to end, and with mistakes."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
-from cli_files import SMALL, check_mistake, fitted, loaded, run, write_files
+from cli_files import SMALL, check_mistake, fitted, run, write_files
 
-from jax_ntk_sketch import linear_model as lm
-from jax_ntk_sketch.linear_model import checkpoint
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import _tensor_file
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Files of every kind, models, and files that are not models."""
     folder = write_files(tmp_path_factory.mktemp("files"))
-    run("fit", *SMALL, "--data", folder / "parts.npz", "--output", folder / "ok.npz")
+    run("fit", *SMALL, "--data", folder / "parts.npz", "--output", folder / "ok.jns")
     argv = ["--data", folder / "table.csv", "--target-column", "kind"]
-    run("fit", *SMALL, *argv, "--output", folder / "named.npz")
-    fitted_model = loaded(folder / "ok.npz")
-    lm.save_model(folder / "python.npz", fitted_model, metadata={}, arrays={})
+    run("fit", *SMALL, *argv, "--output", folder / "named.jns")
+    fitted_model = jns.io.load(folder / "ok.jns")
+    bare = dataclasses.replace(fitted_model, metadata={}, arrays={})
+    jns.io.save(folder / "python.jns", bare)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_VERSION", 99)
-        lm.save_model(folder / "later.npz", fitted_model)
-    whole = pathlib.Path(folder / "ok.npz").read_bytes()
-    (folder / "damaged.npz").write_bytes(whole[: len(whole) // 2])
+        patch.setattr(_tensor_file, "_VERSION", "99")
+        jns.io.save(folder / "later.jns", fitted_model)
+    whole = pathlib.Path(folder / "ok.jns").read_bytes()
+    (folder / "damaged.jns").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
@@ -39,35 +41,35 @@ def test_predictions_are_those_of_the_library(files, tmp_path, capsys):
     x, x_test = np.load(files / "x_train.npy"), np.load(files / "x_test.npy")
     y_test = np.load(files / "y_test.npy")
     ready = ((x_test - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32)
-    wanted = loaded(files / "ok.npz").predict(ready)
+    wanted = jns.io.load(files / "ok.jns").predict(ready)
     argv = ["--data", files / "parts.npz", "--output-scores"]
-    scores = predicted(files, tmp_path, "ok.npz", *argv)
+    scores = predicted(files, tmp_path, "ok.jns", *argv)
     np.testing.assert_allclose(scores, wanted, atol=2e-5)
     argv = ["--data", files / "x_test.npy", "--targets", files / "y_test.npy"]
     capsys.readouterr()
-    classes = predicted(files, tmp_path, "ok.npz", *argv)
+    classes = predicted(files, tmp_path, "ok.jns", *argv)
     np.testing.assert_array_equal(classes, wanted.argmax(axis=1))
     wrong = np.mean(classes != y_test)
     assert f"Error: {wrong:.2%} of them are wrong" in capsys.readouterr().out
-    run("predict", "--model", files / "ok.npz", *argv)  # without an output
+    run("predict", "--model", files / "ok.jns", *argv)  # without an output
     assert f"{wrong:.2%}" in capsys.readouterr().out
 
 
 def test_columns_are_matched_by_name(files, tmp_path, capsys):
     """In another order, with an unknown column, and without the target."""
     argv = ["--data", files / "table.csv"]
-    lines = predicted(files, tmp_path, "named.npz", *argv, suffix=".csv")
+    lines = predicted(files, tmp_path, "named.jns", *argv, suffix=".csv")
     assert "Error: " in capsys.readouterr().out
     assert lines[0] == "class" and set(lines[1:]) == {"low", "mid", "high"}
     assert len(lines) == 121  # all rows, in their order
     argv = ["--data", files / "turned.csv"]
-    turned = predicted(files, tmp_path, "named.npz", *argv, suffix=".csv")
+    turned = predicted(files, tmp_path, "named.jns", *argv, suffix=".csv")
     assert turned == lines
     printed = capsys.readouterr().out
     assert "columns left out, unknown to the model: 'extra'" in printed
     assert "Error: " not in printed
     scores = predicted(
-        files, tmp_path, "named.npz", *argv, "--output-scores", suffix=".csv"
+        files, tmp_path, "named.jns", *argv, "--output-scores", suffix=".csv"
     )
     assert scores[0] == "high,low,mid"
     best = np.argmax(np.genfromtxt(scores[1:], delimiter=","), axis=1)
@@ -104,7 +106,7 @@ def test_pixels_and_images(tmp_path, network):
     if network != "fc":
         argv += ["--network", "cntk", "--method", "ntk_random_features"]
     model, content = fitted(tmp_path, *argv)
-    metadata, arrays = loaded(model).metadata, loaded(model).arrays
+    metadata, arrays = jns.io.load(model).metadata, jns.io.load(model).arrays
     assert metadata["inputs"]["pixels"] and ("zca.mean" in arrays) == (
         network == "color"
     )
@@ -132,7 +134,7 @@ def test_pixels_that_are_not_scaled(files, tmp_path, capsys):
     assert "warning: the model was fitted to pixels in [0, 1]" in (
         capsys.readouterr().err
     )
-    argv = ["predict", "--model", files / "ok.npz", "--data", tmp_path / "bytes.npz"]
+    argv = ["predict", "--model", files / "ok.jns", "--data", tmp_path / "bytes.npz"]
     check_mistake(capsys, argv, "fitted to numbers that were not")
 
 
@@ -142,28 +144,28 @@ def test_pixels_that_are_not_scaled(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
-        ("no.npz --data x_test.npy", "--model: no such file: no.npz"),
+        ("no.jns --data x_test.npy", "--model: no such file: no.jns"),
         ("text.txt --data x_test.npy", "text.txt"),
         ("parts.npz --data x_test.npy", "parts.npz"),
         ("x_test.npy --data x_test.npy", "x_test.npy"),
-        ("damaged.npz --data x_test.npy", "damaged"),
-        ("later.npz --data x_test.npy", "version 99"),
-        ("python.npz --data x_test.npy", "does not state what its inputs are"),
-        ("ok.npz --data narrow.npy", "shape (5,), but the model was fitted to (6,)"),
-        ("ok.npz --data nan_x.npy", "7"),
-        ("ok.npz --data x_test.npy --targets short_y.npy", "30 examples but 89"),
-        ("ok.npz --data parts.npz --targets y_test.npy", "goes with --data X.npy"),
-        ("ok.npz --data no.csv", "no such file or folder: no.csv"),
-        ("named.npz --data turned.csv --target-column no", "no column 'no'"),
-        ("named.npz --data short.csv", "columns that are missing here: 'b', 'c'"),
-        ("ok.npz", "the following arguments are required: --data"),
-        ("ok.npz --data x_test.npy --output p.txt", "must end in .npy or .csv"),
-        ("ok.npz --data x_test.npy --output x_test.npy", "exists; give another path"),
+        ("damaged.jns --data x_test.npy", "damaged"),
+        ("later.jns --data x_test.npy", "version 99"),
+        ("python.jns --data x_test.npy", "does not state what its inputs are"),
+        ("ok.jns --data narrow.npy", "shape (5,), but the model was fitted to (6,)"),
+        ("ok.jns --data nan_x.npy", "7"),
+        ("ok.jns --data x_test.npy --targets short_y.npy", "30 examples but 89"),
+        ("ok.jns --data parts.npz --targets y_test.npy", "goes with --data X.npy"),
+        ("ok.jns --data no.csv", "no such file or folder: no.csv"),
+        ("named.jns --data turned.csv --target-column no", "no column 'no'"),
+        ("named.jns --data short.csv", "columns that are missing here: 'b', 'c'"),
+        ("ok.jns", "the following arguments are required: --data"),
+        ("ok.jns --data x_test.npy --output p.txt", "must end in .npy or .csv"),
+        ("ok.jns --data x_test.npy --output x_test.npy", "exists; give another path"),
         (
-            "ok.npz --data x_test.npy --output text.txt/p.npy",
+            "ok.jns --data x_test.npy --output text.txt/p.npy",
             "cannot write in text.txt",
         ),
-        ("ok.npz --data digits --target-column y", "--target-column is for tables"),
+        ("ok.jns --data digits --target-column y", "--target-column is for tables"),
     ],
 )
 def test_mistakes(files, monkeypatch, capsys, argv, match):
@@ -178,7 +180,7 @@ def test_mistakes(files, monkeypatch, capsys, argv, match):
 
 def test_targets_of_another_kind(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    argv = ["predict", "--model", "ok.npz", "--data", "x_train.npy", "--targets"]
+    argv = ["predict", "--model", "ok.jns", "--data", "x_train.npy", "--targets"]
     check_mistake(capsys, [*argv, "text_y.npy"], "are not labels like")
-    argv = ["predict", "--model", "ok.npz", "--data", "x_test.npy"]
+    argv = ["predict", "--model", "ok.jns", "--data", "x_test.npy"]
     check_mistake(capsys, argv, "nothing to do: give --output, or data with targets")

@@ -58,7 +58,8 @@ def check_printed(expected: str, printed: str) -> None:
     np.testing.assert_allclose(*map(list, pairs), rtol=0.02)
 
 
-def test_readme():
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the last block writes a file
     blocks = re.findall(
         r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?",
         README.read_text(),

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch import _tensor_file, stax
 from jax_ntk_sketch import linear_model as lm
-from jax_ntk_sketch import stax
 from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch.linear_model import checkpoint
 
@@ -199,7 +199,7 @@ class Dying:
 
 @pytest.mark.parametrize("folds", [0, 2])
 def test_resumes_to_the_same_bits(folds, tmp_path):
-    path = tmp_path / "deep" / "sums.npz"
+    path = tmp_path / "deep" / "sums.jns"
     options = dict(OPTIONS, folds=folds, checkpoint=path, checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         lm.fit(FMAP, PARAMS, Dying(2), **options)
@@ -217,13 +217,13 @@ CHILD = f"""
 import sys, time, jax, numpy as np
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm, stax
-from jax_ntk_sketch.linear_model import _fit
+from jax_ntk_sketch.linear_model import _pass
 
-def slowly(self, batch, add=_fit._Pass.add):
+def slowly(self, batch, add=_pass.Pass.add):
     time.sleep(0.005)
     add(self, batch)
 
-_fit._Pass.add = slowly
+_pass.Pass.add = slowly
 fmap = jns.feature_map({NETWORK}, num_features=64)
 params = fmap.init(jax.random.key(0), (6,))
 rng = np.random.default_rng(0)
@@ -240,7 +240,7 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
     """`kill -9` at random moments, writing of the checkpoint included."""
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
     command = [sys.executable, "-c", CHILD]
-    kept = tmp_path / "killed.npz"
+    kept = tmp_path / "killed.jns"
 
     def written():
         return kept.stat().st_mtime_ns if kept.exists() else 0
@@ -249,7 +249,7 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
         """Runs to the end, or until `stop` seconds after its first checkpoint."""
         before = written()
         child = subprocess.Popen(
-            [*command, str(tmp_path / f"{name}.npz"), str(tmp_path / f"{name}.npy")],
+            [*command, str(tmp_path / f"{name}.jns"), str(tmp_path / f"{name}.npy")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
@@ -278,14 +278,21 @@ def test_killed_ten_times_over_gives_the_same_bits(tmp_path):
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path):
-    path = tmp_path / "sums.npz"
+    path = tmp_path / "sums.jns"
     lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
     other = FMAP.init(jax.random.key(1), (6,))
+    late, swapped = Y.copy(), X.copy()
+    late[200] *= -7
+    swapped[[130, 229]] = X[[229, 130]]
     for change, what in (
         (dict(params=other), "params was"),
         (dict(batch_size=32), "batch_size was 64 there and is 32"),
         (dict(folds=2), "folds was"),
         (dict(x=X + 1), "first examples was"),
+        (dict(y=Y + 1), "first examples was"),
+        (dict(y=late), "examples was"),
+        (dict(x=swapped), "examples was"),
+        (dict(sample_weight=np.arange(230)), "first examples was"),
         (dict(x=X[:200], y=Y[:200]), "number of examples was 230"),
     ):
         call = dict(fmap=FMAP, params=PARAMS, x=X, y=Y, checkpoint=path, **OPTIONS)
@@ -295,41 +302,111 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
     again = lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, reg=1.0, batch_size=64)
     direct = lm.fit(FMAP, PARAMS, X, Y, reg=1.0, batch_size=64)
     assert weights(again).tobytes() == weights(direct).tobytes()
+    # Other examples after those that were summed are no other run either.
+    with pytest.raises(KeyboardInterrupt):
+        lm.fit(
+            FMAP, PARAMS, Dying(2), checkpoint=tmp_path / "part.jns",
+            checkpoint_seconds=0, **OPTIONS,
+        )  # fmt: skip
+    mended = lm.fit(
+        FMAP, PARAMS, batches((64, 64, 64, 38), late),
+        checkpoint=tmp_path / "part.jns", **OPTIONS,
+    )  # fmt: skip
+    whole = lm.fit(FMAP, PARAMS, X, late, **OPTIONS)
+    assert weights(mended).tobytes() == weights(whole).tobytes()
 
 
-def test_torn_and_foreign_checkpoints_are_refused(tmp_path, monkeypatch):
-    path = tmp_path / "sums.npz"
+def test_checkpoints_of_another_function_are_refused(tmp_path):
+    """Two functions of one name have maps of one `repr`, and other features."""
+
+    def fmap_of(scale):
+        def kernel(x1, x2, get):
+            return scale * x1 @ (x1 if x2 is None else x2).T
+
+        return jns.landmark_features(kernel, num_features=6)
+
+    one, two, path = fmap_of(1.0), fmap_of(1.1), tmp_path / "sums.jns"
+    assert repr(one) == repr(two)
+    params = one.init(jax.random.key(0), X[:6])
+    lm.fit(one, params, X, Y, checkpoint=path, **OPTIONS)
+    with pytest.raises(ValueError, match="the features of its first examples were"):
+        lm.fit(two, params, X, Y, checkpoint=path, **OPTIONS)
+
+
+def test_one_fit_at_a_time_uses_a_checkpoint(tmp_path):
+    path = tmp_path / "sums.jns"
+
+    def stream():
+        for i, batch in enumerate(batches()):
+            if i == 1:
+                with pytest.raises(ValueError, match="must have one user at a time"):
+                    lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+            yield batch
+
+    class Stream:
+        def __iter__(self):
+            return stream()
+
+    lm.fit(FMAP, PARAMS, Stream(), checkpoint=path, **OPTIONS)
+    assert [*tmp_path.iterdir()] == [path]
+    lm.fit(FMAP, PARAMS, Stream(), checkpoint=path, **OPTIONS)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "sums.jns"
     lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
-    whole = path.read_bytes()
+    whole, (arrays, description) = path.read_bytes(), checkpoint.load(path)
+
+    def refused(match):
+        with pytest.raises(ValueError, match=match):
+            lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
+
     for torn in (whole[: len(whole) // 2], b"", b"something else"):
         path.write_bytes(torn)
-        with pytest.raises(ValueError, match="is not a checkpoint, or it is damaged"):
-            lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
-    np.savez(path, a=np.ones(3))
-    with pytest.raises(ValueError, match="is not a checkpoint, or it is damaged"):
-        checkpoint.load(path)
-    checkpoint.save(path, {"a": np.ones(3)}, {})
-    with np.load(path) as file:
-        np.savez(path, header=file["header"], a=np.zeros(3))
-    with pytest.raises(ValueError, match="not those that were written"):
-        checkpoint.load(path)
-    monkeypatch.setattr(checkpoint, "_VERSION", 2)
+        refused("is not a checkpoint, or it is damaged")
+    np.savez(path.open("wb"), a=np.ones(3))
+    refused("a zip archive, as files of earlier versions are")
+    jns.io.save(path, (FMAP, PARAMS))
+    refused("is a feature map and not a checkpoint")
+    # Contents that no fit writes, in files that are whole.
+    for change, match in (
+        (dict(batches=10**9), "batches was 1000000000 there and is 4 here"),
+        (dict(batches=3), "examples was"),
+        (dict(batches="many"), "batches was 'many'"),
+        (dict(skipped=None), "is damaged"),
+        (dict(params=None), "another run: params was None"),
+    ):
+        checkpoint.save(path, arrays, description | change)
+        refused(match)
+    total = arrays["total0"]
+    for name, array, match in (
+        ("total0", total * np.nan, "must have 1 finite sums of shape"),
+        ("total0", total[:-1], "must have 1 finite sums of shape"),
+        ("carry0", total.astype(np.float64), "must have 1 finite sums of shape"),
+        ("first sums", np.zeros(3), "the features of its first examples were"),
+    ):
+        checkpoint.save(path, arrays | {name: array}, description)
+        refused(match)
+    checkpoint.save(path, {"total0": total}, description)
+    refused("the features of its first examples were")
+    monkeypatch.setattr(_tensor_file, "_VERSION", "3")
     checkpoint.save(path, {}, {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="version 2 of the format"):
-        checkpoint.load(path)
+    refused("version 3 of the format")
+    path.unlink()
+    os.mkfifo(path)
+    refused("it is no file with an end, but a folder, pipe or device")
 
 
 def test_a_full_disk_leaves_the_old_file_and_the_fit_goes_on(tmp_path, monkeypatch):
-    path = tmp_path / "sums.npz"
+    path = tmp_path / "sums.jns"
     lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
     before = path.read_bytes()
 
-    def full(file, **arrays):
-        file.write(b"half of it")
+    def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.np, "savez", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         fitted = lm.fit(FMAP, PARAMS, X, Y, checkpoint=path, **OPTIONS)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -368,7 +445,7 @@ def test_progress_and_one_compilation(capsys, caplog):
         (dict(y=LABELS, num_classes=2), ValueError, "labels from 0 to 1, got 2"),
         (dict(y=Y, num_classes=2), TypeError, "y must be labels of shape"),
         (dict(x=X[:0], y=Y[:0]), ValueError, "must hold examples"),
-        (dict(x=iter(batches()), y=None, checkpoint="c.npz"), ValueError, "iterator"),
+        (dict(x=iter(batches()), y=None, checkpoint="c.jns"), ValueError, "iterator"),
         (dict(x=batches(y=LABELS), y=None), ValueError, "num_classes must be given"),
         (dict(x=[X, Y], y=None), TypeError, r"batch 0 must be \(x, y\)"),
         (dict(x=[(X, Y[:5])], y=None), ValueError, "230 examples and 5 targets"),

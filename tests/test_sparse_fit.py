@@ -182,23 +182,6 @@ def test_checkpoints(tmp_path, monkeypatch):
     other.data[3] += 1
     with pytest.raises(ValueError, match="another run: first examples"):
         lm.fit(FMAP, PARAMS, other, Y, **options)
-    wide = scipy.sparse.csr_array((X.data, X.indices, X.indptr), (N, DIM + 1))
-    assert checkpoint.digest([X]) != checkpoint.digest([wide])
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("method", ["variance_reduced", "nystrom"])
-def test_saving(method, tmp_path):
-    base = jns.feature_map(NET, num_features=20, method=method)
-    fmap = jns.with_sparse_inputs(base, sketch_dim=32)
-    params = fmap.init(jax.random.key(0), X)
-    fitted = lm.fit(fmap, params, X, LABELS, **OPTIONS)
-    path = tmp_path / "model.npz"
-    lm.save_model(path, fitted)
-    again = lm.load_model(path, fmap)
-    assert again.predict(X).tobytes() == fitted.predict(X).tobytes()
-    with pytest.raises(ValueError, match=r"feature map was .*sketch_dim=32"):
-        lm.load_model(path, jns.with_sparse_inputs(base, sketch_dim=33))
 
 
 @pytest.mark.long

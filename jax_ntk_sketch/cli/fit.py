@@ -6,6 +6,7 @@ report only.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -15,7 +16,8 @@ import jax
 import numpy as np
 
 import jax_ntk_sketch
-from jax_ntk_sketch import linear_model, stax
+from jax_ntk_sketch import io, linear_model, stax
+from jax_ntk_sketch._tensor_file import kind_of
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.cli import options, report
@@ -24,7 +26,6 @@ from jax_ntk_sketch.cli.inputs import Inputs, Prepared, num_candidates
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
-from jax_ntk_sketch.linear_model.io import is_model
 
 SUMMARY = "Fit ridge regression on features to data of any size, and save the model."
 
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="FILE", help=sums)
     every = "seconds between two checkpoints"
     add("--checkpoint-seconds", type=options.number, default=60.0, help=every)
-    options.add_output_options(parser, ".npz file of the model", "NPZ", required=True)
+    options.add_output_options(parser, ".jns file of the model", "JNS", required=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -107,12 +108,11 @@ def run(args: argparse.Namespace) -> None:
         params = fmap.init(jax.random.key(args.seed), train.example_for(fmap))
         fitted = _fit(fmap, params, train, targets, args, checkpoint)
         saved, arrays = inputs.saved()
-        if targets.classes is not None:
-            arrays["classes"] = targets.classes
         metadata = {"version": jax_ntk_sketch.__version__, "data": data.name, **chosen}
         metadata |= {"columns": data.columns, "target": target, "task": data.task}
         metadata |= {"network": json.loads(stax.to_json(net)), "inputs": saved}
-        linear_model.save_model(output, fitted, metadata=metadata, arrays=arrays)
+        metadata |= targets.saved()
+        io.save(output, dataclasses.replace(fitted, metadata=metadata, arrays=arrays))
         if args.checkpoint is None:
             checkpoint.unlink(missing_ok=True)
         test = None
@@ -146,8 +146,8 @@ def _outputs(
 ) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path | None]:
     """Return the files of the model, the checkpoint and the report, before any work."""
     path, overwrite = options.output_path, args.overwrite
-    output = path("--output", args.output, [".npz"], overwrite=overwrite)
-    if output.exists() and not is_model(output):
+    output = path("--output", args.output, [".jns"], overwrite=overwrite)
+    if output.exists() and kind_of(output) != "fitted model":
         raise options.UsageError(
             f"--output {output} exists and is not a model of this library; it is not "
             "overwritten, give another path"

@@ -157,7 +157,11 @@ class Inputs:
 
     @classmethod
     def restored(cls, saved: Json, arrays: dict[str, np.ndarray]) -> "Inputs":
-        """Return the steps that `saved` described."""
+        """Return the steps that `saved` described.
+
+        Raises:
+          ValueError: an array is missing, or has another shape.
+        """
         parts = {
             name.removeprefix("zca."): jnp.asarray(array)
             for name, array in arrays.items()
@@ -165,7 +169,16 @@ class Inputs:
         }
         saved = saved | {"shape": tuple(saved["shape"])}
         zca = ZCAParams(**parts) if parts else None
-        return cls(**saved, columns=arrays.get("columns"), zca=zca)
+        inputs = cls(**saved, columns=arrays.get("columns"), zca=zca)
+        learned = inputs.columns is not None, zca is not None
+        wanted = inputs.standardize_columns, inputs.zca_reg is not None
+        shapes = [] if inputs.columns is None else [inputs.columns.shape]
+        if learned != wanted or any(s != (2, *inputs.shape) for s in shapes):
+            raise ValueError(
+                "the model must have the statistics of its preprocessing, but the "
+                "arrays in its file are others; fit it again"
+            )
+        return inputs
 
 
 class Prepared:

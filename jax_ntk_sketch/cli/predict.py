@@ -3,19 +3,18 @@
 import argparse
 import csv
 import io
-import json
 import math
 import pathlib
 
 import numpy as np
 
-from jax_ntk_sketch import linear_model, stax
-from jax_ntk_sketch._protocol import FeatureMap
+import jax_ntk_sketch
+from jax_ntk_sketch import linear_model
 from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import examples_to_predict
 from jax_ntk_sketch.cli.inputs import Inputs
-from jax_ntk_sketch.cli.targets import error_of
+from jax_ntk_sketch.cli.targets import error_of, restored_classes
 
 SUMMARY = "Predict with a model that fit saved, and report the error if it is known."
 
@@ -23,7 +22,7 @@ SUMMARY = "Predict with a model that fit saved, and report the error if it is kn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("--model", metavar="NPZ", required=True, help="file that fit saved")
+    add("--model", metavar="JNS", required=True, help="file that fit saved")
     options.add_data_options(parser, default=None, rows=None)
     scores = "write the scores of all classes in place of the classes"
     add("--output-scores", action="store_true", help=scores)
@@ -82,21 +81,15 @@ def _load(
     """Return a model with its inputs, metadata and classes."""
     if not pathlib.Path(path).exists():
         raise ValueError(f"--model: no such file: {path}")
-
-    def fmap_of(saved: dict) -> FeatureMap:
-        if "inputs" not in saved:
-            raise ValueError(
-                f"--model {path} does not state what its inputs are, because it was "
-                "saved in Python; give a model that fit saved"
-            )
-        net = stax.from_json(json.dumps(saved["network"]))
-        chosen = {name: saved[name] for name in options.FEATURE_OPTIONS}
-        return options.feature_map(net, **chosen)
-
-    fitted = linear_model.load_model(path, fmap_of)
-    saved, arrays = fitted.metadata, fitted.arrays
-    inputs = Inputs.restored(saved["inputs"], arrays)
-    return fitted, inputs, saved, arrays.get("classes")
+    fitted = jax_ntk_sketch.io.load(path)
+    saved = fitted.metadata if isinstance(fitted, linear_model.FittedModel) else {}
+    if "inputs" not in saved:
+        raise ValueError(
+            f"--model {path} does not state what its inputs are, because it was "
+            "saved in Python; give a model that fit saved"
+        )
+    inputs = Inputs.restored(saved["inputs"], fitted.arrays)
+    return fitted, inputs, saved, restored_classes(saved)
 
 
 def _check_shape(x: Examples, wanted: Shape) -> None:

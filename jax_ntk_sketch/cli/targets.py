@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from jax_ntk_sketch._typing import Task
+from jax_ntk_sketch.cli.report import Json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,12 @@ class Targets:
         if len(classes) < 2:
             raise ValueError(f"all training targets are of one class, {classes[0]!r}")
         return cls(numbers, classes, classes[counts.argmax()])
+
+    def saved(self) -> Json:
+        """Return the labels as JSON, which `restored_classes` reads."""
+        if self.classes is None:
+            return {"classes": None}
+        return {"classes": self.classes.tolist(), "labels": self.classes.dtype.str}
 
     @property
     def num_classes(self) -> int | None:
@@ -71,6 +78,13 @@ class Targets:
         if self.classes is None:
             wrong = (y - self.best_constant) ** 2
         return float(np.mean(wrong))
+
+
+def restored_classes(saved: Json) -> np.ndarray | None:
+    """Return the labels that `Targets.saved` described, or None for regression."""
+    if saved["classes"] is None:
+        return None
+    return np.array(saved["classes"], saved["labels"])
 
 
 def error_of(

@@ -54,7 +54,6 @@ from jax_ntk_sketch.linear_model.gradient_flow import (
     gradient_descent_mse,
     gradient_descent_mse_ensemble,
 )
-from jax_ntk_sketch.linear_model.io import load_model, save_model
 from jax_ntk_sketch.linear_model.model import RidgeModel
 from jax_ntk_sketch.linear_model.ridge import (
     RidgeState,
@@ -74,12 +73,10 @@ __all__ = [
     "fit_ridge",
     "gradient_descent_mse",
     "gradient_descent_mse_ensemble",
-    "load_model",
     "ridge_cross_validate",
     "ridge_init",
     "ridge_merge",
     "ridge_psum",
     "ridge_solve",
     "ridge_update",
-    "save_model",
 ]

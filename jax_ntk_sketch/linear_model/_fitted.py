@@ -71,7 +71,8 @@ class FittedModel:
         processes together.
       feature_names: the names of the columns of the examples, if they were a table with
         names. Tables to predict for are matched by these names.
-      metadata, arrays: what `save_model` was given, in a model that was loaded.
+      metadata, arrays: JSON and arrays of your own, which `jax_ntk_sketch.io.save`
+        keeps with the model.
     """
 
     fmap: FeatureMap

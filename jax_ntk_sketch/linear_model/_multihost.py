@@ -78,7 +78,7 @@ class Processes:
         replies = self._exchange({"value": value})
         for i, reply in enumerate(replies):
             if "error" in reply:
-                self._fail(
+                self.fail(
                     RuntimeError, f"process {i} stopped with an error: {reply['error']}"
                 )
         return [reply["value"] for reply in replies]
@@ -101,7 +101,7 @@ class Processes:
             values = [(i, value) for i, value in values if value is not None]
             for i, value in values[1:]:
                 if value != values[0][1]:
-                    self._fail(
+                    self.fail(
                         ValueError,
                         f"{name} must be the same in all processes; it is "
                         f"{values[0][1]} in process {values[0][0]} and {value} in "
@@ -166,7 +166,7 @@ class Processes:
         self._reported = False
         return result
 
-    def _fail(self, kind: type[Exception], message: str) -> NoReturn:
+    def fail(self, kind: type[Exception], message: str) -> NoReturn:
         """Raise an error that the other processes raise too."""
         self._reported = True
         raise kind(f"{self.owner}: {message}")

@@ -1,148 +1,91 @@
-"""Named arrays and metadata in one file, which is written atomically and verified."""
+"""Checkpoints of `fit`: the sums so far, and what they are sums of."""
 
 import hashlib
-import json
 import os
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from numpy.typing import NDArray
 
-from jax_ntk_sketch._files import atomic_write
-from jax_ntk_sketch._typing import Examples
-from jax_ntk_sketch.batches.sparse_rows import is_sparse
+from jax_ntk_sketch import _tensor_file
+from jax_ntk_sketch._tensor_file import Description
+from jax_ntk_sketch.batches.reader import Batch
 
-# Anything that JSON can hold.
-Metadata = dict[str, Any]
+_KIND = "checkpoint"
+_REMEDY = "give the path of a checkpoint of this fit, or of a file that does not exist"
 
-_VERSION = 1
-_HEADER = "header"
-# The exceptions that reading another kind of file, or a part of one, may raise.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,  # an array or a number where an archive or an object is expected
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# The relative difference of sums that rounding and other machines explain.
+_ROUNDING = 1e-2
 
 
 def save(
     path: str | os.PathLike,
-    arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, Any],
+    arrays: Mapping[str, NDArray],
+    description: Mapping[str, Any],
 ) -> None:
-    """Write arrays and metadata to `path`, atomically.
-
-    Args:
-      path: an `.npz` file; its folder is created.
-      arrays: the arrays, by name.
-      metadata: JSON that describes them.
+    """Write arrays and their description to `path`, atomically.
 
     Raises:
       OSError: the file cannot be written; the old file stays as it was.
     """
-    header = {
-        "version": _VERSION,
-        "metadata": dict(metadata),
-        "digest": _digest_by_name(arrays),
-    }
-    parts: dict[str, np.ndarray] = {_HEADER: np.array(json.dumps(header)), **arrays}
-    with atomic_write(path) as file:
-        np.savez(file, **parts)  # type: ignore[arg-type]
+    _tensor_file.write(path, _KIND, description, arrays)
 
 
-def load(
-    path: str | os.PathLike,
-    *,
-    kind: str = "checkpoint",
-    remedy: str = "delete it to begin again",
-) -> tuple[dict[str, np.ndarray], Metadata]:
-    """Return the arrays and the metadata of a file that `save` wrote.
-
-    Args:
-      path: the file.
-      kind: the name of such a file in error messages.
-      remedy: what error messages advise.
+def load(path: str | os.PathLike) -> tuple[dict[str, NDArray], Description]:
+    """Return the arrays and the description of a file that `save` wrote.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is of another kind or version, or it is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(str(arrays.pop(_HEADER)))
-        version, metadata = header["version"], header["metadata"]
-        intact = header["digest"] == _digest_by_name(arrays)
-    except FileNotFoundError:
-        raise
-    except _UNREADABLE as error:
-        raise ValueError(
-            f"{path} is not a {kind}, or it is damaged ({error}); {remedy}"
-        ) from error
-    if version != _VERSION:
-        raise ValueError(
-            f"{path} has version {version} of the format, but this library reads "
-            f"version {_VERSION}; {remedy}"
-        )
-    if not intact:
-        raise ValueError(
-            f"{path} is damaged: its arrays are not those that were written; {remedy}"
-        )
-    return arrays, metadata
+    kind, description, arrays = _tensor_file.read(path, _KIND, _REMEDY)
+    if kind != _KIND:
+        raise ValueError(f"{path} is a {kind} and not a {_KIND}; {_REMEDY}")
+    return arrays, description
 
 
-def check_run(
-    path: str | os.PathLike, metadata: Metadata, fingerprint: Mapping[str, Any]
+def check_entry(
+    path: str | os.PathLike, description: Description, name: str, expected: Any
 ) -> None:
-    """Check that the metadata of a file have the entries of a fingerprint.
+    """Check an entry of the description of a checkpoint.
 
     Raises:
-      ValueError: they differ. The message names the first entry that does.
+      ValueError: it is another one.
     """
-    for name, expected in fingerprint.items():
-        if metadata.get(name) != expected:
-            raise ValueError(
-                f"{path} belongs to another run: {name} was {metadata.get(name)!r} "
-                f"there and is {expected!r} here; give another path or delete the file"
-            )
+    if description.get(name) != expected:
+        raise ValueError(
+            f"{path} belongs to another run: {name} was {description.get(name)!r} "
+            f"there and is {expected!r} here; give another path or delete the file"
+        )
 
 
-def read_metadata(path: str | os.PathLike) -> Metadata:
-    """Return the metadata of a file that `save` wrote, or {} for any other file.
+class Summed:
+    """A running digest of the examples that were summed."""
 
-    The arrays are neither read nor verified.
+    def __init__(self) -> None:
+        self._total = hashlib.sha256()
+        self.first = self.all = ""
+
+    def add(self, batch: Batch) -> None:
+        """Add the examples of a batch: what is summed of them, with their weights."""
+        parts = batch.x, batch.y, batch.weight, batch.extras
+        for leaf in jax.tree.leaves(parts):
+            _tensor_file.update_digest(self._total, np.asarray(leaf))
+        self.all = self._total.hexdigest()
+        self.first = self.first or self.all
+
+
+def are_close(sums: NDArray, others: NDArray | None) -> bool:
+    """Return whether two sums of features are those of one feature map.
+
+    Args:
+      sums, others: (2, m), the sums of the features and of their squares.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(json.loads(str(file[_HEADER]))["metadata"])
-    except _UNREADABLE:
-        return {}
-
-
-def digest(arrays: Iterable[Examples]) -> str:
-    """Return the SHA-256 of the dtypes, the shapes and the entries of arrays, in order.
-
-    Compressed rows of scipy.sparse are arrays too.
-    """
-    total = hashlib.sha256()
-    parts: list[Examples] = []
-    for array in arrays:
-        if is_sparse(array):
-            parts += [array.data, array.indices, array.indptr, np.array(array.shape)]
-        else:
-            parts.append(array)
-    for array in map(np.asarray, parts):
-        total.update(f"{array.dtype.str} {array.shape}".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
-
-
-def _digest_by_name(arrays: Mapping[str, np.ndarray]) -> str:
-    names = sorted(arrays)
-    return digest([np.array(names), *(arrays[name] for name in names)])
+    if others is None or sums.shape != others.shape:
+        return False
+    # A sum of n numbers is at most the square root of n times that of their squares;
+    # the last feature is 1.
+    scale = np.sqrt(np.abs(sums[1] * sums[1, -1])), np.abs(sums[1])
+    return bool((np.abs(sums - others) <= _ROUNDING * np.stack(scale)).all())
