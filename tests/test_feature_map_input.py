@@ -203,3 +203,33 @@ def test_allocation_uses_every_column():
             assert all((np.array(sizes) > 0) == positive)
             least = int(positive.sum())
             assert sum(sizes) == (max(total, least) if least else 0)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "variance_reduced", "nystrom", "exact"])
+def test_rows_of_any_length(method):
+    """Networks without biases are homogeneous, from the smallest float to the largest.
+
+    In one batch, rows of 1e-30, 1 and 1e30 have the features that they have alone.
+    """
+    fmap = jns.feature_map(NET, num_features=36, method=method)
+    params = fmap.init(KEY, X)
+    usual = np.asarray(fmap.apply(params, X))
+    lengths = np.array([2.0**-100, 1.0, 2.0**100])[:, None]
+    phi = np.asarray(fmap.apply(params, np.float32(lengths * X)))
+    assert (np.abs(phi / lengths - usual) < 1e-5 * np.abs(usual).max()).all()
+
+
+def test_long_rows_of_networks_that_are_not_homogeneous():
+    """Gelu and biases act like Relu there; other rows that overflow are NaN."""
+    x = np.float32(1e25 * X)
+    nets = {
+        activation: stax.serial(stax.Dense(1, 1.5, 0.5), activation, DENSE)
+        for activation in (stax.Gelu(), stax.Relu(), stax.Gaussian())
+    }
+    gelu, relu, gaussian = (
+        np.float64(fmap.apply(fmap.init(KEY, (6,)), x))
+        for net in nets.values()
+        for fmap in [jns.feature_map(net, num_features=1, method="exact")]
+    )
+    np.testing.assert_allclose(gelu @ gelu.T, relu @ relu.T, rtol=1e-5)
+    assert np.isnan(gaussian).all()

@@ -25,6 +25,7 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
+from jax_ntk_sketch.features._row_scales import scale_rows
 from jax_ntk_sketch.features.build import build_steps, layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
@@ -134,7 +135,9 @@ class NetworkFeatureMap:
         """
         origin = Origin(shape, self.num_features, learned=sample is not None)
         params: dict[str, PyTree] = {"origin": origin}
-        first = None if sample is None else first_features(sample)
+        first = None
+        if sample is not None:
+            first = first_features(scale_rows(self.net, sample)[0])
         for kind in self.kinds:
             steps = _steps(self, kind, shape, 1)
             keys = jax.random.split(key, len(steps))
@@ -158,6 +161,8 @@ class NetworkFeatureMap:
             which state the axis of the channels. Integers and booleans are converted to
             the default float and not rescaled. An example with a NaN or an infinity has
             NaN features; other examples are not affected, except with method "exact".
+            So does an example whose squared norm overflows, unless the outputs of the
+            network are homogeneous in such inputs.
           batch_size: examples that are worked on at a time, which bounds the temporary
             memory; `plan` states it. By default all. On a CPU 128 is usually fast,
             because the arrays then fit in the caches.
@@ -220,10 +225,11 @@ class NetworkFeatureMap:
         self, params: PyTree, x: Array, inputs: dict[str, PyTree]
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
+        rows, factor = scale_rows(self.net, x)
         for kind in self.kinds:
             steps = _steps(self, kind, x.shape[1:], len(x))
-            f = fitting.run_steps(steps, params[kind], first_features(x), inputs)
-            out[kind] = getattr(f, kind)
+            f = fitting.run_steps(steps, params[kind], first_features(rows), inputs)
+            out[kind] = getattr(f, kind) * factor[:, None]
         return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 
     def _check_params(self, params: PyTree, x: Array) -> "NetworkFeatureMap":

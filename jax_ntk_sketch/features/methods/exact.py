@@ -8,7 +8,7 @@ kernels follow from the dual kernels k and k', and each is factored as
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._numerics import matmul, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
@@ -46,10 +46,10 @@ def exact_step(
 def factor(k: Array) -> Array:
     r"""Return a square factor F with :math:`F F^\top = k`.
 
-    It is a Cholesky factorization with diagonal pivoting. Unlike an unpivoted one it is
-    backward stable for singular kernels (duplicates, zero vectors), and its gradient is
-    finite there. Columns begin at the largest remaining diagonal entry, and end where
-    that is rounding error.
+    It is a Cholesky factorization with diagonal pivoting, of k scaled to a diagonal of
+    ones. Unlike an unpivoted one it is backward stable for singular kernels
+    (duplicates, zero vectors), and its gradient is finite there. Columns begin at the
+    largest remaining diagonal entry, and end where that is rounding error.
 
     Args:
       k: (n, n), symmetric positive semidefinite up to rounding.
@@ -58,7 +58,11 @@ def factor(k: Array) -> Array:
       (n, n); it has rows of zeros where k has.
     """
     n = k.shape[-1]
-    floor = n * jnp.finfo(k.dtype).eps * jnp.max(jnp.diagonal(k), initial=0)
+    floor = n * jnp.finfo(k.dtype).eps
+    # Otherwise short rows would be rounding errors of long ones.
+    length = safe_sqrt(jax.lax.stop_gradient(jnp.diagonal(k)))
+    inverse = safe_reciprocal(length)
+    k = k * inverse[:, None] * inverse
 
     def add_column(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         columns, rest = state
@@ -74,7 +78,7 @@ def factor(k: Array) -> Array:
     start = (jnp.zeros_like(k), jnp.diagonal(k))
     columns, _ = jax.lax.fori_loop(0, n, add_column, start)
     # With a NaN in k nothing is above the floor.
-    return jnp.where(jnp.isnan(floor), jnp.nan, columns)
+    return jnp.where(jnp.isnan(k).any(), jnp.nan, columns * length[:, None])
 
 
 def _gram(features: Array) -> Array:

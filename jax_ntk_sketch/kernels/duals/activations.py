@@ -13,6 +13,7 @@ from jax.scipy.special import erf
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import evaluate_eagerly, safe_sqrt
 from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch.kernels.arc_cosine import cosine
 from jax_ntk_sketch.kernels.duals.base import (
     DualActivation,
     MissingFunctionError,
@@ -86,9 +87,9 @@ def erf_dual(layer: stax.Erf) -> DualActivation:
     a, b, c = layer.a, layer.b, layer.c
 
     def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
-        x = 2 * b * b * cov
-        root = safe_sqrt((1 + 2 * b * b * q1) * (1 + 2 * b * b * q2) - x * x)
-        k = a * a * 2 / math.pi * jnp.arctan2(x, root) + c * c
+        determinant = 4 * b**4 * _determinant(cov, q1, q2)
+        root = safe_sqrt(1 + 2 * b * b * (q1 + q2) + determinant)
+        k = a * a * 2 / math.pi * jnp.arctan2(2 * b * b * cov, root) + c * c
         return k, (2 * a * b) ** 2 / math.pi / root
 
     return Smooth(
@@ -105,13 +106,13 @@ def gelu_dual(layer: stax.Gelu) -> DualActivation:
 
     def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         # With w = (1 + q1) (1 + q2) - cov^2.
-        product = (1 + q1) * (1 + q2)
-        w = product - cov * cov
+        w = 1 + q1 + q2 + _determinant(cov, q1, q2)
         root = safe_sqrt(w)
         angle = jnp.arctan2(cov, root)
-        k = (cov * cov + q1 * q2 * w) / (product * root) + cov * angle
-        slope = cov / root * (1 / w + (1 - q1 * q2) / product + 1) + angle
-        return k / (2 * math.pi) + cov / 4, slope / (2 * math.pi) + 0.25
+        share1, share2 = 1 / (1 + q1), 1 / (1 + q2)
+        k = cov * share1 * (cov * share2) / root + q1 * share1 * (q2 * share2) * root
+        slope = cov / root * (1 / w + share1 + share2) + angle
+        return (k + cov * angle) / (2 * math.pi) + cov / 4, slope / (2 * math.pi) + 0.25
 
     return Smooth(
         lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
@@ -143,7 +144,7 @@ def gaussian_dual(layer: stax.Gaussian) -> DualActivation:
     a, b = layer.a, layer.b
 
     def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
-        w = (1 - 2 * b * q1) * (1 - 2 * b * q2) - (2 * b * cov) ** 2
+        w = 1 - 2 * b * (q1 + q2) + 4 * b * b * _determinant(cov, q1, q2)
         root = jnp.sqrt(w)
         return a * a / root, (2 * a * b) ** 2 * cov / (w * root)
 
@@ -173,8 +174,9 @@ def gabor_dual(layer: stax.Gabor) -> DualActivation:
     def covariances(cov: Array, q1: Array, q2: Array) -> tuple[Array, Array]:
         # With sign 1, the Gaussian integral of exp(-x^2 - y^2) cos(x - y), and with
         # sign -1 that of cos(x + y). The product of the sines is half their difference.
-        w = (1 + 2 * q1) * (1 + 2 * q2) - 4 * cov * cov
-        rest = q1 + q2 + 4 * (q1 * q2 - cov * cov)
+        determinant = 4 * _determinant(cov, q1, q2)
+        w = 1 + 2 * (q1 + q2) + determinant
+        rest = q1 + q2 + determinant
 
         def integral(sign: float) -> tuple[Array, Array]:
             """Return the integral and its derivative by the covariance."""
@@ -227,6 +229,13 @@ def _numerical_dual(
     _check_elementwise(owner, fn, df)
     _check_quadrature(owner, fn)
     return Smooth(fn, df, functools.partial(_quadrature, fn, df, num_nodes))
+
+
+def _determinant(cov: Array, q1: Array, q2: Array) -> Array:
+    """Return q1 q2 - cov^2, which does not cancel where the cosine is exactly 1."""
+    norms, alpha = cosine(cov, q1, q2)
+    alpha = jnp.clip(alpha, -1, 1)
+    return norms * norms * ((1 - alpha) * (1 + alpha))
 
 
 def _quadrature(

@@ -1,0 +1,147 @@
+r"""Rows of any length: how features follow from those of a row of moderate length.
+
+The variance of a row is about the square of its largest entry, which is infinite or
+zero in single precision from entries of 1e19 and 1e-19 on. If the outputs f of a
+network are homogeneous, :math:`f(c x) = c^p f(x)`, its features are too. Rows are then
+scaled by a power of two, which is exact. Where a network is homogeneous only for very
+long or very short rows, only these are scaled.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import evaluate_eagerly
+from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch.kernels import DualActivation, dual
+from jax_ntk_sketch.kernels.duals.base import MissingFunctionError
+
+
+class Degrees(NamedTuple):
+    """The degrees p of a network for short and for long rows; None if there is none."""
+
+    short: int | None
+    long: int | None
+
+
+_LINEAR = (
+    *(stax.Dense, stax.Conv, stax.ConvLocal, stax.ConvTranspose, stax.Aggregate),
+    *(stax.AvgPool, stax.SumPool, stax.GlobalAvgPool, stax.GlobalSumPool),
+    *(stax.Identity, stax.Flatten, stax.Dropout, stax.ImageResize, stax.Index),
+    *(type(stax.Slice[:]), stax.DotGeneral),
+)
+
+
+@functools.lru_cache(maxsize=256)
+def degrees(net: stax.Layer) -> Degrees:
+    """Return the degrees of homogeneity of a network."""
+    return _after(net, Degrees(1, 1))
+
+
+def scale_rows(net: stax.Layer, x: Array) -> tuple[Array, Array]:
+    """Return rows of moderate length, and the factors (n,) of their features.
+
+    The factor is NaN where the squared norm of a row overflows all the same.
+
+    Args:
+      net: the network.
+      x: examples (n, ...), floats.
+    """
+    short, long = degrees(net)
+    info, axes = jnp.finfo(x.dtype), tuple(range(1, x.ndim))
+    # Squares of squares neither overflow nor underflow within these lengths.
+    exponent = (info.maxexp - 16) // (4 * max(1, short or 0, long or 0))
+    if short != long and exponent <= info.nmant:
+        short = long = None  # what is left out is not below rounding
+    largest = jnp.max(jnp.abs(x), axis=axes, initial=0)
+    power = jnp.frexp(jax.lax.stop_gradient(largest))[1]
+    excess, degree = jnp.zeros_like(power), jnp.zeros_like(power)
+    for p, outside, limit in (
+        (short, (power < -exponent) & (largest > 0), -exponent),
+        (long, power > exponent, exponent),
+    ):
+        if p is not None:
+            excess = jnp.where(outside, power - limit, excess)
+            degree = jnp.where(outside, p, degree)
+    excess = jnp.clip(excess, 2 - info.maxexp, info.maxexp - 2)
+    scale = jnp.ldexp(jnp.ones_like(largest), -excess)
+    rows = x * scale.reshape(-1, *(1,) * len(axes))
+    factor = jnp.ldexp(jnp.ones_like(largest), degree * excess)
+    finite = jnp.isfinite(jnp.sum(rows**2, axis=axes))
+    return rows, jnp.where(jax.lax.stop_gradient(finite), factor, jnp.nan)
+
+
+@functools.singledispatch
+def _after(layer: stax.Layer, p: Any) -> Any:
+    """Return the degrees after a layer; a list of them in branches."""
+    if not isinstance(layer, _LINEAR):
+        return Degrees(None, None)
+    return p._replace(short=None) if getattr(layer, "b_std", None) else p
+
+
+@_after.register
+def _after_serial(layer: stax.Serial, p: Any) -> Any:
+    return functools.reduce(
+        lambda before, inner: _after(inner, before), layer.layers, p
+    )
+
+
+@_after.register
+def _after_activation(layer: stax.Activation, p: Degrees) -> Degrees:
+    activation = dual(layer)
+    power = activation.homogeneity_degree
+    own = Degrees(power, power)
+    if power is None:
+        short = 1 if _is_linear_at_zero(activation) else None
+        own = Degrees(short, 1 if isinstance(layer, stax.Gelu) else None)
+    return Degrees(
+        *(
+            None if a is None or b is None else a * b
+            for a, b in zip(p, own, strict=True)
+        )
+    )
+
+
+def _is_linear_at_zero(activation: DualActivation) -> bool:
+    def at_zero() -> tuple[float, float]:
+        zero, one = jnp.zeros(1), jnp.ones(())
+        value, slope = activation.value(zero, one), activation.slope(zero, one)
+        return float(value[0]), float(slope[0])
+
+    try:
+        value, slope = evaluate_eagerly(at_zero)
+    except MissingFunctionError:
+        return False
+    return value == 0 and slope != 0 and math.isfinite(slope)
+
+
+@_after.register
+def _after_layer_norm(layer: stax.LayerNorm, p: Degrees) -> Degrees:
+    return Degrees(None, None if p.long is None else 0)
+
+
+@_after.register
+def _after_fan_out(layer: stax.FanOut, p: Degrees) -> list[Degrees]:
+    return [p] * layer.num
+
+
+@_after.register
+def _after_parallel(layer: stax.Parallel, p: list[Degrees]) -> list[Degrees]:
+    return [_after(branch, own) for branch, own in zip(layer.layers, p, strict=True)]
+
+
+@_after.register(stax.FanInSum)
+@_after.register(stax.FanInConcat)
+def _after_fan_in(layer: stax.Layer, p: list[Degrees]) -> Degrees:
+    ends = zip(*p, strict=True)
+    return Degrees(*(end[0] if len({*end}) == 1 else None for end in ends))
+
+
+@_after.register
+def _after_fan_in_prod(layer: stax.FanInProd, p: list[Degrees]) -> Degrees:
+    ends = zip(*p, strict=True)
+    return Degrees(*(None if None in end else sum(end) for end in ends))
