@@ -29,6 +29,7 @@ from jax_ntk_sketch.features._row_scales import scale_rows
 from jax_ntk_sketch.features.build import build_steps, layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
+from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.features.step import Step, extra_inputs
 
 # A number for each kernel: a float, or a tuple if `get` is a tuple; None if unknown.
@@ -135,14 +136,22 @@ class NetworkFeatureMap:
         """
         origin = Origin(shape, self.num_features, learned=sample is not None)
         params: dict[str, PyTree] = {"origin": origin}
-        first = None
-        if sample is not None:
-            first = first_features(scale_rows(self.net, sample)[0])
+        inputs = inputs or {}
         for kind in self.kinds:
-            steps = _steps(self, kind, shape, 1)
-            keys = jax.random.split(key, len(steps))
-            params[kind] = fitting.draw_params(steps, keys, first, inputs or {})
+            first, *steps = _steps(self, kind, shape, 1)
+            keys = jax.random.split(key, 1 + len(steps))
+            f = None if sample is None else self._enter(first, sample, inputs)[0]
+            params[kind] = [
+                first.init(keys[0]),
+                *fitting.draw_params(steps, keys[1:], f, inputs),
+            ]
         return params
+
+    def _enter(
+        self, first: Step, x: Array, inputs: dict[str, PyTree]
+    ) -> tuple[Features, Array]:
+        """Return the inputs as features, and the factors of the output (n,)."""
+        return scale_rows(self.net, first.run((), first_features(x), **inputs))
 
     def apply(
         self,
@@ -225,10 +234,10 @@ class NetworkFeatureMap:
         self, params: PyTree, x: Array, inputs: dict[str, PyTree]
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
-        rows, factor = scale_rows(self.net, x)
         for kind in self.kinds:
-            steps = _steps(self, kind, x.shape[1:], len(x))
-            f = fitting.run_steps(steps, params[kind], first_features(rows), inputs)
+            first, *steps = _steps(self, kind, x.shape[1:], len(x))
+            f, factor = self._enter(first, x, inputs)
+            f = fitting.run_steps(steps, params[kind][1:], f, inputs)
             out[kind] = getattr(f, kind) * factor[:, None]
         return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
 

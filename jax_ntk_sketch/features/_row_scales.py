@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import evaluate_eagerly
 from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.kernels import DualActivation, dual
 from jax_ntk_sketch.kernels.duals.base import MissingFunctionError
 
@@ -42,16 +43,17 @@ def degrees(net: stax.Layer) -> Degrees:
     return _after(net, Degrees(1, 1))
 
 
-def scale_rows(net: stax.Layer, x: Array) -> tuple[Array, Array]:
-    """Return rows of moderate length, and the factors (n,) of their features.
+def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
+    """Return inputs of moderate length, and the factors (n,) of the output.
 
     The factor is NaN where the squared norm of a row overflows all the same.
 
     Args:
       net: the network.
-      x: examples (n, ...), floats.
+      f: the inputs (n, *shape, c) as features, with masked nodes at zero.
     """
     short, long = degrees(net)
+    x = f.nngp
     info, axes = jnp.finfo(x.dtype), tuple(range(1, x.ndim))
     # Squares of squares neither overflow nor underflow within these lengths.
     exponent = (info.maxexp - 16) // (4 * max(1, short or 0, long or 0))
@@ -71,8 +73,9 @@ def scale_rows(net: stax.Layer, x: Array) -> tuple[Array, Array]:
     scale = jnp.ldexp(jnp.ones_like(largest), -excess)
     rows = x * scale.reshape(-1, *(1,) * len(axes))
     factor = jnp.ldexp(jnp.ones_like(largest), degree * excess)
-    finite = jnp.isfinite(jnp.sum(rows**2, axis=axes))
-    return rows, jnp.where(jax.lax.stop_gradient(finite), factor, jnp.nan)
+    diag = jnp.sum(rows**2, axis=-1)
+    finite = jnp.isfinite(jax.lax.stop_gradient(diag)).all(axis=axes[:-1])
+    return Features(rows, f.ntk, diag), jnp.where(finite, factor, jnp.nan)
 
 
 @functools.singledispatch
