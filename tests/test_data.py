@@ -1,8 +1,11 @@
 """Datasets, NumPy archives, idx files and tables, sound ones and faulty ones."""
 
+import functools
 import gzip
+import os
 import struct
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +13,6 @@ import pytest
 from jax_ntk_sketch import data
 from jax_ntk_sketch.data._idx import read_idx_file
 from jax_ntk_sketch.data._npz import read_array
-from jax_ntk_sketch.data._tables import read_table
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 5, 4), dtype=np.uint8)
@@ -171,6 +173,17 @@ class Trap:
         ({"x": X.astype(str), "y": Y}, "x must hold real numbers, got dtype <U"),
         ({"x": X, "y": Y[:, None, None]}, r"shape \(n,\) or \(n, t\)"),
         ({"x": X[:1], "y": Y[:1]}, "1 rows cannot be split"),
+        ({"x": np.float32(1), "y": Y}, "x must hold an array of rows, got one float32"),
+        ({"x": X, "y": np.float64(1)}, "y must hold an array of rows, got one float64"),
+        (
+            {"x": X, "y": Y, "test_mask": np.True_},
+            "test_mask must hold an array",
+        ),
+        (
+            {"x": Y, "y": Y},
+            r"x must have shape \(n, ...\), got \(20,\); save n",
+        ),
+        ({"x_train": X, "y_train": Y, "y_test": Y}, "no array 'x_test'; found x_train"),
         (
             {"x_train": IMAGES, "y_train": Y, "x_test": IMAGES / 255.0, "y_test": Y},
             "only one of x and x_test holds 8-bit",
@@ -203,7 +216,7 @@ def test_damaged_archives_and_arrays(tmp_path):
     path = save(tmp_path / "a.npz", x=X, y=Y)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match="not a NumPy archive"):
+    with pytest.raises(ValueError, match="cannot be read as a NumPy archive"):
         data.load(path)
     path.write_bytes(whole.replace(X.tobytes(), X.tobytes()[::-1]))
     with pytest.raises(ValueError, match="cannot be read as a NumPy archive"):
@@ -213,6 +226,89 @@ def test_damaged_archives_and_arrays(tmp_path):
         read_array(tmp_path / "trap.npy")
     with pytest.raises(ValueError, match="holds several arrays"):
         read_array(save(tmp_path / "b.npz", x=X))
+
+
+def npy_header(shape, descr="'<f4'"):
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        npy_header((10**12, 3)),
+        npy_header("(10, 3").replace(b"}", b"("),
+        npy_header("[" * 5000 + "]" * 5000),
+        npy_header((-1, 3)),
+        npy_header((4, 3), "'|O'"),
+        b"\x93NUMPY",
+        b"",
+    ],
+)
+def test_hostile_headers(tmp_path, contents):
+    (tmp_path / "a.npy").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"a\.npy is not a \.npy file"):
+        read_array(tmp_path / "a.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", contents)
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read as a NumPy archive"):
+        data.load(tmp_path / "a.npz")
+
+
+def test_what_does_not_fit_in_memory_is_not_read(tmp_path, monkeypatch):
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2000}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    np.savez_compressed(tmp_path / "zeros.npz", x=np.zeros((1000, 3)), y=np.ones(1000))
+    raw = gzip.compress(idx_bytes(np.zeros((100, 5, 5), np.uint8)))
+    (tmp_path / "idx").write_bytes(raw)
+    graphs = dict(
+        y=[0], n_nodes=[80], n_edges=[0], node_tag=np.arange(80, dtype=np.int8),
+        edge_i=np.zeros(0, int), edge_j=np.zeros(0, int),
+    )  # fmt: skip
+    np.savez(tmp_path / "graphs.npz", **graphs)
+    for load, name in (
+        (data.load, "zeros.npz"),
+        (read_idx_file, "idx"),
+        (data.load_graphs, "graphs.npz"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{name} takes .* of memory, and there are"
+        ):
+            load(tmp_path / name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["npz", "npy", "idx", "idx.gz", "csv"])
+def test_damaged_files_give_one_error(tmp_path, kind):
+    """What is read of a damaged file is an error with its name, or an array."""
+    rng = np.random.default_rng(0)
+    path, load = tmp_path / f"file.{kind}", data.load
+    if kind == "npz":
+        np.savez_compressed(path, x=X, y=Y, test_mask=Y > 0)
+    elif kind == "npy":
+        np.save(path, X)
+        load = read_array
+    elif kind == "csv":
+        np.savetxt(path, np.c_[X, Y], delimiter=",", header="a,b,c,y", comments="")
+        load = functools.partial(data.load, target="y")
+    else:
+        raw, load = idx_bytes(IMAGES), read_idx_file
+        path.write_bytes(gzip.compress(raw) if kind == "idx.gz" else raw)
+    whole = path.read_bytes()
+    errors = 0
+    for _ in range(300):
+        raw = bytearray(whole)
+        for place in rng.integers(0, len(raw), rng.integers(1, 5)):
+            raw[place] = rng.integers(0, 256)
+        raw = raw[: rng.integers(0, len(raw))] if rng.random() < 0.3 else raw
+        path.write_bytes(raw)
+        try:
+            load(path)
+        except ValueError as error:
+            errors += 1
+            assert "file" in str(error)  # the name
+    assert errors > 100 or kind == "npy"
 
 
 def test_unknown_kinds(tmp_path):
@@ -296,116 +392,3 @@ def test_idx_counts_must_agree(mnist_folder):
     labels.write_bytes(idx_bytes(IMAGES[15:]))
     with pytest.raises(ValueError, match=r"labels \(n,\)"):
         data.load(mnist_folder)
-
-
-# Tables
-
-TABLE = "a,b,y\n" + "".join(f"{i},{i * i},{i / 2}\n" for i in range(10))
-
-
-@pytest.mark.parametrize("target", ["y", "2", 2, -1, "-1"])
-def test_table_target_by_name_or_index(tmp_path, target):
-    loaded = data.load(write(tmp_path / "t.csv", TABLE), target)
-    assert loaded.task == "regression" and loaded.columns == ("a", "b")
-    np.testing.assert_array_equal(loaded.x_train[:, 0] / 2, loaded.y_train)
-    np.testing.assert_array_equal(loaded.x_test[:, 0] ** 2, loaded.x_test[:, 1])
-    assert len(loaded.x_train) == 8
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
-@pytest.mark.parametrize("header", [True, False])
-def test_table_header_separator_and_class_names(tmp_path, separator, header):
-    rows = ["a,b,kind"] * header + [f"{i},1.5,{'xy'[i % 2]}" for i in range(6)]
-    text = "\ufeff" + "\r\n\r\n".join(rows).replace(",", separator)
-    arrays = read_table(write(tmp_path / "t.csv", text), "kind" if header else -1)
-    assert arrays.y.tolist() == list("xyxyxy")
-    np.testing.assert_array_equal(arrays.x, [[i, 1.5] for i in range(6)])
-    assert arrays.columns == (("a", "b") if header else ("0", "1"))
-
-
-@pytest.mark.parametrize(
-    ("text", "x", "columns"),
-    [
-        (",a,y\n0,1,2\n1,3,4\n", [[1], [3]], ("a",)),
-        ("a,2020,y\n1,2,3\n4,5,6\n", [[1, 2], [4, 5]], ("a", "2020")),
-        ("\n\n a , b ,y\n1, 2 ,3\n", [[1, 2]], ("a", "b")),
-        ("a,y\n1e3,2\n-.5,1\n", [[1000], [-0.5]], ("a",)),
-        ("a,y\nTrue,2\nFalse,1\n", [[1], [0]], ("a",)),
-    ],
-)
-def test_tables_as_people_have_them(tmp_path, text, x, columns):
-    arrays = read_table(write(tmp_path / "t.csv", text), "y")
-    np.testing.assert_array_equal(arrays.x, x)
-    assert arrays.columns == columns
-    assert any("has no name" in note for note in arrays.notes) == text.startswith(",")
-
-
-def test_table_integer_targets_are_labels_unless_asked(tmp_path):
-    path = write(tmp_path / "t.csv", TABLE)
-    assert data.load(path, "b").task == "classification"
-    assert data.load(path, "b", task="regression").task == "regression"
-
-
-def test_table_columns_are_matched_by_name(tmp_path):
-    path = write(tmp_path / "t.csv", "id,b,a\n7,1,2\n8,3,4\n")
-    arrays = read_table(path, "y", columns=("a", "b"))
-    np.testing.assert_array_equal(arrays.x, [[2, 1], [4, 3]])
-    assert arrays.y is None
-    assert arrays.notes == ("columns left out, unknown to the model: 'id'",)
-    with pytest.raises(ValueError, match="missing here: 'c'; the table has 'id', 'b'"):
-        read_table(path, columns=("a", "c"))
-
-
-def test_compressed_and_parquet_tables(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
-    one = read_table(tmp_path / "t.csv.gz", "y")
-    frame = pandas.DataFrame(one.x, columns=["a", "b"]).assign(y=one.y)
-    frame.to_parquet(tmp_path / "t.parquet")
-    frame.to_feather(tmp_path / "t.feather")
-    for name in ("t.parquet", "t.feather"):
-        two = read_table(tmp_path / name, "y")
-        np.testing.assert_array_equal(two.x, one.x)
-        np.testing.assert_array_equal(two.y, one.y)
-    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode())[:-9])
-    with pytest.raises(ValueError, match="cannot be read as a table"):
-        read_table(tmp_path / "t.csv.gz", "y")
-
-
-@pytest.mark.parametrize(
-    ("text", "target", "match"),
-    [
-        ("", "y", "cannot be read as a table"),
-        ("a,y\n", "y", "the table has no rows"),
-        (TABLE, "z", "no column 'z' for the target; the columns are 'a', 'b', 'y'"),
-        (TABLE, "3", "no column '3'"),
-        ("1,2\n3,4\n", "y", "no column 'y' for the target; the columns are '0', '1'"),
-        ("a,a\n1,2\n3,4\n", "a", "several columns are called 'a'"),
-        ("y\n1\n2\n", "y", "no columns besides the target 'y'"),
-        ("a,y\n1,2\n3\n", "y", "row 1 has no target, column 'y'"),
-        ("a,y\n1,2\n3,4,5\n", "y", "cannot be read as a table"),
-        ("a,y\n1,2,3\n3,4,5\n", "y", "cannot be read as a table"),
-        ("a,y\n1,2\n\nbad,4\n", "y", "row 1, column 'a' is 'bad', expected a number"),
-        ("1,2\n,4\n", 1, "row 1, column '0' is empty or NaN"),
-        ("a,y\n1,2\ninf,3\n", "y", "row 1, column 'a' is inf"),
-        ("a,y\n1,2\n1,\n", "y", "row 1 has no target"),
-        ("a;y\n1,5;2\n2,5;3\n", "y", "row 0, column 'a' is '1,5', expected a number"),
-        ("a,y\n2020-01-01,2\n", "y", "row 0, column 'a' is '2020-01-01'"),
-    ],
-)
-def test_table_refuses(tmp_path, text, target, match):
-    with pytest.raises(ValueError, match=match):
-        read_table(write(tmp_path / "t.csv", text), target)
-
-
-def test_tables_that_are_no_text_or_lack_what_they_need(tmp_path, monkeypatch):
-    path = tmp_path / "t.csv"
-    path.write_bytes("a,é\n1,2\n".encode("latin1"))
-    with pytest.raises(ValueError, match="cannot be read as a table: 'utf-8' codec"):
-        read_table(path, "a")
-    with pytest.raises(ValueError, match="a table needs a target column"):
-        data.load(write(path, TABLE))
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install .*\[tables\]"):
-        data.load(path, "y")

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_ntk_sketch._checks import check_choice, check_number, check_size
 from jax_ntk_sketch._typing import TASKS, Examples, Task
+from jax_ntk_sketch._units import format_bytes
 
 # Integer targets with more distinct values than this are numbers, not labels.
 _MAX_CLASSES = 100
@@ -203,7 +204,13 @@ def _to_part(
         raise ValueError(f"{where}: there are no targets for the examples")
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{where}: x must hold real numbers, got dtype {x.dtype}")
-    if len(x) != len(y):
+    check_rows(x, f"{where}: x")
+    if x.ndim < 2:
+        raise ValueError(
+            f"{where}: x must have shape (n, ...), got {x.shape}; save n numbers as "
+            "x[:, None]"
+        )
+    if len(x) != len(check_rows(y, f"{where}: y")):
         raise ValueError(f"{where}: x has {len(x)} rows but y has {len(y)}")
     if x.dtype == np.uint8 and not isinstance(x, np.memmap):
         x = np.divide(x, np.float32(255), dtype=np.float32)
@@ -263,6 +270,30 @@ def check_finite(array: np.ndarray, where: str, columns: tuple[str, ...] = ()) -
         f"{where}: {place} is {array[(row, *column)]}; fill the {len(bad)} entries "
         "that are NaN or infinite, or remove their rows"
     )
+
+
+def check_rows(array: np.ndarray, where: str) -> np.ndarray:
+    """Return an array that has an axis of rows.
+
+    Raises:
+      ValueError: it is a single number.
+    """
+    if array.ndim < 1:
+        raise ValueError(f"{where} must hold an array of rows, got one {array.dtype}")
+    return array
+
+
+def check_memory(path: str | os.PathLike[str], needed: int) -> None:
+    """Raise a ValueError if `needed` bytes are more than the memory of the machine."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # on other systems
+        return
+    if needed > memory:
+        raise ValueError(
+            f"{path} takes {format_bytes(needed)} of memory, and there are "
+            f"{format_bytes(memory)}; .npy files stay on disk"
+        )
 
 
 def existing_file(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from jax_ntk_sketch.batches.labels import Label, check_targets, is_text
-from jax_ntk_sketch.data._dataset import check_finite, existing_file
+from jax_ntk_sketch.data._dataset import check_finite, check_memory, existing_file
 from jax_ntk_sketch.data._npz import get_array, read_archive
 from jax_ntk_sketch.graphs import Graphs, pad
 
@@ -72,7 +72,15 @@ def load_graphs(path: str | os.PathLike[str]) -> GraphDataset:
                 f"graphs, with sum {total}, got {numbers.dtype} of shape "
                 f"{numbers.shape} and sum {numbers.sum()}"
             )
-    nodes = np.split(_node_features(tags, path), np.cumsum(sizes)[:-1])
+    for name, ends in (("edge_i", first), ("edge_j", second)):
+        if ends.ndim != 1 or ends.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: {name} must hold whole numbers (edges,), got {ends.dtype} of "
+                f"shape {ends.shape}"
+            )
+    features = _node_features(tags, path)
+    check_memory(path, 4 * len(y) * int(sizes.max()) * features.shape[1])
+    nodes = np.split(features, np.cumsum(sizes)[:-1])
     edges = np.stack([first, second], axis=1)
     padded = pad(nodes, np.split(edges, np.cumsum(counts)[:-1]))
     y = check_targets(f"{path}", y, "classification")
@@ -115,4 +123,7 @@ def _node_features(tags: np.ndarray, path: pathlib.Path) -> np.ndarray:
             "(nodes, channels)"
         )
     values, which = np.unique(tags, return_inverse=True)
-    return np.eye(len(values), dtype=np.float32)[which.reshape(-1)]
+    check_memory(path, 4 * len(tags) * len(values))
+    one_hot = np.zeros((len(tags), len(values)), np.float32)
+    one_hot[np.arange(len(tags)), which.reshape(-1)] = 1
+    return one_hot

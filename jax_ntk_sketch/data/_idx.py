@@ -5,14 +5,17 @@ import math
 import os
 import pathlib
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 
-from jax_ntk_sketch.data._dataset import Arrays, existing_file
+from jax_ntk_sketch.data._dataset import Arrays, check_memory, existing_file
 
 # Third byte of the header; all numbers are big-endian.
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP = b"\x1f\x8b"
+# The bytes of the longest header, which has 255 axes.
+_HEADER = 4 + 4 * 255
 
 
 def is_idx(path: pathlib.Path) -> bool:
@@ -72,13 +75,26 @@ def read_idx_file(path: str | os.PathLike[str]) -> np.ndarray:
       ValueError: the file is not an idx file, or is truncated or too long.
     """
     path = existing_file(path)
-    raw = path.read_bytes()
-    # By content, not by name: browsers unpack .gz files and keep the name.
-    if raw[:2] == _GZIP:
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged or truncated gzip: {error}") from error
+    try:
+        with path.open("rb") as file:
+            # By content, not by name: browsers unpack .gz files and keep the name.
+            packed = file.read(2) == _GZIP
+            file.seek(0)
+            if packed:
+                return _read_array(path, gzip.GzipFile(fileobj=file), None)
+            return _read_array(path, file, path.stat().st_size)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or truncated gzip: {error}") from error
+
+
+def _read_array(
+    path: pathlib.Path, file: BinaryIO | gzip.GzipFile, size: int | None
+) -> np.ndarray:
+    """Return the array of an open file of `size` bytes, None if it is compressed.
+
+    No more bytes are read than the header states, and one.
+    """
+    raw = file.read(_HEADER)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES or raw[3] == 0:
         raise ValueError(
             f"{path} is not an idx file: it begins with {raw[:4].hex(' ') or 'nothing'}"
@@ -89,11 +105,21 @@ def read_idx_file(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"{path}: truncated idx header, {len(raw)} of {start} bytes")
     shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", raw[3], 4))
     expected = start + math.prod(shape) * dtype.itemsize
+    if size is None or size >= expected:
+        check_memory(path, expected)
+    needed = expected + 1 if size is None else min(size, expected + 1)
+    parts = [raw]
+    while needed > (found := sum(map(len, parts))):
+        parts.append(file.read(min(needed - found, 2**24)))
+        if not parts[-1]:
+            break
+    raw = b"".join(parts)
     if len(raw) != expected:
         state = "truncated" if len(raw) < expected else "too long"
+        count = len(raw) if len(raw) < expected else "more"
         raise ValueError(
-            f"{path}: {state} idx file, {len(raw)} bytes where its header, shape "
-            f"{shape}, states {expected}"
+            f"{path}: {state} idx file, {count} bytes where its header, shape {shape}, "
+            f"states {expected}"
         )
     array = np.frombuffer(raw, dtype, offset=start).reshape(shape)
     return array.astype(dtype.newbyteorder("="))

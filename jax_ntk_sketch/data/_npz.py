@@ -1,14 +1,41 @@
 """NumPy archives and arrays, without pickle."""
 
+import lzma
+import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 
 import numpy as np
 
-from jax_ntk_sketch.data._dataset import Arrays, check_finite, existing_file
+from jax_ntk_sketch.data._dataset import (
+    Arrays,
+    check_finite,
+    check_memory,
+    check_rows,
+    existing_file,
+)
 
 _EXPECTED = "x_train, y_train, x_test, y_test; or x, y (X, y), optionally test_mask"
+
+# What NumPy and `zipfile` raise for files that are damaged or hostile.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    MemoryError,
+    RuntimeError,  # also for encrypted members, unknown compression and deep nesting
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def read_npz(
@@ -32,13 +59,18 @@ def read_npz(
     arrays = read_archive(path)
     part = "_train" if "x_train" in arrays else ""
     name = "X" if "X" in arrays and "x" not in arrays and not part else f"x{part}"
-    x, y = get_array(arrays, name, path, _EXPECTED), arrays.get(f"y{part}")
-    if y is None and targets:
-        y = get_array(arrays, f"y{part}", path, _EXPECTED)
+
+    def get(key: str, needed: bool = False) -> np.ndarray | None:
+        present = needed or key in arrays
+        return get_array(arrays, key, path, _EXPECTED) if present else None
+
+    x, y = get_array(arrays, name, path, _EXPECTED), get(f"y{part}", targets)
     if part or "test_mask" not in arrays:
-        x_test, y_test = arrays.get("x_test"), arrays.get("y_test")
+        x_test, y_test = get("x_test"), get("y_test")
+        if x_test is None and y_test is not None:
+            get("x_test", needed=True)
         return Arrays(path.stem, x, y, x_test, y_test)
-    mask = arrays["test_mask"]
+    mask = get_array(arrays, "test_mask", path, _EXPECTED)
     sizes = {len(part) for part in (x, mask, y) if part is not None}
     if mask.dtype != np.bool_ or len(sizes) > 1:
         raise ValueError(
@@ -62,18 +94,42 @@ def read_npz(
 def read_archive(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the numeric and text arrays of an archive; nothing is unpickled.
 
+    Sizes are compared with the memory of the machine before anything is allocated.
+
     Raises:
-      ValueError: the file is not an archive, is damaged, or holds pickles.
+      ValueError: the file is not an archive, is damaged or too large, or holds pickles.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a NumPy archive (.npz), or is truncated")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: np.asarray(archive[key]) for key in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            check_memory(path, sum(member.file_size for member in members))
+            return {
+                member.filename.removesuffix(".npy"): _read_member(archive, member)
+                for member in members
+                if member.filename.endswith(".npy")
+            }
+    except UNREADABLE as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(
-            f"{path} cannot be read as a NumPy archive without pickle: {error}"
+            f"{path} cannot be read as a NumPy archive (.npz) without pickle, or is "
+            f"damaged: {error}"
         ) from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Return one array, whose header must fit the size of the member."""
+    with archive.open(member) as file:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = "read_array_header_1_0" if first else "read_array_header_2_0"
+        shape, _, dtype = getattr(np.lib.format, read)(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(
+                f"{member.filename} states shape {shape} and {dtype}, but has "
+                f"{member.file_size} bytes"
+            )
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def get_array(
@@ -82,15 +138,15 @@ def get_array(
     """Return the array called `key`.
 
     Raises:
-      ValueError: there is none; the message states the names that were found, and
-        `expected`.
+      ValueError: there is none, or it is a single number; the message states the
+        names that were found, and `expected`.
     """
     if key not in arrays:
         found = ", ".join([*arrays][:8]) or "nothing"
         raise ValueError(
             f"{path}: no array {key!r}; found {found}; expected {expected}"
         )
-    return arrays[key]
+    return check_rows(arrays[key], f"{path}: {key}")
 
 
 def read_array(path: str | os.PathLike[str]) -> np.memmap:
@@ -103,7 +159,7 @@ def read_array(path: str | os.PathLike[str]) -> np.memmap:
     path = existing_file(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a .npy file: {error}") from error
     if not isinstance(array, np.memmap):
         raise ValueError(f"{path} holds several arrays, expected a .npy file with one")

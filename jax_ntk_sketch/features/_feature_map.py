@@ -204,6 +204,11 @@ class NetworkFeatureMap:
             )
         x = _checks.check_input(owner, "x", x, x.shape[-1])
         resolved = self._check_params(params, x)
+        if resolved.method.batch_dependent and not len(x):
+            raise ValueError(
+                f"{owner}: x must hold at least one example with {resolved.method}, "
+                f"got shape {x.shape}"
+            )
         inputs = resolved._extra_inputs(owner, x, pattern, mask)
         if batch_size is None:
             return resolved._apply(params, x, inputs)

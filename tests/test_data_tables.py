@@ -1,0 +1,126 @@
+"""Text tables, Parquet and Feather, sound ones and faulty ones."""
+
+import gzip
+import sys
+
+import numpy as np
+import pytest
+
+from jax_ntk_sketch import data
+from jax_ntk_sketch.data._tables import read_table
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+TABLE = "a,b,y\n" + "".join(f"{i},{i * i},{i / 2}\n" for i in range(10))
+
+
+@pytest.mark.parametrize("target", ["y", "2", 2, -1, "-1"])
+def test_table_target_by_name_or_index(tmp_path, target):
+    loaded = data.load(write(tmp_path / "t.csv", TABLE), target)
+    assert loaded.task == "regression" and loaded.columns == ("a", "b")
+    np.testing.assert_array_equal(loaded.x_train[:, 0] / 2, loaded.y_train)
+    np.testing.assert_array_equal(loaded.x_test[:, 0] ** 2, loaded.x_test[:, 1])
+    assert len(loaded.x_train) == 8
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+@pytest.mark.parametrize("header", [True, False])
+def test_table_header_separator_and_class_names(tmp_path, separator, header):
+    rows = ["a,b,kind"] * header + [f"{i},1.5,{'xy'[i % 2]}" for i in range(6)]
+    text = "\ufeff" + "\r\n\r\n".join(rows).replace(",", separator)
+    arrays = read_table(write(tmp_path / "t.csv", text), "kind" if header else -1)
+    assert arrays.y.tolist() == list("xyxyxy")
+    np.testing.assert_array_equal(arrays.x, [[i, 1.5] for i in range(6)])
+    assert arrays.columns == (("a", "b") if header else ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "x", "columns"),
+    [
+        (",a,y\n0,1,2\n1,3,4\n", [[1], [3]], ("a",)),
+        ("a,2020,y\n1,2,3\n4,5,6\n", [[1, 2], [4, 5]], ("a", "2020")),
+        ("\n\n a , b ,y\n1, 2 ,3\n", [[1, 2]], ("a", "b")),
+        ("a,y\n1e3,2\n-.5,1\n", [[1000], [-0.5]], ("a",)),
+        ("a,y\nTrue,2\nFalse,1\n", [[1], [0]], ("a",)),
+    ],
+)
+def test_tables_as_people_have_them(tmp_path, text, x, columns):
+    arrays = read_table(write(tmp_path / "t.csv", text), "y")
+    np.testing.assert_array_equal(arrays.x, x)
+    assert arrays.columns == columns
+    assert any("has no name" in note for note in arrays.notes) == text.startswith(",")
+
+
+def test_table_integer_targets_are_labels_unless_asked(tmp_path):
+    path = write(tmp_path / "t.csv", TABLE)
+    assert data.load(path, "b").task == "classification"
+    assert data.load(path, "b", task="regression").task == "regression"
+
+
+def test_table_columns_are_matched_by_name(tmp_path):
+    path = write(tmp_path / "t.csv", "id,b,a\n7,1,2\n8,3,4\n")
+    arrays = read_table(path, "y", columns=("a", "b"))
+    np.testing.assert_array_equal(arrays.x, [[2, 1], [4, 3]])
+    assert arrays.y is None
+    assert arrays.notes == ("columns left out, unknown to the model: 'id'",)
+    with pytest.raises(ValueError, match="missing here: 'c'; the table has 'id', 'b'"):
+        read_table(path, columns=("a", "c"))
+
+
+def test_compressed_and_parquet_tables(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
+    one = read_table(tmp_path / "t.csv.gz", "y")
+    frame = pandas.DataFrame(one.x, columns=["a", "b"]).assign(y=one.y)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_feather(tmp_path / "t.feather")
+    for name in ("t.parquet", "t.feather"):
+        two = read_table(tmp_path / name, "y")
+        np.testing.assert_array_equal(two.x, one.x)
+        np.testing.assert_array_equal(two.y, one.y)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode())[:-9])
+    with pytest.raises(ValueError, match="cannot be read as a table"):
+        read_table(tmp_path / "t.csv.gz", "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "match"),
+    [
+        ("", "y", "cannot be read as a table"),
+        ("a,y\n", "y", "the table has no rows"),
+        (TABLE, "z", "no column 'z' for the target; the columns are 'a', 'b', 'y'"),
+        (TABLE, "3", "no column '3'"),
+        ("1,2\n3,4\n", "y", "no column 'y' for the target; the columns are '0', '1'"),
+        ("a,a\n1,2\n3,4\n", "a", "several columns are called 'a'"),
+        ("y\n1\n2\n", "y", "no columns besides the target 'y'"),
+        ("a,y\n1,2\n3\n", "y", "row 1 has no target, column 'y'"),
+        ("a,y\n1,2\n3,4,5\n", "y", "cannot be read as a table"),
+        ("a,y\n1,2,3\n3,4,5\n", "y", "cannot be read as a table"),
+        ("a,y\n1,2\n\nbad,4\n", "y", "row 1, column 'a' is 'bad', expected a number"),
+        ("1,2\n,4\n", 1, "row 1, column '0' is empty or NaN"),
+        ("a,y\n1,2\ninf,3\n", "y", "row 1, column 'a' is inf"),
+        ("a,y\n1,2\n1,\n", "y", "row 1 has no target"),
+        ("a;y\n1,5;2\n2,5;3\n", "y", "row 0, column 'a' is '1,5', expected a number"),
+        ("a,y\n2020-01-01,2\n", "y", "row 0, column 'a' is '2020-01-01'"),
+    ],
+)
+def test_table_refuses(tmp_path, text, target, match):
+    with pytest.raises(ValueError, match=match):
+        read_table(write(tmp_path / "t.csv", text), target)
+
+
+def test_tables_that_are_no_text_or_lack_what_they_need(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_bytes("a,é\n1,2\n".encode("latin1"))
+    with pytest.raises(ValueError, match="cannot be read as a table: 'utf-8' codec"):
+        read_table(path, "a")
+    with pytest.raises(ValueError, match="a table needs a target column"):
+        data.load(write(path, TABLE))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install .*\[tables\]"):
+        data.load(path, "y")
