@@ -5,7 +5,6 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
