@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import BinaryIO
 
+from jax_ntk_sketch._units import format_bytes
+
 # Seconds without a write after which a temporary file belongs to a killed process.
 _ABANDONED = 600.0
 
@@ -70,6 +72,19 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no file with an end, but a folder, pipe or device")
     return pathlib.Path(path).open("rb")
+
+
+def check_memory(path: str | os.PathLike, needed: int) -> None:
+    """Raise a ValueError if `needed` bytes are more than the memory of the machine."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # on other systems
+        return
+    if needed > memory:
+        raise ValueError(
+            f"{path} takes {format_bytes(needed)} of memory, and there are "
+            f"{format_bytes(memory)}"
+        )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_ntk_sketch._files import atomic_write, open_regular
+from jax_ntk_sketch._files import atomic_write, check_memory, open_regular
 from jax_ntk_sketch._units import format_bytes
 
 # Anything that JSON can hold.
@@ -123,6 +123,7 @@ def read(path: str | os.PathLike, expected: str, remedy: str) -> TensorFile:
                 raise ValueError("it has no header")
             text = file.read(length)
             metadata, entries = _parsed(text, total - 8 - length)
+            check_memory("it", total)
             claimed = str(metadata["sha256"]).encode()
             digest = hashlib.sha256(size + text.replace(claimed, _BLANK, 1))
             arrays = {}

@@ -8,7 +8,6 @@ import numpy as np
 
 from jax_ntk_sketch._checks import check_choice, check_number, check_size
 from jax_ntk_sketch._typing import TASKS, Examples, Task
-from jax_ntk_sketch._units import format_bytes
 
 # Integer targets with more distinct values than this are numbers, not labels.
 _MAX_CLASSES = 100
@@ -281,19 +280,6 @@ def check_rows(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim < 1:
         raise ValueError(f"{where} must hold an array of rows, got one {array.dtype}")
     return array
-
-
-def check_memory(path: str | os.PathLike[str], needed: int) -> None:
-    """Raise a ValueError if `needed` bytes are more than the memory of the machine."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # on other systems
-        return
-    if needed > memory:
-        raise ValueError(
-            f"{path} takes {format_bytes(needed)} of memory, and there are "
-            f"{format_bytes(memory)}; .npy files stay on disk"
-        )
 
 
 def existing_file(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -6,8 +6,9 @@ import pathlib
 
 import numpy as np
 
+from jax_ntk_sketch._files import check_memory
 from jax_ntk_sketch.batches.labels import Label, check_targets, is_text
-from jax_ntk_sketch.data._dataset import check_finite, check_memory, existing_file
+from jax_ntk_sketch.data._dataset import check_finite, existing_file
 from jax_ntk_sketch.data._npz import get_array, read_archive
 from jax_ntk_sketch.graphs import Graphs, pad
 

@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jax_ntk_sketch.data._dataset import Arrays, check_memory, existing_file
+from jax_ntk_sketch._files import check_memory
+from jax_ntk_sketch.data._dataset import Arrays, existing_file
 
 # Third byte of the header; all numbers are big-endian.
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

@@ -10,10 +10,10 @@ import zlib
 
 import numpy as np
 
+from jax_ntk_sketch._files import check_memory
 from jax_ntk_sketch.data._dataset import (
     Arrays,
     check_finite,
-    check_memory,
     check_rows,
     existing_file,
 )
