@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.cli.inputs import Prepared
+from jax_ntk_sketch.batches.prepared import Prepared
 
 REGS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3]
 NAMES = ("x_train", "y_train", "x_test", "y_test")

@@ -12,9 +12,11 @@ import pytest
 from cli_files import SMALL, check_mistake, fitted, run, weights, write_files
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch.cli import inputs, main, report
+from jax_ntk_sketch.cli import main, report
+from jax_ntk_sketch.cli.inputs import inputs_from_options
 from jax_ntk_sketch.cli.options import APPROXIMATIONS
 from jax_ntk_sketch.linear_model import _pass
+from jax_ntk_sketch.preprocessing import inputs
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,10 @@ def test_table_with_text_labels(files, tmp_path, capsys):
     assert content["data"]["task"] == "classification"
     assert content["test"]["error"] < 0.5 < content["test"]["baseline"]
     assert content["inputs"] == ["Columns are standardized with the training rows."]
-    metadata = jns.io.load(model).metadata
-    assert metadata["columns"] == list("abcdef") and metadata["target"] == "kind"
-    assert metadata["classes"] == ["high", "low", "mid"]
+    saved = jns.io.load(model)
+    assert saved.feature_names == tuple("abcdef")
+    assert saved.metadata["target"] == "kind"
+    assert saved.best.classes == ("high", "low", "mid")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.jns",
         "report.json",
@@ -268,7 +271,7 @@ def options(**changes):
     ],
 )  # fmt: skip
 def test_steps_that_are_chosen(shape, pixels, changes, expected):
-    steps = inputs.Inputs.from_options(shape, pixels, options(**changes))
+    steps = inputs_from_options(shape, pixels, options(**changes))
     found = steps.shape, steps.standardize_columns, steps.standardize_images
     assert (*found, steps.zca_reg) == expected and steps.pixels == pixels
 
@@ -404,7 +407,7 @@ def test_seed_and_kernel_reach_the_features(files, tmp_path):
         argv = ["--data", files / "parts.npz", "--kernel", kernel, "--seed", "3"]
         model, _ = fitted(tmp_path, *argv)
         kinds.append(weights(model))
-        assert jns.io.load(model).metadata["kernel"] == kernel
+        assert jns.io.load(model).fmap.get == kernel
     assert kinds[0] != kinds[1]
     found = jns.io.load(model)
     wanted = found.fmap.init(jax.random.key(3), (6,))

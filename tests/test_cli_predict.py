@@ -1,6 +1,7 @@
 """`predict` on the command line: end to end, and with mistakes."""
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -19,12 +20,13 @@ def files(tmp_path_factory):
     argv = ["--data", folder / "table.csv", "--target-column", "kind"]
     run("fit", *SMALL, *argv, "--output", folder / "named.jns")
     fitted_model = jns.io.load(folder / "ok.jns")
-    bare = dataclasses.replace(fitted_model, metadata={}, arrays={})
+    bare = dataclasses.replace(fitted_model, preprocessing=None)
     jns.io.save(folder / "python.jns", bare)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_tensor_file, "_VERSION", "99")
         jns.io.save(folder / "later.jns", fitted_model)
     whole = pathlib.Path(folder / "ok.jns").read_bytes()
+    os.mkfifo(folder / "fifo")
     (folder / "damaged.jns").write_bytes(whole[: len(whole) // 2])
     return folder
 
@@ -41,7 +43,9 @@ def test_predictions_are_those_of_the_library(files, tmp_path, capsys):
     x, x_test = np.load(files / "x_train.npy"), np.load(files / "x_test.npy")
     y_test = np.load(files / "y_test.npy")
     ready = ((x_test - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32)
-    wanted = jns.io.load(files / "ok.jns").predict(ready)
+    model = jns.io.load(files / "ok.jns")
+    wanted = dataclasses.replace(model, preprocessing=None).predict(ready)
+    np.testing.assert_allclose(model.predict(x_test), wanted, atol=2e-5)
     argv = ["--data", files / "parts.npz", "--output-scores"]
     scores = predicted(files, tmp_path, "ok.jns", *argv)
     np.testing.assert_allclose(scores, wanted, atol=2e-5)
@@ -106,15 +110,10 @@ def test_pixels_and_images(tmp_path, network):
     if network != "fc":
         argv += ["--network", "cntk", "--method", "ntk_random_features"]
     model, content = fitted(tmp_path, *argv)
-    metadata, arrays = jns.io.load(model).metadata, jns.io.load(model).arrays
-    assert metadata["inputs"]["pixels"] and ("zca.mean" in arrays) == (
-        network == "color"
-    )
-    assert metadata["inputs"]["shape"] == {
-        "fc": [36],
-        "cntk": [6, 6, 1],
-        "color": [6, 6, 3],
-    }.get(network)
+    steps = jns.io.load(model).preprocessing
+    assert steps.pixels and (steps.zca is not None) == (network == "color")
+    shapes = {"fc": (36,), "cntk": (6, 6, 1), "color": (6, 6, 3)}
+    assert steps.shape == shapes[network]
     one = predicted(tmp_path, tmp_path, model, "--data", tmp_path / "d.npz")
     assert content["test"]["error"] == pytest.approx(np.mean(one != y[:9]))
     # Bytes on disk are scaled as the loader scales them.
@@ -149,6 +148,7 @@ def test_pixels_that_are_not_scaled(files, tmp_path, capsys):
         ("parts.npz --data x_test.npy", "parts.npz"),
         ("x_test.npy --data x_test.npy", "x_test.npy"),
         ("damaged.jns --data x_test.npy", "damaged"),
+        ("fifo --data x_test.npy", "it is no file with an end"),
         ("later.jns --data x_test.npy", "version 99"),
         ("python.jns --data x_test.npy", "does not state what its inputs are"),
         ("ok.jns --data narrow.npy", "shape (5,), but the model was fitted to (6,)"),

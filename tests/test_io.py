@@ -20,6 +20,7 @@ from helpers import x64
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import _tensor_file, io, stax
 from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=20, method="ntk_random_features")
@@ -80,8 +81,8 @@ def test_a_model_is_read_as_it_was(tmp_path):
 def test_a_linear_model_is_read_as_it_was(tmp_path):
     for reg in (1e-3, [1e-3, 1e-2]):
         model = lm.fit_ridge(X, LABELS, reg=reg)
-        io.save(tmp_path / "model.jns", model)
-        again = io.load(tmp_path / "model.jns")
+        io.save(tmp_path / f"{'a' * 251}.jns", model)  # the longest name of a file
+        again = io.load(tmp_path / f"{'a' * 251}.jns")
         jax.tree.map(np.testing.assert_array_equal, again, model)
         np.testing.assert_array_equal(again.predict_class(X), model.predict_class(X))
 
@@ -139,6 +140,30 @@ def test_names_of_columns_are_kept_and_matched(tmp_path):
     streamed = fitted(None, x=batches)
     assert streamed.feature_names == tuple("abcdef")
     np.testing.assert_allclose(streamed.predict(X), wanted, atol=1e-3)
+
+
+def test_preprocessing_is_a_part_of_the_model(tmp_path):
+    path, raw = tmp_path / "model.jns", 1000 + 5 * X
+    steps = Inputs((6,), standardize_columns=True).learned(raw)
+    plain = fitted(x=steps(raw))
+    model = dataclasses.replace(plain, preprocessing=steps)
+    io.save(path, model)
+    for found in (model, io.load(path)):
+        assert found.predict(raw).tobytes() == plain.predict(steps(raw)).tobytes()
+    kind, description, arrays = _tensor_file.read(path, "model", "")
+    name = "preprocessing/columns"
+    columns = arrays.pop(name)
+    for other, match in (
+        (None, "must have the statistics of its preprocessing"),
+        (columns[:, :5], "must have the statistics of its preprocessing"),
+        (columns * np.nan, r"must give finite examples of shape \(6,\)"),
+    ):
+        more = {} if other is None else {name: other}
+        _tensor_file.write(path, kind, description, arrays | more)
+        with pytest.raises(ValueError, match=match):
+            io.load(path)
+    with pytest.raises(TypeError, match="preprocessing must be that of the command"):
+        io.save(path, dataclasses.replace(plain, preprocessing=np.sqrt))
 
 
 def test_other_readers_of_the_format_read_the_arrays(tmp_path):

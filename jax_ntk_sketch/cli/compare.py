@@ -22,12 +22,13 @@ from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch._typing import Key, Shape
 from jax_ntk_sketch.cli import compare_report, options, report
 from jax_ntk_sketch.cli.data_source import training_data
-from jax_ntk_sketch.cli.inputs import Inputs
+from jax_ntk_sketch.cli.inputs import example_for, inputs_from_options
 from jax_ntk_sketch.cli.regression import ExactKernel, Regression
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
 from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 from jax_ntk_sketch.validation import measures
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
@@ -167,7 +168,7 @@ def _folder(args: argparse.Namespace) -> pathlib.Path:
 def _data(args: argparse.Namespace) -> tuple[Dataset, Inputs, bool]:
     """Return the rows, the steps to the network, and whether to regress exactly."""
     data, _ = training_data(args)
-    inputs = Inputs.from_options(data.x_train.shape[1:], data.pixels, args)
+    inputs = inputs_from_options(data.x_train.shape[1:], data.pixels, args)
 
     def affordable(n: int, n_test: int) -> bool:
         pairs = (n // 2 + n_test) * n * math.prod(inputs.shape[:-1]) ** 2
@@ -269,7 +270,7 @@ def _evaluate(
 ) -> tuple[report.Json, Comparison | None]:
     """Return errors and times of one feature map, over a draw for each key."""
     regression, x, x_test = task[:3]
-    example = Inputs(x.shape[1:]).prepare(x).example_for(fmap)
+    example = example_for(Inputs(x.shape[1:]).prepare(x), fmap)
     featurize: Any = functools.partial(transform, fmap, progress=False)
     start = time.perf_counter()
     featurize(fmap.init(keys[0], example), x[:1])

@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 
 from jax_ntk_sketch._typing import Examples
-from jax_ntk_sketch.cli.report import Json
 from jax_ntk_sketch.data._dataset import Arrays, Dataset, to_dataset, to_targets
 from jax_ntk_sketch.data._digits import read_digits
 from jax_ntk_sketch.data._load import read
 from jax_ntk_sketch.data._npz import read_array
+from jax_ntk_sketch.linear_model import FittedModel
 
 _NPY_OPTIONS = ("targets", "test_data", "test_targets")
 
@@ -42,7 +42,7 @@ def training_data(
 
 
 def examples_to_predict(
-    args: argparse.Namespace, saved: Json, pixels: bool
+    args: argparse.Namespace, fitted: FittedModel, pixels: bool
 ) -> tuple[Examples, np.ndarray | None, tuple[str, ...]]:
     """Return examples in the order of their file, their targets if known, and notes.
 
@@ -50,8 +50,8 @@ def examples_to_predict(
 
     Args:
       args: the options of `predict`.
-      saved: the metadata of the model, with its task, and with the columns of the table
-        that it was fitted to and of the targets there.
+      fitted: the model, with the names of the columns that it was fitted to, and with
+        its task and the name of the target column as metadata.
       pixels: whether the model divides 8-bit values by 255.
 
     Raises:
@@ -60,8 +60,8 @@ def examples_to_predict(
     if _is_npy(args):
         arrays = _read_npy(args)
     else:
-        target = args.target_column or saved["target"]
-        arrays = _read(args, target, tuple(saved["columns"]))
+        target = args.target_column or fitted.metadata["target"]
+        arrays = _read(args, target, fitted.feature_names or ())
         if args.target_column is not None and arrays.y is None:
             raise ValueError(f"{args.data}: no column {args.target_column!r}")
     if arrays.x.dtype == np.uint8 and not pixels:
@@ -75,7 +75,7 @@ def examples_to_predict(
     if y is not None:
         if len(x) != len(y):
             raise ValueError(f"{args.data}: {len(x)} examples but {len(y)} targets")
-        y, _ = to_targets(y, saved["task"], f"{args.data}: targets")
+        y, _ = to_targets(y, fitted.metadata["task"], f"{args.data}: targets")
     return x, y, arrays.notes
 
 

@@ -15,17 +15,18 @@ import time
 import jax
 import numpy as np
 
-import jax_ntk_sketch
 from jax_ntk_sketch import io, linear_model, stax
 from jax_ntk_sketch._tensor_file import kind_of
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch._units import format_bytes
+from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import training_data
-from jax_ntk_sketch.cli.inputs import Inputs, Prepared, num_candidates
+from jax_ntk_sketch.cli.inputs import example_for, inputs_from_options, num_candidates
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 SUMMARY = "Fit ridge regression on features to data of any size, and save the model."
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         data, target = training_data(args, finite=args.nonfinite == "raise")
         data = data.take(args.num_train, args.num_test, seed=args.seed)
         targets = Targets.of(data.y_train, data.task)
-        inputs = Inputs.from_options(data.x_train.shape[1:], data.pixels, args)
+        inputs = inputs_from_options(data.x_train.shape[1:], data.pixels, args)
         chosen = {name: getattr(args, name) for name in options.FEATURE_OPTIONS}
         fmap = options.feature_map(net, **chosen)
         needed = _bytes_needed(fmap, inputs, targets, args)
@@ -105,26 +106,26 @@ def run(args: argparse.Namespace) -> None:
         for step in inputs.steps():
             print(step, flush=True)
         train = inputs.prepare(data.x_train)
-        params = fmap.init(jax.random.key(args.seed), train.example_for(fmap))
+        params = fmap.init(jax.random.key(args.seed), example_for(train, fmap))
         fitted = _fit(fmap, params, train, targets, args, checkpoint)
-        saved, arrays = inputs.saved()
-        metadata = {"version": jax_ntk_sketch.__version__, "data": data.name, **chosen}
-        metadata |= {"columns": data.columns, "target": target, "task": data.task}
-        metadata |= {"network": json.loads(stax.to_json(net)), "inputs": saved}
-        metadata |= targets.saved()
-        io.save(output, dataclasses.replace(fitted, metadata=metadata, arrays=arrays))
+        fitted = dataclasses.replace(
+            fitted,
+            preprocessing=inputs,
+            feature_names=data.columns or None,
+            metadata={"data": data.name, "target": target, "task": data.task},
+        )
+        io.save(output, fitted)
         if args.checkpoint is None:
             checkpoint.unlink(missing_ok=True)
         test = None
         if len(data.x_test):
-            test_part = inputs.prepare(data.x_test)
-            prediction = fitted.predict(test_part, progress=show)
+            prediction = fitted.predict(data.x_test, progress=show)
             error = error_of(prediction, data.y_test, targets.classes)
             test = {"error": error, "baseline": targets.baseline(data.y_test)}
     content = {
         **report.summary(data, args),
         "inputs": inputs.steps(),
-        "network": metadata["network"],
+        "network": json.loads(stax.to_json(net)),
         "num_skipped": fitted.num_skipped,
         "reg": float(fitted.best.reg),
         "path": _path(fitted),
@@ -205,9 +206,9 @@ def _fit(
             fmap,
             params,
             train,
-            targets.y,
+            targets.labels,
             reg=sorted(set(regs)),
-            num_classes=targets.num_classes,
+            task="regression" if targets.classes is None else "classification",
             batch_size=args.batch_size,
             nonfinite=args.nonfinite,
             checkpoint=checkpoint,

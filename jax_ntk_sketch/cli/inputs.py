@@ -1,21 +1,14 @@
-"""Preprocessing: from examples as they lie on disk to the inputs of a network."""
+"""Preprocessing as the options name it, and the examples that maps learn from."""
 
 import argparse
-import dataclasses
 import math
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import preprocessing
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Examples, Shape
-from jax_ntk_sketch.batches.reader import Nonfinite
-from jax_ntk_sketch.cli.report import Json
-from jax_ntk_sketch.preprocessing import ZCAParams
-from jax_ntk_sketch.preprocessing.covariance import read_moments
+from jax_ntk_sketch._typing import Shape
+from jax_ntk_sketch.batches.prepared import Prepared
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 # Examples that landmarks are chosen from; at least two for each feature.
 _CANDIDATES = 4096
@@ -25,208 +18,43 @@ _CANDIDATES = 4096
 _MAX_WHITENED = 4096
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Inputs:
-    """The steps between examples and the network, and their learned arrays.
+def inputs_from_options(
+    example: Shape, pixels: bool, args: argparse.Namespace
+) -> Inputs:
+    """Return the steps that the options name, for examples of a shape.
 
-    Attributes:
-      shape: (d,) for fully connected networks, (h, w, c) for images.
-      pixels: whether values are pixels; then 8-bit ones are divided by 255.
-      standardize_columns: whether columns get mean 0 and deviation 1.
-      standardize_images: whether each image gets mean 0 and deviation 1.
-      zca_reg: the regularization of ZCA whitening, or None for no whitening.
-      columns: the learned means and deviations, (2, *shape).
-      zca: the learned whitening.
+    Raises:
+      ValueError: the examples are not images, or the options do not fit them.
     """
-
-    shape: Shape
-    pixels: bool = False
-    standardize_columns: bool = False
-    standardize_images: bool = False
-    zca_reg: float | None = None
-    columns: np.ndarray | None = None
-    zca: ZCAParams | None = None
-
-    @classmethod
-    def from_options(
-        cls, example: Shape, pixels: bool, args: argparse.Namespace
-    ) -> "Inputs":
-        """Return the steps that the options name, for examples of a shape.
-
-        Raises:
-          ValueError: the examples are not images, or the options do not fit them.
-        """
-        columns, images = args.standardize_columns, args.standardize_images
-        if args.network == "fc":
-            if images or args.zca:
-                raise ValueError(
-                    "--zca and --standardize-images are for image networks"
-                )
-            columns = not pixels if columns is None else columns
-            return cls((math.prod(example),), pixels, columns)
-        if columns:
-            raise ValueError("--standardize-columns is for --network fc")
-        if len(example) not in (2, 3):
-            raise ValueError(
-                f"--network {args.network} needs images (n, height, width) or (n, "
-                f"height, width, channels); these examples have shape {example}"
-            )
-        shape = example if len(example) == 3 else (*example, 1)
-        color = shape[-1] > 1
-        zca = args.zca
-        if zca is None:
-            zca = color and math.prod(shape) <= _MAX_WHITENED
-        images = zca or color if images is None else images
-        return cls(shape, pixels, False, images, args.zca_reg if zca else None)
-
-    def __call__(self, x: Examples) -> np.ndarray:
-        """Return examples (n, ...) as inputs of the network, (n, *shape) float32.
-
-        >>> import numpy as np
-        >>> from jax_ntk_sketch.cli.inputs import Inputs
-        >>> inputs = Inputs((2,), True, columns=np.array([[0.5, 0.0], [0.5, 1.0]]))
-        >>> inputs(np.array([[0, 255]], np.uint8)).tolist()
-        [[-1.0, 1.0]]
-        """
-        x = self._scaled(x)
-        if self.columns is not None:
-            x = (x - self.columns[0]) / self.columns[1]
-        with np.errstate(over="ignore"):  # the reader finds and names infinities
-            x = x.astype(np.float32, copy=False)
-        if self.standardize_images:
-            x = np.asarray(_standardize(x))
-        return x if self.zca is None else np.asarray(_whiten(self.zca, x))
-
-    def _scaled(self, x: Examples) -> np.ndarray:
-        """Return examples in their own precision, 8-bit pixels divided by 255."""
-        x = np.asarray(x)
-        if x.dtype == np.uint8 and self.pixels:
-            x = np.divide(x, np.float32(255), dtype=np.float32)
-        return x.reshape(len(x), *self.shape)
-
-    def learned(self, x: Examples, *, nonfinite: Nonfinite = "raise") -> "Inputs":
-        """Return the steps after they learned from training examples.
-
-        Args:
-          x: training examples (n, ...), read once for each step that learns.
-          nonfinite: "skip" to leave out examples that are not finite.
-
-        Raises:
-          ValueError: examples are not finite, or cannot be whitened.
-        """
-        inputs = self
-        if self.standardize_columns:
-            scaled = Prepared(x, self.shape, self._scaled)
-            moments = read_moments("fit", scaled, columns=True, nonfinite=nonfinite)
-            deviation = np.sqrt(moments.covariance)
-            # A constant column has a deviation of exactly 0.
-            columns = np.stack([moments.mean, np.where(deviation > 0, deviation, 1.0)])
-            inputs = dataclasses.replace(inputs, columns=columns)
-        if self.zca_reg is not None:
-            images = inputs.prepare(x)
-            zca = preprocessing.zca_fit(images, reg=self.zca_reg, nonfinite=nonfinite)
-            inputs = dataclasses.replace(inputs, zca=zca)
-        return inputs
-
-    def prepare(self, x: Examples) -> "Prepared":
-        """Return examples that are prepared as slices of them are read."""
-        return Prepared(x, self.shape, self)
-
-    def steps(self) -> list[str]:
-        """Return a sentence for each step that is done."""
-        out = []
-        if self.standardize_columns:
-            out.append("Columns are standardized with the training rows.")
-        if self.standardize_images:
-            out.append("Each image is standardized to mean 0 and deviation 1.")
-        if self.zca is not None:
-            out.append(
-                f"ZCA with reg = {self.zca_reg:g} whitens "
-                f"{self.zca.effective_rank:.0f} of {math.prod(self.shape)} directions."
-            )
-        return out
-
-    def saved(self) -> tuple[Json, dict[str, np.ndarray]]:
-        """Return JSON and arrays for a file, which `restored` reads."""
-        fields = {**vars(self)}
-        columns, zca = fields.pop("columns"), fields.pop("zca")
-        arrays = {} if columns is None else {"columns": columns}
-        if zca is not None:
-            arrays |= {f"zca.{name}": np.asarray(v) for name, v in vars(zca).items()}
-        return fields, arrays
-
-    @classmethod
-    def restored(cls, saved: Json, arrays: dict[str, np.ndarray]) -> "Inputs":
-        """Return the steps that `saved` described.
-
-        Raises:
-          ValueError: an array is missing, or has another shape.
-        """
-        parts = {
-            name.removeprefix("zca."): jnp.asarray(array)
-            for name, array in arrays.items()
-            if name.startswith("zca.")
-        }
-        saved = saved | {"shape": tuple(saved["shape"])}
-        zca = ZCAParams(**parts) if parts else None
-        inputs = cls(**saved, columns=arrays.get("columns"), zca=zca)
-        learned = inputs.columns is not None, zca is not None
-        wanted = inputs.standardize_columns, inputs.zca_reg is not None
-        shapes = [] if inputs.columns is None else [inputs.columns.shape]
-        if learned != wanted or any(s != (2, *inputs.shape) for s in shapes):
-            raise ValueError(
-                "the model must have the statistics of its preprocessing, but the "
-                "arrays in its file are others; fit it again"
-            )
-        return inputs
+    columns, images = args.standardize_columns, args.standardize_images
+    if args.network == "fc":
+        if images or args.zca:
+            raise ValueError("--zca and --standardize-images are for image networks")
+        columns = not pixels if columns is None else columns
+        return Inputs((math.prod(example),), pixels, columns)
+    if columns:
+        raise ValueError("--standardize-columns is for --network fc")
+    if len(example) not in (2, 3):
+        raise ValueError(
+            f"--network {args.network} needs images (n, height, width) or (n, "
+            f"height, width, channels); these examples have shape {example}"
+        )
+    shape = example if len(example) == 3 else (*example, 1)
+    color = shape[-1] > 1
+    zca = args.zca
+    if zca is None:
+        zca = color and math.prod(shape) <= _MAX_WHITENED
+    images = zca or color if images is None else images
+    return Inputs(shape, pixels, False, images, args.zca_reg if zca else None)
 
 
-class Prepared:
-    """Examples on disk or in memory, prepared as slices of them are read.
-
-    Args:
-      x: examples (n, ...).
-      shape: the shape of a prepared example.
-      step: the function that prepares some of the examples.
-    """
-
-    def __init__(
-        self, x: Examples, shape: Shape, step: Callable[[Examples], np.ndarray]
-    ) -> None:
-        self._x, self._step = x, step
-        self.shape: Shape = (len(x), *shape)
-        self.ndim, self.dtype = len(self.shape), step(x[:1]).dtype
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._step(self._x[rows])
-
-    def spaced(self, count: int) -> np.ndarray:
-        """Return at most `count` evenly spaced examples, those that are finite.
-
-        Raises:
-          ValueError: none of them is finite.
-        """
-        count = min(count, len(self))
-        rows = self[np.arange(count) * len(self) // count]
-        rows = rows[np.isfinite(rows).reshape(count, -1).all(axis=1)]
-        if not len(rows):
-            raise ValueError("none of the training examples looked at is finite")
-        return rows
-
-    def example_for(self, fmap: FeatureMap) -> Shape | np.ndarray:
-        """Return the example for `init`: a shape, or a sample for a map that learns."""
-        if not fmap.method.needs_sample:
-            return self.shape[1:]
-        return self.spaced(num_candidates(fmap))
+def example_for(x: Prepared, fmap: FeatureMap) -> Shape | np.ndarray:
+    """Return the example for `init`: a shape, or a sample for a map that learns."""
+    if not fmap.method.needs_sample:
+        return x.shape[1:]
+    return x.spaced(num_candidates(fmap))
 
 
 def num_candidates(fmap: FeatureMap) -> int:
     """Return the number of examples that a map learns from, if there are enough."""
     return max(_CANDIDATES, 2 * fmap.num_features)
-
-
-_standardize = jax.jit(preprocessing.standardize_examples)
-_whiten = jax.jit(preprocessing.zca_apply)

@@ -13,8 +13,8 @@ from jax_ntk_sketch import linear_model
 from jax_ntk_sketch._typing import Examples, Shape
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import examples_to_predict
-from jax_ntk_sketch.cli.inputs import Inputs
-from jax_ntk_sketch.cli.targets import error_of, restored_classes
+from jax_ntk_sketch.cli.targets import error_of
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 SUMMARY = "Predict with a model that fit saved, and report the error if it is known."
 
@@ -41,15 +41,17 @@ def run(args: argparse.Namespace) -> None:
         overwrite = args.overwrite
         output = options.output_path("--output", path, suffixes, overwrite=overwrite)
     with options.usage_errors():
-        fitted, inputs, saved, classes = _load(args.model)
+        fitted, inputs = _load(args.model)
+        saved, labels = fitted.metadata, fitted.best.classes
+        classes = None if labels is None else np.array(labels)
         if args.output_scores and classes is None:
             raise ValueError("--output-scores is for classes, and the model has none")
-        x, y, notes = examples_to_predict(args, saved, inputs.pixels)
+        x, y, notes = examples_to_predict(args, fitted, inputs.pixels)
         _check_shape(x, inputs.shape)
         if output is None and y is None:
             raise ValueError("nothing to do: give --output, or data with targets")
         show = options.show_progress(args)
-        prediction = fitted.predict(inputs.prepare(x), progress=show)
+        prediction = fitted.predict(x, progress=show)
         error = None if y is None else error_of(prediction, y, classes)
     if inputs.pixels and x.dtype.kind == "f" and np.max(x[:1000]) > 1.5:
         options.warn(
@@ -75,21 +77,18 @@ def run(args: argparse.Namespace) -> None:
         print(f"Written: {output}")
 
 
-def _load(
-    path: str,
-) -> tuple[linear_model.FittedModel, Inputs, dict, np.ndarray | None]:
-    """Return a model with its inputs, metadata and classes."""
+def _load(path: str) -> tuple[linear_model.FittedModel, Inputs]:
+    """Return a model and its preprocessing."""
     if not pathlib.Path(path).exists():
         raise ValueError(f"--model: no such file: {path}")
     fitted = jax_ntk_sketch.io.load(path)
-    saved = fitted.metadata if isinstance(fitted, linear_model.FittedModel) else {}
-    if "inputs" not in saved:
+    inputs = getattr(fitted, "preprocessing", None)
+    if not isinstance(inputs, Inputs):
         raise ValueError(
             f"--model {path} does not state what its inputs are, because it was "
             "saved in Python; give a model that fit saved"
         )
-    inputs = Inputs.restored(saved["inputs"], fitted.arrays)
-    return fitted, inputs, saved, restored_classes(saved)
+    return fitted, inputs
 
 
 def _check_shape(x: Examples, wanted: Shape) -> None:

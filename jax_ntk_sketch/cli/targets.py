@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from jax_ntk_sketch._typing import Task
-from jax_ntk_sketch.cli.report import Json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,11 +35,10 @@ class Targets:
             raise ValueError(f"all training targets are of one class, {classes[0]!r}")
         return cls(numbers, classes, classes[counts.argmax()])
 
-    def saved(self) -> Json:
-        """Return the labels as JSON, which `restored_classes` reads."""
-        if self.classes is None:
-            return {"classes": None}
-        return {"classes": self.classes.tolist(), "labels": self.classes.dtype.str}
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels (n,), or the numbers `y` of regression."""
+        return self.y if self.classes is None else self.classes[self.y]
 
     @property
     def num_classes(self) -> int | None:
@@ -78,13 +76,6 @@ class Targets:
         if self.classes is None:
             wrong = (y - self.best_constant) ** 2
         return float(np.mean(wrong))
-
-
-def restored_classes(saved: Json) -> np.ndarray | None:
-    """Return the labels that `Targets.saved` described, or None for regression."""
-    if saved["classes"] is None:
-        return None
-    return np.array(saved["classes"], saved["labels"])
 
 
 def error_of(

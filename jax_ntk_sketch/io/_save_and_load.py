@@ -13,7 +13,7 @@ from jax_ntk_sketch import _tensor_file
 from jax_ntk_sketch._plan import PlanRow
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._tensor_file import Description
-from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch._typing import PyTree, Shape
 from jax_ntk_sketch.io._fingerprint import are_close, fingerprint, input_shape
 from jax_ntk_sketch.io._program import ProgramFeatureMap, export_map
 from jax_ntk_sketch.io._records import (
@@ -25,6 +25,7 @@ from jax_ntk_sketch.io._records import (
 )
 from jax_ntk_sketch.linear_model import FittedModel, RidgeModel
 from jax_ntk_sketch.linear_model.model import RidgeInfo, model_to_arrays
+from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 # What a file holds: a fitted model, a map with its parameters, or a linear model.
 Thing: TypeAlias = FittedModel | RidgeModel | tuple[FeatureMap, PyTree]
@@ -33,6 +34,7 @@ _KINDS = "fitted model", "feature map", "linear model"
 _REMEDY = "give a file that jax_ntk_sketch.io.save wrote"
 # The user's arrays have names of their own.
 _USER_ARRAY = "metadata/"
+_STEPS = "preprocessing/"
 
 
 def save(path: str | os.PathLike, thing: Thing) -> None:
@@ -65,6 +67,7 @@ def save(path: str | os.PathLike, thing: Thing) -> None:
         _check_columns("save", thing.best, thing.fmap)
         description["skipped"] = thing.num_skipped
         description["feature_names"] = thing.feature_names
+        description["preprocessing"] = _steps_to_data(thing.preprocessing, arrays)
         description["metadata"] = dict(thing.metadata)
         for name, array in thing.arrays.items():
             arrays[_USER_ARRAY + name] = np.asarray(array)
@@ -143,12 +146,11 @@ def _thing_from_data(
         model,
         num_skipped=int(description["skipped"]),
         feature_names=_names(description["feature_names"]),
+        preprocessing=_steps_from_data(
+            description["preprocessing"], arrays, input_shape(fmap, params)
+        ),
         metadata=dict(description["metadata"]),
-        arrays={
-            name.removeprefix(_USER_ARRAY): array
-            for name, array in arrays.items()
-            if name.startswith(_USER_ARRAY)
-        },
+        arrays=_with_prefix(_USER_ARRAY, arrays),
     )
 
 
@@ -197,6 +199,40 @@ def _map_from_data(
             "again"
         )
     return fmap, params
+
+
+def _steps_to_data(steps: object, arrays: dict[str, NDArray]) -> Any:
+    """Return the JSON of preprocessing, and add its arrays."""
+    if steps is None:
+        return None
+    if not isinstance(steps, Inputs):
+        raise TypeError(
+            "save: preprocessing must be that of the command line or None, got "
+            f"{type(steps).__name__}; apply it before the fit and before predict"
+        )
+    fields, learned = steps.saved()
+    arrays |= {_STEPS + name: array for name, array in learned.items()}
+    return fields
+
+
+def _steps_from_data(
+    fields: Any, arrays: dict[str, NDArray], shape: Shape
+) -> Inputs | None:
+    """Return the preprocessing to examples of this shape."""
+    if fields is None:
+        return None
+    steps = Inputs.restored(fields, _with_prefix(_STEPS, arrays))
+    if steps.shape != shape or not np.isfinite(steps(np.zeros((1, *shape)))).all():
+        raise ValueError(f"preprocessing must give finite examples of shape {shape}")
+    return steps
+
+
+def _with_prefix(prefix: str, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Return the arrays whose names have a prefix, without it."""
+    named = (
+        (n.removeprefix(prefix), a) for n, a in arrays.items() if n.startswith(prefix)
+    )
+    return dict(named)
 
 
 def _names(names: list | None) -> Any:

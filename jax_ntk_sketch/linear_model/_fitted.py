@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from jax_ntk_sketch._arrays import match_columns
+from jax_ntk_sketch._arrays import match_columns, sliceable
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
-from jax_ntk_sketch._typing import Array, Examples, PyTree
+from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape
+from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.batches.reader import Batch, Reader
 from jax_ntk_sketch.features._transform import (
     apply_in_cache,
@@ -57,6 +58,15 @@ class GradientInfo(NamedTuple):
     losses: NDArray
 
 
+class Preprocessing(Protocol):
+    """A function of some of the examples (n, ...), to inputs (n, *shape) of a map."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def __call__(self, x: Examples) -> NDArray: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedModel:
     """A feature map, its parameters, and a linear model on its features.
@@ -71,6 +81,8 @@ class FittedModel:
         processes together.
       feature_names: the names of the columns of the examples, if they were a table with
         names. Tables to predict for are matched by these names.
+      preprocessing: the step from examples to inputs of the map, which `predict` takes;
+        None if there is none.
       metadata, arrays: JSON and arrays of your own, which `jax_ntk_sketch.io.save`
         keeps with the model.
     """
@@ -83,6 +95,7 @@ class FittedModel:
     info: CGInfo | GradientInfo | None = None
     num_skipped: int = 0
     feature_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     arrays: dict[str, NDArray] = dataclasses.field(default_factory=dict)
 
@@ -150,6 +163,8 @@ class FittedModel:
         mesh: Mesh | None,
     ) -> NDArray:
         x = match_columns("predict", "x", x, self.feature_names)
+        if (step := self.preprocessing) is not None:
+            x = Prepared(sliceable("predict", "x", x), step.shape, step)
         reader = map_reader(
             "predict", self.fmap, x, extras=extras, batch_size=batch_size, mesh=mesh
         )
