@@ -159,7 +159,12 @@ BOTH = ("nngp", "ntk")
 
 
 @pytest.mark.long_cases(
-    "wide residual", "images-residual", "residual blocks", "concatenated", "images-rows"
+    "float32",
+    "wide residual",
+    "images-residual",
+    "residual blocks",
+    "concatenated",
+    "images-rows",
 )
 @pytest.mark.parametrize(
     ("dtype", "net", "x"),

@@ -11,7 +11,7 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.long_cases("reduced-image-jit")
+@pytest.mark.long_cases("jit_and", "reduced-image-vmap", "reduced-image-gradients")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.CONVOLUTIONS, ids=str)
 def test_contract(rule, case):

@@ -36,6 +36,7 @@ def inputs(dtype):
     return jnp.asarray(x, dtype)
 
 
+@pytest.mark.long_cases("0-", "2-", "4-", "5-")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("depth", range(6))
 def test_equals_neural_tangents(depth, dtype):

@@ -107,6 +107,7 @@ def test_the_same_in_double_precision_mode():
         contract.assert_close(a, b)
 
 
+@pytest.mark.long_cases("ntk_sketch")
 @pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "ntk_random_features"])
 def test_weights_and_biases_of_size_zero(method):
     """W_std = 0 ends every dependence on x; b_std = 0 is no bias."""

@@ -105,6 +105,7 @@ def test_single_precision(implementation):
     check(net, X, PATTERNS[implementation], "float32")
 
 
+@pytest.mark.long_cases("2-sizes0")
 @pytest.mark.parametrize("axis, sizes", [(2, (3,)), ((2, 3), (3, 2)), (3, (2,))])
 def test_channels_first_and_axes(axis, sizes):
     """Images whose rows, columns or pixels are nodes."""

@@ -127,7 +127,7 @@ def test_kernel_between_batches_refuses():
         exact_kernel(DEEP, np.ones((2, 3)), np.ones((2, 4)), get="ntk")
 
 
-@pytest.mark.long_cases("plain")
+@pytest.mark.long_cases("plain", "biases-ntk")
 @pytest.mark.parametrize("get", BOTH)
 @pytest.mark.parametrize("name", NETS)
 def test_exact_where_all_examples_are_landmarks(name, get):

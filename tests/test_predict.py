@@ -75,7 +75,7 @@ def dtype(request):
         yield request.param
 
 
-@pytest.mark.long_cases("float64")
+@pytest.mark.long_cases("float64", "True", "0.0-")
 @pytest.mark.parametrize(
     "diag_reg, absolute", [(0.0, False), (0.03, False), (0.5, True)]
 )
