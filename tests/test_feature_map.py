@@ -24,6 +24,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.quick_cases("rf-shallow-mom", "sketch-shallow-mom", "pass-shallow-mom")
 @pytest.mark.long_cases("deep-biased-vmap", "biased-legacy")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.FEATURE_MAPS, ids=str)
