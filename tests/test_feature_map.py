@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,6 +39,25 @@ SEVERAL = [
     if case.name in ("rf-deep", "sketch-deep", "one_pass-deep")
 ]
 X = contract.X
+
+
+def test_powers_that_both_kernels_share():
+    """NNGP features take the first columns of a power, and are scaled by their share.
+
+    Only activations that are neither even nor odd, up to a linear part, share powers.
+    """
+    net = stax.serial(stax.Dense(1, 1.1), stax.ExpNormalized(1.0), stax.Dense(1))
+    sketch = methods.NTKSketch(degree=4, derivative_degree=4)
+    fmap = jns.feature_map(net, num_features=60, get=registry.BOTH, method=sketch)
+
+    def gram_matrices(key):
+        phi = fmap.apply(fmap.init(key, (registry.DIM,)), X)
+        return phi.nngp @ phi.nngp.T, phi.ntk @ phi.ntk.T
+
+    grams = jax.jit(jax.vmap(gram_matrices))(contract.KEYS)
+    exact = jnt.to_stax(net)[2](X, None, registry.BOTH)
+    for gram, kernel in zip(grams, exact, strict=True):
+        contract.assert_mean(gram, kernel, slack=0.01)
 
 
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
