@@ -22,6 +22,11 @@ def x64(enabled: bool = True):
         jax.config.update("jax_enable_x64", old)
 
 
+def draw(fmap, shape, seed=0):
+    """The parameters of a feature map, from one compiled program."""
+    return registry.jit_once(lambda key: fmap.init(key, shape))(jax.random.key(seed))
+
+
 def theirs(net, x1, x2, get, **extras):
     """The kernels of Neural Tangents, as one compiled program."""
     kernel_fn = jnt.to_stax(net)[2]

@@ -187,6 +187,7 @@ def test_exact_is_neural_tangents(dtype, net, x):
             assert error <= tolerance * np.abs(k).max(), (kind, error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in FLAT if "concat" not in n])
 def test_kernels_between_batches(name):
     """The recursion that "nystrom" reads off the record."""

@@ -69,6 +69,7 @@ def test_readme_quickstart():
     np.testing.assert_allclose(*map(list, pairs), rtol=0.02)
 
 
+@pytest.mark.long
 def test_readme_images():
     names = run_readme(1)
     test = names["digits"]
@@ -76,6 +77,7 @@ def test_readme_images():
     assert np.mean(names["model"].predict_class(phi) == test.y_test) > 0.9
 
 
+@pytest.mark.long
 def test_readme_graphs():
     names = run_readme(2)
     batch, kernel_fn = names["graphs"], jnt.to_stax(names["fmap"].net)[2]

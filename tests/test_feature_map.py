@@ -81,6 +81,7 @@ def test_features_belong_to_their_example(case):
     assert case.record.apply(params, X[:0]).shape == (0, phi.shape[1])
 
 
+@pytest.mark.long_cases("sketch-deep", "one_pass-deep")
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
 def test_sharded_over_examples_equals_unsharded(case):
     """On a mesh of whatever devices there are."""
@@ -97,6 +98,7 @@ def test_sharded_over_examples_equals_unsharded(case):
     contract.assert_close(registry.jit_once(sharded)(params, x), run(params, x))
 
 
+@pytest.mark.long_cases("sketch-deep")
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
 def test_gradients_are_derivatives(case):
     """In double precision, along a random direction, by central differences."""
