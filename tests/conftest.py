@@ -27,11 +27,18 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 LONG = "long: statistics over many seeds, whole grids, processes; `pytest -m long`"
 LONG_CASES = "long_cases(*words): cases whose name holds one of the words are long"
+QUICK_CASES = "quick_cases(*words): cases whose name holds one of the words are quick"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", LONG)
     config.addinivalue_line("markers", LONG_CASES)
+    config.addinivalue_line("markers", QUICK_CASES)
+
+
+def names_case(item: pytest.Item, case: str, marker: str) -> bool:
+    """Return whether a word of the marker is in the name of the case."""
+    return any(word in case for mark in item.iter_markers(marker) for word in mark.args)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,13 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = getattr(item, "callspec", None)
         if case is None or item.get_closest_marker("long"):
             continue
-        words = [w for mark in item.iter_markers("long_cases") for w in mark.args]
-        if any(word in case.id for word in words):
+        if names_case(item, case.id, "long_cases"):
             item.add_marker(pytest.mark.long)
             continue
         values = {(name, id(value)) for name, value in case.params.items()}
         function = item.nodeid.partition("[")[0]
-        if values <= seen[function]:
+        quick = names_case(item, case.id, "quick_cases")
+        if values <= seen[function] and not quick:
             item.add_marker(pytest.mark.long)
         seen[function] |= values
 

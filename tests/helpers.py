@@ -22,6 +22,18 @@ def x64(enabled: bool = True):
         jax.config.update("jax_enable_x64", old)
 
 
+def draw(fmap, shape, seed=0):
+    """The parameters of a feature map, from one compiled program."""
+    return registry.jit_once(lambda key: fmap.init(key, shape))(jax.random.key(seed))
+
+
+def theirs(net, x1, x2, get, **extras):
+    """The kernels of Neural Tangents, as one compiled program."""
+    kernel_fn = jnt.to_stax(net)[2]
+    run = registry.jit_once(lambda x1, x2, extras: kernel_fn(x1, x2, get, **extras))
+    return run(x1, x2, extras)
+
+
 def check_exact(net, x, dtype="float64"):
     """Exact features have Neural Tangents' kernels, also of examples and themselves."""
     kinds = ("nngp", "ntk")
@@ -32,8 +44,7 @@ def check_exact(net, x, dtype="float64"):
         x = jnp.asarray(x, dtype)
         fmap = jns.feature_map(net, num_features=1, get=kinds, method="exact")
         phi = registry.jit_once(fmap.apply)(fmap.init(jax.random.key(0), x), x)
-        kernel_fn = registry.jit_once(jnt.to_stax(net)[2], static_argnums=2)
-        wanted = kernel_fn(x, None, kinds)
+        wanted = theirs(net, x, None, kinds)
         for kind in kinds:
             z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
             error = (np.abs(z @ z.T - k) / steep).max()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import theirs, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, stax
@@ -159,7 +159,12 @@ BOTH = ("nngp", "ntk")
 
 
 @pytest.mark.long_cases(
-    "wide residual", "images-residual", "residual blocks", "concatenated", "images-rows"
+    "float32",
+    "wide residual",
+    "images-residual",
+    "residual blocks",
+    "concatenated",
+    "images-rows",
 )
 @pytest.mark.parametrize(
     ("dtype", "net", "x"),
@@ -175,20 +180,21 @@ def test_exact_is_neural_tangents(dtype, net, x):
         x = jnp.asarray(x, dtype)
         fmap = jns.feature_map(net, num_features=1, get=BOTH, method="exact")
         phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(0), x), x)
-        wanted = jnt.to_stax(net)[2](x[:2], x[2:], BOTH)
+        wanted = theirs(net, x[:2], x[2:], BOTH)
         for kind in BOTH:
             z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
             error = np.abs(z[:2] @ z[2:].T - k).max()
             assert error <= tolerance * np.abs(k).max(), (kind, error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in FLAT if "concat" not in n])
 def test_kernels_between_batches(name):
     """The recursion that "nystrom" reads off the record."""
     with x64():
         x = jnp.asarray(X)
         ours = kernels.exact_kernel(FLAT[name], x[:3], x[3:], get=BOTH)
-        wanted = jnt.to_stax(FLAT[name])[2](x[:3], x[3:], BOTH)
+        wanted = theirs(FLAT[name], x[:3], x[3:], BOTH)
         for k, exact in zip(ours, wanted, strict=True):
             np.testing.assert_allclose(k, exact, rtol=1e-9)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import x64
+from helpers import draw, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import recipes, stax
@@ -18,11 +18,11 @@ module = importlib.import_module("jax_ntk_sketch.features._compress")
 
 NET = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=96, method="ntk_random_features")
-PARAMS = FMAP.init(jax.random.key(0), (5,))
+PARAMS = draw(FMAP, (5,))
 # Lengths that differ, so that the second moment has a decaying spectrum.
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(300, 5)) * RNG.exponential(size=(300, 1))).astype(np.float32)
-PHI = np.asarray(FMAP.apply(PARAMS, X), np.float64)
+PHI = np.asarray(jax.jit(FMAP.apply)(PARAMS, X), np.float64)
 
 
 def gram(phi):

@@ -64,6 +64,7 @@ DILATED = {
 }
 
 
+@pytest.mark.long_cases("1-D", "both", "deep")
 @pytest.mark.parametrize("name", DILATED)
 def test_dilated_convolutions_act_on_phases(name):
     shape, steps, *layers = DILATED[name]

@@ -11,7 +11,9 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.long_cases("reduced-image-jit")
+@pytest.mark.long_cases(
+    "jit_and", "retrace", "reduced-image-vmap", "reduced-image-grad"
+)
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.CONVOLUTIONS, ids=str)
 def test_contract(rule, case):

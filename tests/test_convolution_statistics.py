@@ -65,6 +65,7 @@ def cross_blocks(fmap, x, seeds, seed=0):
     return jax.tree.map(np.asarray, registry.jit_once(jax.vmap(one))(keys))
 
 
+@pytest.mark.long_cases("sphere", "concatenated")
 @pytest.mark.parametrize("name", HIDDEN)
 def test_one_hidden_layer_is_unbiased(name):
     """False alarm rate 1e-4; Hadamard directions have a bias of up to 0.5 %."""

@@ -1,12 +1,13 @@
 """Every example in a docstring, and the README's, runs as it is written."""
 
-import contextlib
 import doctest
 import importlib
-import io
+import os
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -42,47 +43,57 @@ def test_most_modules_have_examples():
     assert with_examples >= len(MODULES) / 3
 
 
-def run_readme(block: str) -> tuple[dict, str]:
-    """Run a block of README, and return its names and what it prints."""
-    names, printed = {}, io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(block, str(README), "exec"), names)
-    return names, printed.getvalue()
+def readme_blocks() -> list[tuple[str, str]]:
+    """Return README's Python, each block with the text that it prints."""
+    block = r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?"
+    return re.findall(block, README.read_text(), re.S | re.M)
 
 
-def check_printed(expected: str, printed: str) -> None:
-    """Compare a printed text with README's, numbers to two percent."""
+def run_readme(index: int) -> dict:
+    """Run a block of README, and return its names."""
+    names: dict = {}
+    exec(compile(readme_blocks()[index][0], str(README), "exec"), names)
+    return names
+
+
+def test_readme_quickstart():
+    """It is run as a user would, and prints what README prints, to two percent."""
+    block, expected = readme_blocks()[0]
+    command = [sys.executable, "-c", block]
+    environment = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
+    options = dict(cwd=README.parent, env=environment, text=True)
+    printed = subprocess.check_output(command, **options)
     number = r"\d+\.\d+"
     assert re.sub(number, "#", printed.strip()) == re.sub(number, "#", expected.strip())
     pairs = (map(float, re.findall(number, text)) for text in (printed, expected))
     np.testing.assert_allclose(*map(list, pairs), rtol=0.02)
 
 
-def test_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the last block writes a file
-    blocks = re.findall(
-        r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?",
-        README.read_text(),
-        re.S | re.M,
-    )
-    assert len(blocks) == 5 and blocks[0][1]
-    results = []
-    for block, expected in blocks:
-        names, printed = run_readme(block)
-        results.append(names)
-        check_printed(expected, printed)
-    digits, images, graphs, activation, large = results
-    kernel_error = jns.validation.relative_error
-    phi = digits["phi_test"]
-    assert kernel_error(digits["exact"], phi @ phi.T) < 0.05
-    test = images["digits"]
-    phi = jns.transform(images["fmap"], images["params"], test.x_test)
-    assert np.mean(images["model"].predict_class(phi) == test.y_test) > 0.9
-    batch, kernel_fn = graphs["graphs"], jnt.to_stax(graphs["fmap"].net)[2]
+@pytest.mark.long
+def test_readme_images():
+    names = run_readme(1)
+    test = names["digits"]
+    phi = jns.transform(names["fmap"], names["params"], test.x_test)
+    assert np.mean(names["model"].predict_class(phi) == test.y_test) > 0.9
+
+
+@pytest.mark.long
+def test_readme_graphs():
+    names = run_readme(2)
+    batch, kernel_fn = names["graphs"], jnt.to_stax(names["fmap"].net)[2]
     pattern = batch.pattern[:1], batch.pattern[1:]
     exact = kernel_fn(batch.x[:1], batch.x[1:], "ntk", pattern=pattern)
-    phi = graphs["phi"]
-    assert kernel_error(exact, phi[:1] @ phi[1:].T) < 0.3
-    assert activation["phi"].shape == (3, 1024)
-    test = large["digits"]
-    assert np.mean(large["fitted"].predict_class(test.x_test) == test.y_test) > 0.95
+    phi = names["phi"]
+    assert jns.validation.relative_error(exact, phi[:1] @ phi[1:].T) < 0.3
+
+
+def test_readme_activation():
+    assert run_readme(3)["phi"].shape == (3, 1024)
+
+
+def test_readme_large_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a file
+    names = run_readme(4)
+    assert len(readme_blocks()) == 5
+    test = names["digits"]
+    assert np.mean(names["fitted"].predict_class(test.x_test) == test.y_test) > 0.95

@@ -147,5 +147,9 @@ def test_bad_arguments_are_named():
         jns.validation.suggest_num_features(
             NET, (64,), relative_error=0.1, method="one_pass"
         )
+
+
+@pytest.mark.long
+def test_no_number_of_columns_suffices():
     with pytest.raises(ValueError, match="out of reach"):
         jns.validation.suggest_num_features(NET, (64,), relative_error=1e-7)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,6 +25,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.quick_cases("rf-shallow-mom", "sketch-shallow-mom", "pass-shallow-mom")
 @pytest.mark.long_cases("deep-biased-vmap", "biased-legacy")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.FEATURE_MAPS, ids=str)
@@ -37,6 +39,25 @@ SEVERAL = [
     if case.name in ("rf-deep", "sketch-deep", "one_pass-deep")
 ]
 X = contract.X
+
+
+def test_powers_that_both_kernels_share():
+    """NNGP features take the first columns of a power, and are scaled by their share.
+
+    Only activations that are neither even nor odd, up to a linear part, share powers.
+    """
+    net = stax.serial(stax.Dense(1, 1.1), stax.ExpNormalized(1.0), stax.Dense(1))
+    sketch = methods.NTKSketch(degree=4, derivative_degree=4)
+    fmap = jns.feature_map(net, num_features=60, get=registry.BOTH, method=sketch)
+
+    def gram_matrices(key):
+        phi = fmap.apply(fmap.init(key, (registry.DIM,)), X)
+        return phi.nngp @ phi.nngp.T, phi.ntk @ phi.ntk.T
+
+    grams = jax.jit(jax.vmap(gram_matrices))(contract.KEYS)
+    exact = jnt.to_stax(net)[2](X, None, registry.BOTH)
+    for gram, kernel in zip(grams, exact, strict=True):
+        contract.assert_mean(gram, kernel, slack=0.01)
 
 
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
@@ -60,6 +81,7 @@ def test_features_belong_to_their_example(case):
     assert case.record.apply(params, X[:0]).shape == (0, phi.shape[1])
 
 
+@pytest.mark.long_cases("sketch-deep", "one_pass-deep")
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
 def test_sharded_over_examples_equals_unsharded(case):
     """On a mesh of whatever devices there are."""
@@ -76,6 +98,7 @@ def test_sharded_over_examples_equals_unsharded(case):
     contract.assert_close(registry.jit_once(sharded)(params, x), run(params, x))
 
 
+@pytest.mark.long_cases("sketch-deep")
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
 def test_gradients_are_derivatives(case):
     """In double precision, along a random direction, by central differences."""
@@ -118,6 +141,7 @@ def test_the_same_in_double_precision_mode(record):
         contract.assert_close(a, b)
 
 
+@pytest.mark.long_cases("ntk_sketch")
 @pytest.mark.parametrize("method", ["one_pass", "ntk_sketch", "ntk_random_features"])
 def test_weights_and_biases_of_size_zero(method):
     """W_std = 0 ends every dependence on x; b_std = 0 is no bias."""

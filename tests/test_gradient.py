@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import draw
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
@@ -12,7 +13,7 @@ from jax_ntk_sketch import stax
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=30)
-PARAMS = FMAP.init(jax.random.key(0), (4,))
+PARAMS = draw(FMAP, (4,))
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 4)).astype(np.float32)
 Y = (np.sin(X[:, :2]) + 0.1 * RNG.standard_normal((200, 2))).astype(np.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import theirs, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -67,13 +67,11 @@ def exact(net, x, dtype="float64", **beside):
         return {kind: np.asarray(getattr(out, kind)) for kind in BOTH}
 
 
-def theirs(net, x, pattern, half=N // 2):
-    kernel_fn = jnt.to_stax(net)[2]
+def both_kernels(net, x, pattern, half=N // 2):
     with x64():
         x = jnp.asarray(x, float)
-        out = kernel_fn(
-            x[:half], x[half:], BOTH, pattern=(pattern[:half], pattern[half:])
-        )
+        pair = pattern[:half], pattern[half:]
+        out = theirs(net, x[:half], x[half:], BOTH, pattern=pair)
         return {kind: np.asarray(getattr(out, kind)) for kind in BOTH}
 
 
@@ -82,7 +80,7 @@ def relative(a, b):
 
 
 def check(net, x, pattern, dtype="float64"):
-    phi, k = exact(net, x, dtype, pattern=pattern), theirs(net, x, pattern)
+    phi, k = exact(net, x, dtype, pattern=pattern), both_kernels(net, x, pattern)
     half = len(x) // 2
     for kind in BOTH:
         z = phi[kind]
@@ -111,6 +109,7 @@ def test_single_precision(implementation):
     check(net, X, PATTERNS[implementation], "float32")
 
 
+@pytest.mark.long_cases("2-sizes0")
 @pytest.mark.parametrize("axis, sizes", [(2, (3,)), ((2, 3), (3, 2)), (3, (2,))])
 def test_channels_first_and_axes(axis, sizes):
     """Images whose rows, columns or pixels are nodes."""
@@ -121,7 +120,7 @@ def test_channels_first_and_axes(axis, sizes):
     aggregate = stax.Aggregate(axis, 0, 1)
     conv = stax.Conv(1, (1, 1), None, "VALID", 1.3, 0.1, order)
     net = stax.serial(conv, RELU, aggregate, conv, RELU, stax.Flatten(), dense())
-    phi, k = exact(net, x, pattern=pattern), theirs(net, x, pattern, 2)
+    phi, k = exact(net, x, pattern=pattern), both_kernels(net, x, pattern, 2)
     for kind in BOTH:
         assert relative(phi[kind][:2] @ phi[kind][2:].T, k[kind]) < 1e-9
 
@@ -137,7 +136,7 @@ def test_edges_of_two_axes():
     conv = stax.Conv(1, (2, 1), None, "SAME", 1.2, 0.1)
     aggregate = stax.Aggregate(implementation="SPARSE")
     net = stax.serial(conv, RELU, aggregate, dense(), RELU, MEAN, dense())
-    phi, k = exact(net, x, pattern=pattern), theirs(net, x, pattern, 2)
+    phi, k = exact(net, x, pattern=pattern), both_kernels(net, x, pattern, 2)
     for kind in BOTH:
         assert relative(phi[kind][:2] @ phi[kind][2:].T, k[kind]) < 1e-9
 

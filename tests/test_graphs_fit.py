@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import draw
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
@@ -19,7 +20,7 @@ GRAPHS = pad(
 EXTRAS = dict(pattern=GRAPHS.pattern, mask=GRAPHS.mask)
 LABELS = (SIZES > 4).astype(int)
 FMAP = jns.feature_map(recipes.gntk(1), num_features=24, method="ntk_random_features")
-PARAMS = FMAP.init(jax.random.key(0), GRAPHS.x.shape[1:])
+PARAMS = draw(FMAP, GRAPHS.x.shape[1:])
 PHI = np.asarray(FMAP.apply(PARAMS, GRAPHS.x, **EXTRAS))
 OPTIONS = dict(reg=1e-3, batch_size=16, num_classes=2)
 
@@ -28,6 +29,7 @@ def close(a, b, tolerance=1e-4):
     np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.long
 def test_transform_and_compress():
     close(jns.transform(FMAP, PARAMS, GRAPHS.x, batch_size=16, **EXTRAS), PHI)
     small, params = jns.compress(

@@ -22,7 +22,7 @@ def grid():
             yield pytest.param(case, check, marks=marks, id=f"{case}-{check}")
 
 
-@pytest.mark.long_cases("features-jit_and", "reduced-dtypes", "biased-dtypes")
+@pytest.mark.long_cases("jit_and", "no_retrace", "reduced-dtypes", "biased-dtypes")
 @pytest.mark.parametrize(("case", "check"), list(grid()))
 def test_contract(case, check):
     getattr(contract, check)(case)

@@ -105,14 +105,14 @@ def test_kernel_between_batches(name):
         x, z = rows(7), rows(5, seed=1)
         exact = jnt.to_stax(NETS[name])[2](x, z, BOTH)
         both = exact_kernel(NETS[name], x, z, get=BOTH)
-        for ours, theirs in zip(both, exact, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        for ours, wanted in zip(both, exact, strict=True):
+            np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-9)
         # Of a batch with itself, where Neural Tangents' diagonal is off by the root
         # of the rounding error, and only there.
         alone = exact_kernel(NETS[name], x, get=BOTH)
         both = exact_kernel(NETS[name], x, x, get=BOTH)
-        for ours, theirs in zip(alone, both, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+        for ours, wanted in zip(alone, both, strict=True):
+            np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6)
     own = diagonal_kernels(NETS[name], jnp.asarray(x) / x.shape[1] ** 0.5)
     for ours, k in zip(own, alone, strict=True):
         np.testing.assert_allclose(ours, np.diagonal(k), rtol=1e-5, atol=1e-5)
@@ -127,7 +127,7 @@ def test_kernel_between_batches_refuses():
         exact_kernel(DEEP, np.ones((2, 3)), np.ones((2, 4)), get="ntk")
 
 
-@pytest.mark.long_cases("plain")
+@pytest.mark.long_cases("plain", "biases-ntk", "layer norm", "no dense")
 @pytest.mark.parametrize("get", BOTH)
 @pytest.mark.parametrize("name", NETS)
 def test_exact_where_all_examples_are_landmarks(name, get):

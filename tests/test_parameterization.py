@@ -205,6 +205,7 @@ EVERY = cases(("standard", STANDARD), ("norm", NORMS), ("dropout", DROPS))
 
 
 @pytest.mark.long_cases(
+    "float32",
     "dropout-pools",
     "channels first",
     "transposed",

@@ -16,7 +16,7 @@ NETS = {
 METHODS = ("one_pass", "ntk_random_features", "ntk_sketch")
 
 
-@pytest.mark.long_cases("shallow")
+@pytest.mark.long_cases("shallow", "ntk_")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NETS)
 def test_bytes_and_columns(name, method):

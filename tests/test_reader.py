@@ -46,6 +46,15 @@ def test_batches_have_one_size_and_every_example_once():
     assert read(X, num_devices=2)[1][0].x.shape == (8, 3)
 
 
+def test_batches_can_be_left_out():
+    pieces = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
+    streamed = open_source("job", pieces, None, None, {})
+    for source in (ArraySource("job", X, Y), streamed):
+        reader = Reader(source, batch_size=4)
+        numbers = [batch.numbers.tolist() for batch in reader.batches(1)]
+        assert numbers == [[4, 5, 6, 7], [8, 9]]
+
+
 def test_full_batches_are_not_copied():
     assert np.shares_memory(read(X)[1][0].x, X)
 

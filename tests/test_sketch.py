@@ -262,6 +262,7 @@ def test_bad_sizes(make, error, message):
         make()
 
 
+@pytest.mark.long_cases("PolySketch-2", "PolySketch-5", "TensorSRHT")
 @pytest.mark.parametrize("case", registry.SKETCHES, ids=str)
 def test_bad_keys_and_inputs(case):
     record, name = case.record, re.escape(type(case.record).__name__)

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.sparse
+from helpers import draw
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import SparseRows, stax
@@ -17,7 +18,7 @@ NET = stax.serial(stax.Dense(8, 1.4), stax.Relu(), stax.Dense(1))
 DIM, N = 500, 70
 BASE = jns.feature_map(NET, num_features=20, method="one_pass")
 FMAP = jns.with_sparse_inputs(BASE, sketch_dim=32)
-PARAMS = FMAP.init(jax.random.key(0), (DIM,))
+PARAMS = draw(FMAP, (DIM,))
 RNG = np.random.default_rng(0)
 X = scipy.sparse.random_array((N, DIM), density=0.04, rng=RNG, dtype=np.float32)
 X = X.tocsr()

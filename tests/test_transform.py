@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import x64
+from helpers import draw, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import recipes, stax
@@ -19,9 +19,9 @@ transform = module.transform
 
 NET = stax.serial(stax.Dense(8), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=16, method="ntk_random_features")
-PARAMS = FMAP.init(jax.random.key(0), (5,))
+PARAMS = draw(FMAP, (5,))
 X = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32)
-PHI = np.asarray(FMAP.apply(PARAMS, X))
+PHI = np.asarray(jax.jit(FMAP.apply)(PARAMS, X))
 
 
 def close(a, b):

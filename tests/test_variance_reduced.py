@@ -135,7 +135,7 @@ NETS = {
 }  # fmt: skip
 
 
-@pytest.mark.long_cases("flattened-ntk", "cntk")
+@pytest.mark.long_cases("flattened-ntk", "biased images", "cntk")
 @pytest.mark.parametrize("get", ["ntk", "nngp"])
 @pytest.mark.parametrize("name", NETS)
 def test_layer_by_layer_is_near_the_kernel(name, get):
