@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._arrays import match_columns, sliceable
+from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.prepared import Prepared
@@ -208,12 +209,14 @@ def batch_features(
 ) -> tuple[Array, Array, Array]:
     """Return the features of `Batch.inputs`, the weights, and which rows are finite.
 
-    Features and weights are 0 in the other rows.
+    Features and weights are 0 in the other rows, and where the squared norm of the
+    features is not finite.
     """
     x, extras, weight = inputs
     phi = apply_in_cache(fmap, params, x, extras)
     assert isinstance(phi, jax.Array)
-    finite = jnp.isfinite(phi).all(axis=1)
+    # The sums of a fit have the squares of features, which overflow before features do.
+    finite = jnp.isfinite(jnp.sum(jnp.square(at_least_float32(phi)), axis=1))
     return jnp.where(finite[:, None], phi, 0), jnp.where(finite, weight, 0), finite
 
 
