@@ -46,13 +46,32 @@ def test_table_header_separator_and_class_names(tmp_path, separator, header):
         ("\n\n a , b ,y\n1, 2 ,3\n", [[1, 2]], ("a", "b")),
         ("a,y\n1e3,2\n-.5,1\n", [[1000], [-0.5]], ("a",)),
         ("a,y\nTrue,2\nFalse,1\n", [[1], [0]], ("a",)),
+        # Names of rows, as R writes them.
+        ('"a","y"\n"1",5,2\n"2",3,4\n', [[5], [3]], ("a",)),
+        ("a,y\nrome,5,2\nparis,3,4\n", [[5], [3]], ("a",)),
+        # Decimal commas, where they do not separate cells.
+        ("a;b;y\n1,5;2;3,25\n-4,5;3;6\n", [[1.5, 2], [-4.5, 3]], ("a", "b")),
+        ("a\tb\ty\n1,5\t2\t3\n", [[1.5, 2]], ("a", "b")),
+        ("a|b|y\n1|2|3\n", [[1, 2]], ("a", "b")),
+        # Comments, also with the names.
+        ("# by me\n# again, me\na,b,y\n1,2,3\n", [[1, 2]], ("a", "b")),
+        ("# a b y\n1 2 3\n4 5 6\n", [[1, 2], [4, 5]], ("a", "b")),
+        ("#a,b,y\n1,2,3\n", [[1, 2]], ("a", "b")),
+        # Empty rows, and separators at the end of lines.
+        ("a,b,y\n1,2,3\n,,\n4,5,6\n , ,\n", [[1, 2], [4, 5]], ("a", "b")),
+        ("a\tb\ty\n1\t2\t3\n\t\t\n", [[1, 2]], ("a", "b")),
+        ("a,b,y,\n1,2,3,\n4,5,6,\n", [[1, 2], [4, 5]], ("a", "b")),
+        ("a,b,y\n1,2,3,\n4,5,6,\n", [[1, 2], [4, 5]], ("a", "b")),
     ],
 )
 def test_tables_as_people_have_them(tmp_path, text, x, columns):
     arrays = read_table(write(tmp_path / "t.csv", text), "y")
     np.testing.assert_array_equal(arrays.x, x)
     assert arrays.columns == columns
-    assert any("has no name" in note for note in arrays.notes) == text.startswith(",")
+    left_out = any("has no name" in note for note in arrays.notes)
+    assert left_out == (
+        text[0] == "," or "1,5,2" in text.replace('"', "") or "rome" in text
+    )
 
 
 def test_table_integer_targets_are_labels_unless_asked(tmp_path):
@@ -105,7 +124,11 @@ def test_compressed_and_parquet_tables(tmp_path):
         ("1,2\n,4\n", 1, "row 1, column '0' is empty or NaN"),
         ("a,y\n1,2\ninf,3\n", "y", "row 1, column 'a' is inf"),
         ("a,y\n1,2\n1,\n", "y", "row 1 has no target"),
-        ("a;y\n1,5;2\n2,5;3\n", "y", "row 0, column 'a' is '1,5', expected a number"),
+        ('a,y\n"1,5",2\n', "y", "column 'a' is '1,5', .* with decimal points"),
+        ("a;y\n1,5;2\n2.5;3\n", "y", "row 0, column 'a' is '1,5', expected a number"),
+        ("a,y\n1,2\n1,3 # c\n", "y", "row 1, column 'y' is '3 # c', expected a number"),
+        ("a,y\n1,2\n1,?\n1,4\n", "y", "row 1, column 'y' is '\\?', expected a number"),
+        ("a,y\n1,no\n1,NA\n", "y", "row 1 has no target, .* such as NA"),
         ("a,y\n2020-01-01,2\n", "y", "row 0, column 'a' is '2020-01-01'"),
     ],
 )
@@ -114,11 +137,43 @@ def test_table_refuses(tmp_path, text, target, match):
         read_table(write(tmp_path / "t.csv", text), target)
 
 
+@pytest.mark.parametrize(
+    "encoding, packed",
+    [("utf-8", True), ("utf-8-sig", False), ("latin-1", True), ("utf-16", False)],
+)
+def test_encodings_and_compression_are_found(tmp_path, encoding, packed):
+    raw = "größe,b,y\n1,2,3\n".encode(encoding)
+    path = tmp_path / "table.csv"  # whatever its name says
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    arrays = read_table(path, "y")
+    assert arrays.columns == ("größe", "b") and arrays.x.tolist() == [[1, 2]]
+    assert any("Latin-1" in note for note in arrays.notes) == (encoding == "latin-1")
+
+
+def test_names_that_are_numbers_are_known_by_the_target(tmp_path):
+    path = write(tmp_path / "t.csv", "2019,2020,2021\n1,2,3\n4,5,6\n")
+    arrays = read_table(path, "2021")
+    assert arrays.columns == ("2019", "2020") and arrays.y.tolist() == [3, 6]
+    assert read_table(path, "2").y.tolist() == [2021, 3, 6]  # an index
+
+
+def test_labels_stay_integers_beside_empty_rows(tmp_path):
+    loaded = data.load(write(tmp_path / "t.csv", "a,y\n1,0\n2,1\n3,1\n,\n"), "y")
+    assert loaded.task == "classification"
+    assert "empty rows were left out, 1 of them" in loaded.notes
+
+
 def test_tables_that_are_no_text_or_lack_what_they_need(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
-    path.write_bytes("a,é\n1,2\n".encode("latin1"))
-    with pytest.raises(ValueError, match="cannot be read as a table: 'utf-8' codec"):
-        read_table(path, "a")
+    for contents, match in (
+        (b"PK\x03\x04 and so on", "it is an archive or an Excel file"),
+        (b"\x1f\x8b and so on", "cannot be read as a table"),
+        (b"\xff\xfea", "cannot be read as a table"),
+        (b"a,\x00y\n1,2\n", "t.csv"),
+    ):
+        path.write_bytes(contents)
+        with pytest.raises(ValueError, match=match):
+            read_table(path, "y")
     with pytest.raises(ValueError, match="a table needs a target column"):
         data.load(write(path, TABLE))
     monkeypatch.setitem(sys.modules, "pandas", None)

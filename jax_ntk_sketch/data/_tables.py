@@ -1,14 +1,17 @@
 """Tables with a row for each example, read by pandas."""
 
-import gzip
+import csv
 import os
 import pathlib
+import re
+import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jax_ntk_sketch.data._dataset import Arrays, check_finite, existing_file
+from jax_ntk_sketch.data._text_tables import read_text_table
 
 if TYPE_CHECKING:
     import pandas
@@ -32,11 +35,13 @@ def read_table(
     Every column but the target is a feature, and must hold finite numbers.
 
     Args:
-      path: CSV or another text table, UTF-8, plain or `.gz`, separated by commas,
-        semicolons, tabs or spaces, with or without a line of names; or Parquet or
-        Feather, which need pyarrow.
+      path: CSV or another text table, plain or `.gz`, separated by commas, semicolons,
+        tabs, bars or spaces, with or without a line of names; or Parquet or Feather,
+        which need pyarrow. Text is UTF-8, or else UTF-16 or Latin-1. Comments before
+        the table begin with #. Decimal commas are read where cells are not separated by
+        commas.
       target: the name of the target column, or its index, negative from the end; None
-        where there is no target.
+        where there is no target. Names that are numbers are known by it.
       columns: the names of the features to read, in this order, as a model was fitted
         to them. Other columns are left out with a note, and `target` need not be
         among the columns.
@@ -48,7 +53,7 @@ def read_table(
         finite number; the row (from 0) and the column are named.
     """
     path = existing_file(path)
-    frame, notes = _read_frame(path)
+    frame, notes = _read_frame(path, target)
     names = list(frame.columns)
     if columns is None:
         chosen = None if target is None else _find_column(target, names, path)
@@ -78,7 +83,9 @@ def _kind(path: pathlib.Path) -> str:
     return pathlib.Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _read_frame(path: pathlib.Path) -> tuple["pandas.DataFrame", list[str]]:
+def _read_frame(
+    path: pathlib.Path, target: str | int | None
+) -> tuple["pandas.DataFrame", list[str]]:
     """Return all columns with their names as text, and notes."""
     try:
         import pandas
@@ -88,14 +95,17 @@ def _read_frame(path: pathlib.Path) -> tuple["pandas.DataFrame", list[str]]:
             'pip install "jax_ntk_sketch[tables]"'
         ) from error
     readers = {".parquet": pandas.read_parquet, ".feather": pandas.read_feather}
+    notes: list[str] = []
     try:
-        frame = readers.get(_kind(path), _read_text)(path)
-    except (ValueError, EOFError) as error:
+        if _kind(path) in _TEXT:
+            frame, notes = read_text_table(path, target)
+        else:
+            frame = readers[_kind(path)](path)
+    except (ValueError, EOFError, OSError, zlib.error, csv.Error) as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
     frame.columns = [str(name).strip() for name in frame.columns]
-    notes = []
     if len(frame.columns) > 1 and frame.columns[0] in ("", "Unnamed: 0"):
         # Spreadsheets and `DataFrame.to_csv` write row numbers without a name.
         frame = frame.iloc[:, 1:]
@@ -105,51 +115,6 @@ def _read_frame(path: pathlib.Path) -> tuple["pandas.DataFrame", list[str]]:
         wrong = f"several columns are called {_listing(twice)}"
         raise ValueError(f"{path}: {wrong if len(twice) else 'the table has no rows'}")
     return frame, notes
-
-
-def _read_text(path: pathlib.Path) -> "pandas.DataFrame":
-    """Return a text table, having found its separator and whether it has names."""
-    import pandas
-
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:
-        lines = enumerate(file)
-        skip, line = next((pair for pair in lines if pair[1].strip()), (0, ""))
-    separator = max(",;\t", key=line.count)
-    options: dict[str, Any] = {
-        "header": None,
-        "sep": separator if separator in line else r"\s+",
-        "skipinitialspace": True,
-        "encoding": "utf-8-sig",
-    }
-    head = pandas.read_csv(path, nrows=2, dtype=str, keep_default_na=False, **options)
-    rows = head.to_numpy().tolist()
-    first, second = ([_is_number(cell) for cell in row] for row in (rows[0], rows[-1]))
-    # The first row holds names where none of its cells is a number, or where text
-    # stands above a number.
-    named = not any(first) or any(
-        cell.strip() and not above and below
-        for cell, above, below in zip(rows[0], first, second, strict=True)
-    )
-    if not named:
-        return pandas.read_csv(path, low_memory=False, **options)
-    if len(rows) == 1:
-        return head[:0].set_axis(rows[0], axis=1)
-    frame = pandas.read_csv(path, low_memory=False, skiprows=skip + 1, **options)
-    if len(frame.columns) != len(rows[0]):
-        raise ValueError(
-            f"the first line has {len(rows[0])} names, the next one "
-            f"{len(frame.columns)} cells"
-        )
-    return frame.set_axis(rows[0], axis=1)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _find_column(target: str | int, names: list[str], path: pathlib.Path) -> str:
@@ -180,9 +145,12 @@ def _numbers(column: "pandas.Series", name: str, path: pathlib.Path) -> np.ndarr
         row = int(np.argmax(bad))
         cell = column.iloc[row]
         shown = "empty or NaN" if pandas.isna(cell) else repr(str(cell))
+        comma = re.fullmatch(r"[+-]?\d+,\d+", str(cell)) is not None
         raise ValueError(
             f"{path}: row {row}, column {name!r} is {shown}, expected a number; "
             f"convert or remove the {bad.sum() or len(column)} rows with such cells"
+            + "; write numbers with decimal points"
+            * comma
         )
     return numbers.to_numpy(np.float64)
 
@@ -191,14 +159,29 @@ def _targets(column: "pandas.Series", name: str, path: pathlib.Path) -> np.ndarr
     """Return integers, floats or text.
 
     Raises:
-      ValueError: a target is missing.
+      ValueError: a target is missing, or is text where most are numbers.
     """
+    import pandas
+
     missing = np.asarray(column.isna())
     if missing.any():
         row = int(np.argmax(missing))
-        raise ValueError(f"{path}: row {row} has no target, column {name!r}")
+        raise ValueError(
+            f"{path}: row {row} has no target, column {name!r}: it is empty, or a word "
+            "for a missing number such as NA"
+        )
     y = np.array(column.tolist())
-    return np.char.strip(y) if y.dtype.kind == "U" else y
+    if y.dtype.kind != "U":
+        return y
+    y = np.char.strip(y)
+    numbers = np.asarray(pandas.to_numeric(pandas.Series(y), errors="coerce").notna())
+    if 1 > numbers.mean() >= 0.5:
+        row = int(np.argmin(numbers))
+        raise ValueError(
+            f"{path}: row {row}, column {name!r} is {str(y[row])!r}, expected a number "
+            "as in other rows; repair the cell, or name all classes by words"
+        )
+    return y
 
 
 def _listing(names: Sequence[str]) -> str:
