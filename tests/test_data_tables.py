@@ -155,6 +155,10 @@ def test_names_that_are_numbers_are_known_by_the_target(tmp_path):
     arrays = read_table(path, "2021")
     assert arrays.columns == ("2019", "2020") and arrays.y.tolist() == [3, 6]
     assert read_table(path, "2").y.tolist() == [2021, 3, 6]  # an index
+    again = read_table(path, columns=("2020", "2019"))
+    assert again.x.tolist() == [[2, 1], [5, 4]]
+    plain = read_table(write(tmp_path / "p.csv", "0,1,5\n1,2,3\n"), columns=("0", "1"))
+    assert plain.x.tolist() == [[0, 1], [1, 2]]
 
 
 def test_labels_stay_integers_beside_empty_rows(tmp_path):

@@ -53,7 +53,7 @@ def read_table(
         finite number; the row (from 0) and the column are named.
     """
     path = existing_file(path)
-    frame, notes = _read_frame(path, target)
+    frame, notes = _read_frame(path, target, columns)
     names = list(frame.columns)
     if columns is None:
         chosen = None if target is None else _find_column(target, names, path)
@@ -84,7 +84,7 @@ def _kind(path: pathlib.Path) -> str:
 
 
 def _read_frame(
-    path: pathlib.Path, target: str | int | None
+    path: pathlib.Path, target: str | int | None, columns: Sequence[str] | None
 ) -> tuple["pandas.DataFrame", list[str]]:
     """Return all columns with their names as text, and notes."""
     try:
@@ -98,7 +98,7 @@ def _read_frame(
     notes: list[str] = []
     try:
         if _kind(path) in _TEXT:
-            frame, notes = read_text_table(path, target)
+            frame, notes = read_text_table(path, target, columns)
         else:
             frame = readers[_kind(path)](path)
     except (ValueError, EOFError, OSError, zlib.error, csv.Error) as error:

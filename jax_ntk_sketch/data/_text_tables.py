@@ -38,7 +38,7 @@ class _Form(NamedTuple):
 
 
 def read_text_table(
-    path: pathlib.Path, target: str | int | None
+    path: pathlib.Path, target: str | int | None, columns: Sequence[str] | None
 ) -> tuple["pandas.DataFrame", list[str]]:
     """Return the columns of a text table, and phrases on what is unusual.
 
@@ -46,17 +46,20 @@ def read_text_table(
       path: the file, plain or compressed by gzip, whatever its name.
       target: the target column. Numbers in the first line are names if it is one of
         them.
+      columns: the columns that are wanted. Numbers in the first line are names, too, if
+        these are among them.
 
     Raises:
       ValueError, EOFError, OSError: the file is not a text table.
     """
     import pandas
 
+    names = set(columns or ()) - {str(i) for i in range(len(columns or ()))}
     try:
-        form = _find_form(path, target, "utf-8-sig")
+        form = _find_form(path, target, names, "utf-8-sig")
         frame = pandas.read_csv(path, **form.options)
     except UnicodeDecodeError:
-        form = _find_form(path, target, "latin-1")
+        form = _find_form(path, target, names, "latin-1")
         frame = pandas.read_csv(path, **form.options)
         form.notes.append("the text is not UTF-8, and was read as Latin-1")
     if form.names is not None:
@@ -74,11 +77,15 @@ def read_text_table(
         frame = again.set_axis(frame.columns, axis=1)[~empty]
     unnamed = form.names is None or frame.columns[-1] == ""
     if len(frame.columns) > 1 and unnamed and frame.iloc[:, -1].isna().all():
-        frame = frame.iloc[:, :-1]  # after a separator at the end of each line
+        # After a separator at the end of each line.
+        frame = frame.iloc[:, :-1]
+        form.notes.append("the last column, which is empty, was left out")
     return frame, form.notes
 
 
-def _find_form(path: pathlib.Path, target: str | int | None, encoding: str) -> _Form:
+def _find_form(
+    path: pathlib.Path, target: str | int | None, wanted: set[str], encoding: str
+) -> _Form:
     with path.open("rb") as file:
         start = file.read(4)
     for magic, kind in _BINARY.items():
@@ -95,7 +102,8 @@ def _find_form(path: pathlib.Path, target: str | int | None, encoding: str) -> _
     rows = [_cells(line, separator) for line in lines]
     first, second = rows[0], rows[min(1, len(rows) - 1)]
     names: list[str] | None = None
-    if _are_names(first, second) or _is_numeric_name(target, first):
+    numeric = bool(wanted) and wanted <= set(first)
+    if numeric or _are_names(first, second) or _is_numeric_name(target, first):
         names, skip = first, skip + 1
         if len(second) == len(first) + 1 and not second[-1]:
             names = [*first, ""]  # a separator at the end of each line
