@@ -46,15 +46,6 @@ def test_batches_have_one_size_and_every_example_once():
     assert read(X, num_devices=2)[1][0].x.shape == (8, 3)
 
 
-def test_batches_can_be_left_out():
-    pieces = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
-    streamed = open_source("job", pieces, None, None, {})
-    for source in (ArraySource("job", X, Y), streamed):
-        reader = Reader(source, batch_size=4)
-        numbers = [batch.numbers.tolist() for batch in reader.batches(1)]
-        assert numbers == [[4, 5, 6, 7], [8, 9]]
-
-
 def test_full_batches_are_not_copied():
     assert np.shares_memory(read(X)[1][0].x, X)
 
@@ -237,11 +228,11 @@ def test_batches_of_any_kind():
             [0, 1, 2, 3], [4, 5, 6], [7, 8, 9],
         ]  # fmt: skip
         np.testing.assert_array_equal(found[1].weight, [4, 5, 6, 0])
-    # Looking at the first batch does not use it up, and batches can be left out.
+    # Looking at the first batch does not use it up.
     reader = Reader(open_source("job", iter(parts), None, None, {}), batch_size=4)
     np.testing.assert_array_equal(reader.first().x, X[:4])
     assert reader.template().x.shape == (4, 3)
-    assert [b.numbers[0] for b in reader.batches(skip=1)] == [4, 7]
+    assert [b.numbers[0] for b in reader.batches()] == [0, 4, 7]
 
 
 def rows_of(source, size=4, passes=2):

@@ -141,16 +141,14 @@ class Reader:
 
     def batches(
         self,
-        skip: int = 0,
         *,
         order: NDArray | None = None,
         label: str = "",
         progress: bool | None = False,
     ) -> Iterator[Batch]:
-        """Return an iterator of the batches after the first `skip`.
+        """Return an iterator of the batches.
 
         Args:
-          skip: how many batches are left out, without `order`.
           order: the positions of the examples to read from arrays, in this order; None
             for all examples.
           label, progress: what is read, and whether progress is shown, as
@@ -164,11 +162,11 @@ class Reader:
         """
         n = self.num_examples
         if order is None:
-            rows = self.source.rows(self.size, skip)
+            rows = self.source.rows(self.size)
         else:
             assert isinstance(self.source, ArraySource)
             rows, n = self.source.shuffled(self.size, order), len(order)
-        count = None if n is None else -(-n // self.size) - skip
+        count = None if n is None else -(-n // self.size)
         return with_progress(map(self._checked, rows), label, count, progress)
 
     def count_skipped(self, batch: Batch, finite: Array) -> int:

@@ -117,9 +117,9 @@ class ArraySource:
         """Return what `rows` yields first, or None; it stays to be read."""
         return next(self.rows(size), None)
 
-    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
-        """Yield the examples in order, `size` at a time; leave out the first `skip`."""
-        for start in range(skip * size, self.num_examples or 0, size):
+    def rows(self, size: int) -> Iterator[Rows]:
+        """Yield the examples in order, `size` at a time."""
+        for start in range(0, self.num_examples or 0, size):
             yield self.all.slice(start, start + size)
 
     def shuffled(self, size: int, order: NDArray) -> Iterator[Rows]:
@@ -170,18 +170,16 @@ class BatchSource:
                 self._batches = itertools.chain(self._head, batches)
         return next(self._cut(self._head, size), None)
 
-    def rows(self, size: int, skip: int = 0) -> Iterator[Rows]:
-        """Yield the examples in order, `size` at a time; leave out the first `skip`.
+    def rows(self, size: int) -> Iterator[Rows]:
+        """Yield the examples in order, `size` at a time.
 
         Raises:
           ValueError: a pass has another number of examples than the one before.
         """
-        number = count = 0
+        count = 0
         for rows in self._cut(self._opened(size), size):
             count += len(rows.numbers)
-            if number >= skip:
-                yield rows
-            number += 1
+            yield rows
         if self._count not in (None, count):
             raise ValueError(
                 f"{self.owner}: {self.name} must yield the same examples in each pass, "
