@@ -4,6 +4,7 @@ An index is a position, whatever labels a table has. No other library is importe
 array or a table is known by its methods.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch._numerics import native_dtype
 from jax_ntk_sketch._typing import Array, Examples
+
+# What has a length and indices, but no slices that are examples.
+_NO_SLICES = (memoryview, collections.deque, Mapping, str, bytes)
 
 
 def to_numpy(owner: str, name: str, values: Examples) -> NDArray:
@@ -41,13 +45,15 @@ def to_numpy(owner: str, name: str, values: Examples) -> NDArray:
         raise TypeError(
             f"{owner}: {name} must be one array or table, got {type(values).__name__}"
         )
+    if isinstance(values, jax.Array):
+        check_real(owner, name, values.dtype, complex_too=True)
     table = _columns(values)
     try:
         if table is None:
             array = _one_array(values)
         else:
             array = _stacked(owner, name, values, *table)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, BufferError) as error:
         raise ValueError(
             f"{owner}: {name} must be rows of one shape, which NumPy can read; {error}"
         ) from error
@@ -67,8 +73,9 @@ def sliceable(owner: str, name: str, values: Examples) -> Examples:
         and _columns(values) is None
         and not hasattr(values, "iloc")
         and isinstance(getattr(values, "dtype", np.dtype(int)), np.dtype)
-        and (isinstance(values, Sequence) or hasattr(values, "__getitem__"))
-        and not isinstance(values, memoryview | Mapping | str | bytes)
+        and hasattr(values, "__len__")
+        and hasattr(values, "__getitem__")
+        and not isinstance(values, _NO_SLICES)
         and not hasattr(values, "data_vars")
         and not _is_masked(values)
     )
@@ -85,7 +92,9 @@ def to_jax(owner: str, name: str, values: Examples) -> Array:
       TypeError, ValueError: as `to_numpy`, or the values are not real numbers.
     """
     if isinstance(values, jax.Array):
-        return values
+        check_real(owner, name, values.dtype, complex_too=True)
+        native = native_dtype(values.dtype)
+        return values if native == values.dtype else values.astype(native)
     array = to_numpy(owner, name, values)
     check_real(owner, name, array.dtype, complex_too=True)
     return jnp.asarray(array)
@@ -100,7 +109,11 @@ def check_real(
       TypeError: it is another one.
     """
     kinds = [jnp.bool_, jnp.integer, jnp.floating] + [jnp.complexfloating] * complex_too
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    letter = getattr(dtype, "kind", "")
+    # NumPy counts spans of time as integers.
+    if letter == "m" or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        if letter == "O":
+            hint = hint or "; make one array of rows of numbers by numpy.stack"
         raise TypeError(
             f"{owner}: {name} must hold real numbers, got dtype {dtype}{hint}"
         )
@@ -170,7 +183,7 @@ def _columns(values: Examples) -> tuple[Sequence[Any], Sequence[Any]] | None:
         return list(values.columns), columns
     if hasattr(values, "get_columns"):  # polars
         return values.columns, values.get_columns()
-    if hasattr(values, "column_names") and hasattr(values, "num_columns"):  # arrow
+    if hasattr(values, "column_names") and hasattr(values, "combine_chunks"):  # arrow
         return values.column_names, values.columns
     names = getattr(getattr(values, "dtype", None), "names", None)
     return None if not names else (names, [values[name] for name in names])
@@ -198,6 +211,8 @@ def _stacked(
 def _one_array(values: Examples) -> NDArray:
     """Return a NumPy array of one array of any library."""
     values = values.detach() if hasattr(values, "detach") else values  # torch
+    if isinstance(values, list | tuple) and any(hasattr(v, "detach") for v in values):
+        return np.stack([_one_array(value) for value in values])
     dtype = getattr(getattr(values, "dtype", None), "numpy_dtype", None)
     if dtype is not None and hasattr(values, "isna"):  # pandas, with missing values
         missing = {"na_value": np.nan} if values.isna().any() else {}

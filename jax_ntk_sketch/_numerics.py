@@ -72,11 +72,23 @@ def evaluate_eagerly(function: Callable[[], T]) -> T:
 
 
 def native_dtype(dtype: Dtype) -> np.dtype:
-    """Return a dtype in the byte order of the machine, float64 for longer floats."""
+    """Return a dtype in the byte order of the machine that JAX computes with.
+
+    Floats of more than 8 bytes become float64, those of 1 byte float32, and integers of
+    fewer bits int8 or uint8.
+    """
     dtype = np.dtype(dtype)
     if dtype.kind == "f" and dtype.itemsize > 8:
         return np.dtype(np.float64)
-    return dtype.newbyteorder("=")
+    if dtype.kind in "biufc":
+        return dtype.newbyteorder("=")
+    if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 2:
+        return np.dtype(np.float32)
+    if jnp.issubdtype(dtype, jnp.signedinteger) and dtype.kind == "V":
+        return np.dtype(np.int8)
+    if jnp.issubdtype(dtype, jnp.unsignedinteger) and dtype.kind == "V":
+        return np.dtype(np.uint8)
+    return dtype
 
 
 def working_dtype(dtype: Dtype) -> np.dtype:

@@ -1,5 +1,7 @@
 """The reader: positions, dtypes, padding, names of what is wrong."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,7 @@ class OnlyDLPack:
         self.__dlpack_device__ = array.__dlpack_device__
 
 
+KEY = jax.random.key(0)
 REVERSED = np.arange(10)[::-1]
 KINDS = {
     "list": (None, lambda _, a: a.tolist()),
@@ -102,6 +105,7 @@ KINDS = {
     "longdouble": (None, lambda _, a: a.astype(np.longdouble)),
     "memoryview": (None, lambda _, a: memoryview(a)),
     "jax": (None, lambda _, a: jnp.asarray(a)),
+    "deque": (None, lambda _, a: collections.deque(a)),
     "DLPack": (None, lambda _, a: OnlyDLPack(a)),
     "pandas": ("pandas", lambda pd, a: frame(pd, a).set_index(REVERSED)),
     "nullable": ("pandas", lambda pd, a: frame(pd, a).astype("Float32")),
@@ -123,6 +127,17 @@ def test_arrays_of_other_libraries(kind):
     np.testing.assert_array_equal(to_jax("job", "x", x), X)
     assert check_examples("job", x, (3,)).shape == X.shape
     np.testing.assert_array_equal(read(X, x)[1][0].y, X[:4])
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "bfloat16", "int4", "uint4"])
+def test_dtypes_of_accelerators(name):
+    x = jnp.asarray(np.arange(30).reshape(10, 3) % 5, name)
+    for array in (x, np.asarray(x)):
+        rows, _ = read(array)
+        np.testing.assert_array_equal(
+            rows.astype(int), np.arange(30).reshape(10, 3) % 5
+        )
+        assert (to_jax("job", "x", array) + jnp.float32(0)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("module", ["pandas", "polars", "xarray", "torch"])
@@ -373,6 +388,15 @@ class Lazy:
         (lambda: read([np.ma.masked_array(X[0])]), TypeError, "not be a masked array"),
         (lambda: read(Lazy(np.ma.masked_array(X))), TypeError, "not be a masked array"),
         (lambda: read(X, np.ma.masked_array(Y)), TypeError, "y must not be a masked"),
+        (lambda: read(list(map(set, X))), TypeError, r"dtype object; .* numpy\.stack"),
+        (
+            lambda: read(X.astype(int).astype("m8[s]")),
+            TypeError,
+            "got dtype timedelta64",
+        ),
+        (lambda: read(jax.random.split(KEY, (9, 3))), TypeError, "got dtype key<fry>"),
+        (lambda: to_jax("job", "x", KEY), TypeError, "job: x must hold real numbers"),
+        (lambda: read(iter(X)), TypeError, "x must hold n examples, got <"),
         (lambda: read({"a": X}), TypeError, "x must be one array or table, got dict"),
         (lambda: read([[1.0], [1.0, 2.0]]), ValueError, "x must be rows of one shape"),
         (lambda: jax.jit(lambda x: read(x)[0])(X), TypeError, "must not be traced"),

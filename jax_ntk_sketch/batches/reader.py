@@ -238,6 +238,7 @@ class Reader:
     ) -> None:
         """Check that the arrays are of the right kind, and like those before."""
         owner, name = self.owner, self.name
+        check_real(owner, name, x.dtype)
         if x.ndim < 2:
             raise ValueError(
                 f"{owner}: {name} must hold n examples, (n, d) or (n, *spatial, c); "
@@ -248,7 +249,6 @@ class Reader:
                 f"{owner}: mesh splits dense examples only, and these are sparse; "
                 "leave mesh out, or join the sums of each process with ridge_merge"
             )
-        check_real(owner, name, x.dtype)
         layout = {name: f"shape {x.shape[1:]} and {self._device_dtype(x.dtype)}"}
         if y is not None:
             kind = "labels" if are_labels(y, self.task) else "numbers"

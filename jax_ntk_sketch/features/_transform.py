@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import sharding
+from jax_ntk_sketch._arrays import to_numpy
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
 from jax_ntk_sketch._typing import Array, Examples, PyTree
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
@@ -140,7 +141,8 @@ def map_reader(
     source = ArraySource(owner, x, extras=extras)
     if batch_size is None:
         sparse = is_sparse(source.all.x)
-        example = source.all.x if sparse else np.shape(source.all.x[:1])[1:]
+        x = source.all.x
+        example = x if sparse else to_numpy(owner, "x", x[:1]).shape[1:]
         # Without a shape the reader raises.
         if sparse or example:
             plan = fmap.plan(example, batch_size=1)
