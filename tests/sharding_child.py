@@ -118,7 +118,8 @@ def processes(index, folder):
     fitted = attempt("parts", x, y, params, **checkpoint)
     out["relative"] = relative(fitted, fit(X, Y, params))
     attempt("resumed", x, y, params, **checkpoint)
-    out["files"] = sorted(path.name for path in pathlib.Path(folder).iterdir())
+    # The other process may hold its lock still, which is a hidden file.
+    out["files"] = sorted(path.name for path in pathlib.Path(folder).glob("sums*"))
     out["features"] = float(
         np.abs(jns.transform(FMAP, params, x, mesh=mesh) - FMAP.apply(params, x)).max()
     )
