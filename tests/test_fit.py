@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jax_ntk_sketch as jns
@@ -90,6 +91,24 @@ def test_sources_agree(kind, tmp_path):
     if kind == "batches":
         two = lm.fit(FMAP, PARAMS, iter(batches()), **OPTIONS)
     np.testing.assert_allclose(weights(one), weights(two), atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1 / 230, 1e6])
+def test_the_scale_of_weights_does_not_matter(scale):
+    weight = RNG.integers(0, 3, 230).astype(np.float32)
+    key, sgd = jax.random.key(0), optax.sgd(0.1)
+    for run, options in (
+        (lm.fit, dict(OPTIONS, reg=[1e-4, 1e-2, 1.0])),
+        (lm.fit, dict(OPTIONS, reg=[1e-4, 1e-2, 1.0], folds=3)),
+        (lm.fit_cg, dict(OPTIONS, key=key, tolerance=1e-6)),
+        (lm.fit_gradient, dict(optimizer=sgd, batch_size=64, num_epochs=2)),
+    ):
+        one, two = (
+            run(FMAP, PARAMS, X, Y, sample_weight=w * weight, **options)
+            for w in (1, scale)
+        )
+        assert one.best.reg == two.best.reg
+        np.testing.assert_allclose(weights(two), weights(one), atol=1e-4)
 
 
 def hugging_face():
