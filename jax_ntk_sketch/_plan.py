@@ -11,15 +11,33 @@ from jax_ntk_sketch._units import format_bytes
 
 # The largest batch that is chosen. Beyond 128 examples, a CPU's caches no longer hold
 # what one step needs.
-_LARGEST_BATCH = {"cpu": 128}
+_LARGEST_BATCH_ON_CPU = 128
 _LARGEST_BATCH_ELSEWHERE = 1024
-
-# What a chosen batch may take, besides the parameters.
-_BATCH_BYTES = 2**28
 
 # What may be alive at a time on a CPU. Convolutional features of 1 or 2 images of 9 MB
 # each were 2 to 5 times faster than those of 64.
 _CACHE_BYTES = 2**24
+
+# What features in work may take if the device does not state its memory.
+_UNKNOWN_DEVICE_BYTES = 2**31
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def memory_budget() -> int:
+    """Return the bytes that features in work may take, besides the parameters.
+
+    On a CPU it is 256 MiB. Elsewhere it is a quarter of the device's memory, because
+    the data, the sums of a fit and its solution need the rest. If the device does not
+    state its memory, it is 2 GiB.
+    """
+    if _on_cpu():
+        return 2**28
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = int(stats.get("bytes_limit", 0))
+    return limit // 4 if limit else _UNKNOWN_DEVICE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +136,9 @@ class Plan:
         Args:
           num_examples: how many examples there are, >= 0; the batch size is at most
             the next power of two.
-          max_bytes: the limit, >= 1. By default it is 256 MiB more than the parameters
-            take, or what one example takes if that is more.
+          max_bytes: the limit, >= 1. By default it is what the parameters take and, on
+            a CPU, 256 MiB; elsewhere a quarter of the device's memory. It is what one
+            example takes if that is more.
 
         Returns:
           The batch size, at most 128 on a CPU and at most 1024 elsewhere.
@@ -135,10 +154,10 @@ class Plan:
         8
         """
         owner = "Plan.choose_batch_size"
-        largest = _LARGEST_BATCH.get(jax.default_backend(), _LARGEST_BATCH_ELSEWHERE)
+        largest = _LARGEST_BATCH_ON_CPU if _on_cpu() else _LARGEST_BATCH_ELSEWHERE
         least = self._with_batch(1).peak_bytes
         if max_bytes is None:
-            max_bytes = max(self.param_bytes + _BATCH_BYTES, least)
+            max_bytes = max(self.param_bytes + memory_budget(), least)
         elif check_size(owner, "max_bytes", max_bytes) < least:
             raise ValueError(
                 f"{owner}: max_bytes must be at least {least}, which is what one "
@@ -151,16 +170,14 @@ class Plan:
             size *= 2
         return size
 
-    def rows_in_cache(self) -> int:
+    def rows_in_work(self) -> int:
         """Return how many of the `batch_size` examples to work on at a time.
 
-        On a CPU it is the largest power of two whose working memory fits in the caches,
-        at least 1. Elsewhere it is the whole batch.
+        It is the largest power of two, at least 1, whose working memory fits: in the
+        caches on a CPU, and elsewhere in a quarter of the device's memory.
         """
-        if jax.default_backend() != "cpu":
-            return self.batch_size
-        elements = self._with_batch(1).live_elements
-        rows = max(1, _CACHE_BYTES // (4 * elements))
+        limit = _CACHE_BYTES if _on_cpu() else memory_budget()
+        rows = max(1, limit // (4 * self._with_batch(1).live_elements))
         return min(self.batch_size, 1 << (rows.bit_length() - 1))
 
     def _with_batch(self, size: int) -> "Plan":

@@ -47,8 +47,8 @@ def transform(
         most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`. On a
         CPU, fewer examples are worked on at a time if they do not fit in its caches.
       max_bytes: a limit for `fmap.plan(shape, batch_size=...).peak_bytes`. By default
-        it is 256 MiB more than the parameters take. It must be None if `batch_size` is
-        given.
+        it is 256 MiB more than the parameters take on a CPU, and elsewhere a quarter of
+        the device's memory more. It must be None if `batch_size` is given.
       out: where to write: an array or memory map `(n, num_features)` of the features'
         dtype, or a pair of them if `fmap.get` is a tuple. By default a new array.
       nonfinite: "raise" to raise an error that names examples with NaN or infinity;
@@ -201,23 +201,23 @@ def for_each_batch(
     return skipped
 
 
-def apply_in_cache(
+def apply_in_parts(
     fmap: FeatureMap, params: PyTree, x: Examples, extras: dict[str, PyTree]
 ) -> Array | KernelFeatures:
-    """Return the features of a batch, working on as many rows as caches hold."""
+    """Return the features of a batch, working on as many rows as memory holds."""
     plan = fmap.plan(x.shape[1:], batch_size=x.shape[0])
-    return fmap.apply(params, x, batch_size=plan.rows_in_cache(), **extras)
+    return fmap.apply(params, x, batch_size=plan.rows_in_work(), **extras)
 
 
 # At the level of the module, so that all calls share its compiled functions.
-_apply = functools.partial(jax.jit, static_argnums=0)(apply_in_cache)
+_apply = functools.partial(jax.jit, static_argnums=0)(apply_in_parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_over(
     mesh: Mesh, fmap: FeatureMap, params: PyTree, x: Array, extras: dict[str, PyTree]
 ) -> Array | KernelFeatures:
-    run = sharding.over(mesh, functools.partial(apply_in_cache, fmap))
+    run = sharding.over(mesh, functools.partial(apply_in_parts, fmap))
     return run(params, x, extras)
 
 

@@ -25,7 +25,7 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.features._maps import check_shape, plan_sizes
-from jax_ntk_sketch.features._transform import apply_in_cache
+from jax_ntk_sketch.features._transform import apply_in_parts
 from jax_ntk_sketch.features.fitting import in_batches
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -149,7 +149,7 @@ def export_map(
     leaves, tree = jax.tree.flatten(params)
 
     def run(leaves: list[Array], x: Array) -> list[Array]:
-        phi = apply_in_cache(fmap, jax.tree.unflatten(tree, leaves), x, {})
+        phi = apply_in_parts(fmap, jax.tree.unflatten(tree, leaves), x, {})
         if not isinstance(phi, KernelFeatures):
             return [phi]
         return [getattr(phi, kind) for kind in fmap.kinds]

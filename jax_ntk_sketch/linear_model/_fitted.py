@@ -18,7 +18,7 @@ from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.batches.reader import Batch, Reader
 from jax_ntk_sketch.features._transform import (
-    apply_in_cache,
+    apply_in_parts,
     for_each_batch,
     map_reader,
 )
@@ -213,7 +213,7 @@ def batch_features(
     features is not finite.
     """
     x, extras, weight = inputs
-    phi = apply_in_cache(fmap, params, x, extras)
+    phi = apply_in_parts(fmap, params, x, extras)
     assert isinstance(phi, jax.Array)
     # The sums of a fit have the squares of features, which overflow before features do.
     finite = jnp.isfinite(jnp.sum(jnp.square(at_least_float32(phi)), axis=1))
