@@ -153,3 +153,13 @@ def test_bad_arguments_are_named():
 def test_no_number_of_columns_suffices():
     with pytest.raises(ValueError, match="out of reach"):
         jns.validation.suggest_num_features(NET, (64,), relative_error=1e-7)
+
+
+def test_examples_that_are_not_finite_are_named():
+    bad = DIGITS[:20].copy()
+    bad[7, 3] = np.nan
+    fmap = jns.feature_map(NET, num_features=64)
+    with pytest.raises(ValueError, match=r"sample must be finite, .* in example 7 "):
+        jns.validation.expected_error(fmap, bad)
+    with pytest.raises(ValueError, match=r"example must be finite, .* in example 7 "):
+        jns.validation.suggest_num_features(NET, bad, relative_error=0.1)

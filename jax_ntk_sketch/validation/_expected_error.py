@@ -79,7 +79,7 @@ def expected_error(
         raise ValueError(
             f'expected_error: fmap.get must be "ntk" or "nngp", got {fmap.get!r}'
         )
-    sample = np.asarray(to_jax("expected_error", "sample", sample))
+    sample = _finite("expected_error", "sample", sample)
     if sample.ndim < 2 or len(sample) < 4:
         raise ValueError(
             "expected_error: sample must hold at least 4 examples, (n, d) or (n, "
@@ -186,6 +186,8 @@ def suggest_num_features(
     """
     owner = "suggest_num_features"
     check_number(owner, "relative_error", relative_error, above=0, below=1)
+    if not is_shape(example):
+        example = _finite(owner, "example", example)
     record = methods.from_name(method)
     if record == methods.Auto():
         record = methods.VarianceReduced(objective="kernel")
@@ -206,7 +208,7 @@ def suggest_num_features(
         return expected_error(fmap, example, key=key)
 
     low, high = 8, 16
-    while error(high) > relative_error:
+    while not error(high) <= relative_error:  # NaN is out of reach, too
         low, high = high, 2 * high
         if high > _MAX_FEATURES:
             raise ValueError(
@@ -219,6 +221,18 @@ def suggest_num_features(
             break
         low, high = (low, middle) if error(middle) <= relative_error else (middle, high)
     return high
+
+
+def _finite(owner: str, name: str, x: Examples) -> NDArray:
+    """Return examples as a NumPy array of finite numbers."""
+    array = np.asarray(to_jax(owner, name, x))
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0, 0])
+        raise ValueError(
+            f"{owner}: {name} must be finite, got NaN or infinity in example {row} "
+            "(counted from 0); remove such examples"
+        )
+    return array
 
 
 def _gram(phi: Array) -> NDArray:
