@@ -40,8 +40,8 @@ BREAKS = [
     Break(
         "NNGP and NTK features swapped",
         "jax_ntk_sketch/features/_feature_map.py",
-        "KernelFeatures(**out)", 'KernelFeatures(out["ntk"], out["nngp"])',
-        "feature_map exact",
+        "in_order(self.kinds, out)", "in_order(self.kinds[::-1], out)",
+        "feature_map",
     ),
     Break(
         "an off-by-one in the reader of arrays",

@@ -150,7 +150,7 @@ def features(args: common.Options) -> None:
             add(name, 0, zca, 0.0, tuple(kernels))
         for network, method, m in sizes:
             fmap = maps.feature_map(NETWORKS[network], method, m)
-            params = fmap.init(jax.random.key(0), x)
+            params = fmap.init(jax.random.key(0), x, sample=x)
             start = time.perf_counter()
             phi = tuple(jns.transform(fmap, params, z) for z in (x, x_test))
             seconds = time.perf_counter() - start

@@ -91,7 +91,7 @@ def throughput(args: common.Options) -> None:
     records = []
     for name in args.methods:
         fmap = maps.feature_map(NET, name, 1024)
-        params = fmap.init(jax.random.key(0), x)
+        params = fmap.init(jax.random.key(0), x, sample=x)
         flops = fmap.plan(x).flops
         for batch_size in args.batch_sizes:
             run = jax.jit(functools.partial(fmap.apply, batch_size=batch_size))
@@ -121,7 +121,7 @@ def pixels(args: common.Options) -> None:
         for side in (8, 16, 32, 64):
             count = max(8, 64 * 256 // side**2)
             x = jnp.asarray(rng.normal(size=(count, side, side, 3)), jnp.float32)
-            params = fmap.init(jax.random.key(0), x)
+            params = fmap.init(jax.random.key(0), x, sample=x)
             again = common.seconds(functools.partial(run, params, x))[1]
             times.setdefault(name, {})[side] = again / count
     kernel_fn = jnt.to_stax(NET)[2]

@@ -92,7 +92,7 @@ def throughput(args: common.Options) -> None:
     records = []
     for name in args.methods:
         fmap = maps.feature_map(maps.relu_network(1), name, 8192)
-        params = fmap.init(jax.random.key(0), x)
+        params = fmap.init(jax.random.key(0), x, sample=x)
         run = jax.jit(functools.partial(fmap.apply, batch_size=args.batch_size))
         first, again = common.seconds(functools.partial(run, params, x), repeats=7)
         speed, published = len(x) / again, PUBLISHED_SPEED.get(name)

@@ -180,7 +180,8 @@ def errors(
     # Compilation is most of the time.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def features(key: jax.Array) -> jns.KernelFeatures:
-        return fmap.apply(fmap.init(key, sample, **sample_extra), x, **extra)
+        params = fmap.init(key, shape, sample=sample, **sample_extra)
+        return fmap.apply(params, x, **extra)
 
     draws = [features(key) for key in jax.random.split(jax.random.key(0), keys)]
     half, out = EXAMPLES // 2, []

@@ -91,10 +91,10 @@ def draw(
     key = jax.random.key(seed)
     if name in METHODS:
         fmap = feature_map(net, name, num_features)
-        return fmap, fmap.init(key, sample)
+        return fmap, fmap.init(key, sample, sample=sample)
     wide = max(generated or GENERATED[name], num_features)
     fmap = feature_map(net, base, wide)
-    params = fmap.init(key, sample)
+    params = fmap.init(key, sample, sample=sample)
     return jns.compress(fmap, params, sample, num_features=num_features)
 
 
@@ -110,7 +110,8 @@ def gram_errors(
     run = jax.jit(functools.partial(fmap.apply, batch_size=batch_size))
     errors = []
     for seed in range(seeds):
-        params = fmap.init(jax.random.key(seed), x if sample is None else sample)
+        shown = x if sample is None else sample
+        params = fmap.init(jax.random.key(seed), x, sample=shown)
         errors.append(gram_error(kernel, run(params, x)))
     return np.array(errors)
 

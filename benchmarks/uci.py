@@ -124,7 +124,7 @@ def ntk_features(args: common.Options, split: Split, method: Method) -> np.ndarr
     """Return predictions of streaming ridge regression on the library's features."""
     x, net = with_ones(split.x), maps.relu_network(split.depth)
     fmap = jns.feature_map(net, num_features=args.width, method=method)
-    params = fmap.init(jax.random.key(split.seed), x)
+    params = fmap.init(jax.random.key(split.seed), x, sample=x)
     regs = REGS * maps.mean_diagonal(fmap.apply(params, x[:256]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values of reg were dropped

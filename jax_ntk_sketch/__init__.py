@@ -22,7 +22,12 @@ from jax_ntk_sketch import (
     validation,
 )
 from jax_ntk_sketch._plan import Plan
-from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures
+from jax_ntk_sketch._protocol import (
+    FeatureMap,
+    KernelFeatures,
+    NNGPFirst,
+    NTKFirst,
+)
 from jax_ntk_sketch.batches.sparse_rows import SparseRows
 from jax_ntk_sketch.features._compress import CompressedFeatureMap, compress
 from jax_ntk_sketch.features._feature_map import feature_map
@@ -34,6 +39,8 @@ __all__ = [
     "CompressedFeatureMap",
     "FeatureMap",
     "KernelFeatures",
+    "NNGPFirst",
+    "NTKFirst",
     "Plan",
     "SparseRows",
     "compress",

@@ -279,11 +279,12 @@ def is_shape(example: object) -> TypeGuard[Shape]:
 
 
 def check_example(owner: str, example: Shape | Examples) -> tuple[Shape, int | None]:
-    """Return the shape of one example, and how many examples are given.
+    """Return the shape of one example, and how many examples there are.
 
     Args:
       owner: the function to name in the message.
-      example: the shape of one example, or an array of examples, dense or sparse.
+      example: the shape of one example, or an array of examples, dense or sparse, of
+        which only the shape is taken.
 
     Returns:
       The shape, and the number of examples; None if a shape is given.

@@ -1,7 +1,8 @@
 """`FeatureMap`: what all feature maps have in common."""
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -10,11 +11,35 @@ from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shap
 from jax_ntk_sketch.methods import Method
 
 
-class KernelFeatures(NamedTuple):
-    """The features of both kernels, each `(n, num_features)`."""
+class NNGPFirst(NamedTuple):
+    """The features of both kernels, in the order of `get=("nngp", "ntk")`."""
 
     nngp: Array
     ntk: Array
+
+
+class NTKFirst(NamedTuple):
+    """The features of both kernels, in the order of `get=("ntk", "nngp")`."""
+
+    ntk: Array
+    nngp: Array
+
+
+# The features of both kernels, each `(n, num_features)`, in the order asked for.
+KernelFeatures: TypeAlias = NNGPFirst | NTKFirst
+
+
+def in_order(kinds: tuple[Kind, ...], arrays: Mapping[Kind, Any]) -> Any:
+    """Return the one array, or both as `KernelFeatures` in the order of `kinds`.
+
+    >>> from jax_ntk_sketch._protocol import in_order
+    >>> in_order(("ntk", "nngp"), {"nngp": 1, "ntk": 2})
+    NTKFirst(ntk=2, nngp=1)
+    """
+    if len(kinds) == 1:
+        return arrays[kinds[0]]
+    first = NNGPFirst if kinds[0] == "nngp" else NTKFirst
+    return first(nngp=arrays["nngp"], ntk=arrays["ntk"])
 
 
 @runtime_checkable
@@ -46,12 +71,19 @@ class FeatureMap(Protocol):
     @property
     def method(self) -> Method: ...
 
-    def init(self, key: Key, example: Shape | Examples) -> PyTree:
-        """Return parameters, drawn at random or learned from examples.
+    def init(
+        self,
+        key: Key,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+    ) -> PyTree:
+        """Return parameters, drawn at random or learned from a sample.
 
         Args:
           key: a PRNG key.
-          example: the shape of one example; or examples, for maps that learn from data.
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: examples to learn from, for maps that learn from data.
         """
         ...
 
@@ -70,11 +102,18 @@ class FeatureMap(Protocol):
         """
         ...
 
-    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+    def plan(
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
         """Return sizes, operations and bytes, before anything is allocated.
 
         Args:
-          example: the shape of one example, or examples.
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: the examples that `init` will be given.
           batch_size: examples that `apply` works on at a time; by default all.
         """
         ...
@@ -91,12 +130,10 @@ class Origin:
     Attributes:
       input_shape: the shape of one example.
       output_dim: the columns that the parameters were made for.
-      learned: whether the method was chosen for a sample, which "auto" does.
     """
 
     input_shape: Shape = dataclasses.field(metadata={"static": True})
     output_dim: int = dataclasses.field(metadata={"static": True})
-    learned: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def as_kinds(get: Get) -> tuple[Kind, ...]:

@@ -1,5 +1,7 @@
 """The vocabulary of annotations: arrays, keys, shapes, parameters and kernels."""
 
+import collections
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -37,3 +39,12 @@ TASKS: tuple[Task, ...] = ("classification", "regression")
 # `kernel_fn(x1, x2, get)` as in Neural Tangents: a matrix (n1, n2), or several by name.
 # x2 is None for x1 itself.
 KernelFn: TypeAlias = Callable[[Any, Any, Any], Any]
+
+
+@functools.cache
+def kernels_tuple(kinds: tuple[Kind, ...]) -> Callable[..., Any]:
+    """Return the named tuple with these fields, which is one type for equal `kinds`.
+
+    JAX compares pytrees by type.
+    """
+    return collections.namedtuple("Kernels", kinds)

@@ -12,7 +12,7 @@ defaults, by name:
 * "ntk_sketch": the published polynomial sketch, layer by layer.
 * "one_pass": one polynomial for a whole fully connected `Relu` network.
 * "exact": factors the kernel of the batch. It is an oracle for tests.
-* "auto": "nystrom" or "variance_reduced"; see `Auto`.
+* "auto": "variance_reduced"; see `Auto`.
 
 The code of a method is in the file or folder of that name in
 `jax_ntk_sketch.features.methods`.
@@ -238,7 +238,7 @@ class Nystrom(Method):
 
     `init` takes the sample, an array of examples like those to come. A few hundred
     images are enough. With fewer examples or patches than columns, the remaining
-    columns are zero.
+    columns are zero, and `init` warns.
 
     Cost: with c columns and s = oversample c landmarks, O(s (d + c)) operations for
     each example, and O(N s^2) in `init`, where N <= max(4096, 2 s) examples are drawn
@@ -265,11 +265,10 @@ class Nystrom(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Method):
-    """`Nystrom` where a sample allows it, and `VarianceReduced` otherwise.
+    """The method that the library chooses without data: `VarianceReduced`.
 
-    With a shape, or with fewer examples than columns, `init` draws "variance_reduced".
-    With an array of at least `num_features` examples, a fully connected network gets
-    "nystrom". The plan states which of them is used.
+    The choice never depends on a sample, so that `plan` and `init` agree. The plan
+    states the method that is used.
     """
 
 

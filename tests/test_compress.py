@@ -174,7 +174,7 @@ def test_it_is_a_feature_map():
     close(jns.transform(cmap, cparams, X, batch_size=64), phi)
     slope = jax.grad(lambda x: jnp.sum(cmap.apply(cparams, x) ** 2))(X)
     assert np.isfinite(slope).all() and np.abs(slope).max() > 0
-    own = cmap.init(jax.random.key(3), X)
+    own = cmap.init(jax.random.key(3), X, sample=X)
     assert cmap.apply(own, X).shape == (300, 10)
     assert jax.tree.structure(own) == jax.tree.structure(cparams)
     # Once more, of what is compressed already.

@@ -20,8 +20,8 @@ def measured(fmap, x, depth, sample=None, seeds=3):
     exact = kernels.exact_kernel(DEEP if depth == 2 else NET, x, get="ntk")
     errors = []
     for seed in range(seeds):
-        example = x.shape[1:] if sample is None else sample
-        phi = fmap.apply(fmap.init(jax.random.key(seed), example), x)
+        params = fmap.init(jax.random.key(seed), x.shape[1:], sample=sample)
+        phi = fmap.apply(params, x)
         gram = np.asarray(phi, np.float64) @ np.asarray(phi, np.float64).T
         errors.append(jns.validation.relative_error(np.asarray(exact), gram))
     return np.sqrt(np.mean(np.square(errors)))
@@ -31,7 +31,7 @@ def measured(fmap, x, depth, sample=None, seeds=3):
 @pytest.mark.parametrize("depth, net", [(1, NET), (2, DEEP)])
 def test_plan_states_the_error_on_other_data(depth, net, method):
     fmap = jns.feature_map(net, num_features=512, method=method)
-    plan = fmap.plan(DIGITS[:400])
+    plan = fmap.plan((64,), sample=DIGITS[:400])
     error = measured(fmap, DIGITS[400:800], depth)
     assert 1 / 1.5 < plan.relative_error / error < 1.5
     assert f"{plan.relative_error:.2g}" in str(plan)
@@ -87,7 +87,7 @@ def test_trials_of_compressed_maps():
 def test_trials_of_images():
     net = jns.recipes.cntk(1)
     fmap = jns.feature_map(net, num_features=128, method="variance_reduced")
-    assert fmap.plan(IMAGES[:20]).relative_error is None
+    assert fmap.plan((8, 8, 1), sample=IMAGES[:20]).relative_error is None
     assert (
         0
         < jns.validation.expected_error(fmap, IMAGES[:20], key=KEY, trial_size=10)
@@ -98,10 +98,12 @@ def test_trials_of_images():
 @pytest.mark.long
 @pytest.mark.parametrize("wanted", [0.08, 0.03])
 def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
-    m = jns.validation.suggest_num_features(NET, DIGITS[:300], relative_error=wanted)
+    m = jns.validation.suggest_num_features(
+        NET, (64,), sample=DIGITS[:300], relative_error=wanted
+    )
     at = [
         jns.feature_map(NET, num_features=size, method=KERNEL)
-        .plan(DIGITS[:300])
+        .plan((64,), sample=DIGITS[:300])
         .relative_error
         for size in (m, int(0.85 * m))
     ]
@@ -110,21 +112,32 @@ def test_suggested_size_reaches_the_error_and_not_much_less_would(wanted):
     assert measured(fmap, DIGITS[300:600], 1) < 1.5 * wanted
 
 
+def test_auto_never_depends_on_data():
+    fmap = jns.feature_map(NET, num_features=16)
+    same = jns.feature_map(NET, num_features=16, method="variance_reduced")
+    assert fmap.method == methods.Auto() and fmap.resolve((64,)) == same
+    for sample in (None, DIGITS[:9], DIGITS[:16]):
+        assert "VarianceReduced" in fmap.plan((64,), sample=sample).method
+        params = fmap.init(KEY, (64,), sample=sample)
+        jax.tree.map(np.testing.assert_array_equal, params, same.init(KEY, (64,)))
+
+
 @pytest.mark.long
-def test_auto_takes_landmarks_where_a_sample_allows_it():
-    fmap = jns.feature_map(NET, num_features=100)
-    assert fmap.method == methods.Auto()
-    few, many, key = DIGITS[:99], DIGITS[:100], jax.random.key(0)
-    assert "Nystrom" in fmap.plan(many).method
-    assert "VarianceReduced" in fmap.plan(few).method
-    assert "VarianceReduced" in fmap.plan((64,)).method
-    for example, name in ((few, "variance_reduced"), (many, "nystrom")):
-        same = jns.feature_map(NET, num_features=100, method=name)
-        ours = fmap.apply(fmap.init(key, example), few)
-        theirs = same.apply(same.init(key, example), few)
-        np.testing.assert_array_equal(ours, theirs)
-    images = jns.feature_map(jns.recipes.cntk(1), num_features=16)
-    assert "VarianceReduced" in images.plan(IMAGES[:50]).method
+def test_the_map_that_was_initialized_is_measured():
+    """The first sample has copies of few rows, and another draw would do better."""
+    fmap = jns.feature_map(NET, num_features=64, method="nystrom")
+    narrow = fmap.init(KEY, (64,), sample=np.repeat(DIGITS[:4], 16, axis=0))
+    wide = fmap.init(KEY, (64,), sample=DIGITS[:600])
+    x, errors = DIGITS[600:800], []
+    for params in (narrow, wide):
+        errors.append(jns.validation.expected_error(fmap, x, key=KEY, params=params))
+        report = jns.validation.compare(
+            fmap, lambda x, z, get: kernels.exact_kernel(NET, x, z, get=get), x,
+            params=params,
+        )  # fmt: skip
+        assert 0.7 < report.ntk.relative.mean / errors[-1] < 1.4
+    assert errors[0] > 5 * errors[1]
+    assert "Measured: Nystrom" in str(report) and report.num_seeds == 1
 
 
 def test_bad_arguments_are_named():
@@ -136,14 +149,16 @@ def test_bad_arguments_are_named():
     both = jns.feature_map(NET, num_features=64, get=("nngp", "ntk"))
     with pytest.raises(ValueError, match="get must be"):
         jns.validation.expected_error(both, DIGITS)
-    with pytest.raises(TypeError, match=r"key must be given, because OnePass"):
+    with pytest.raises(TypeError, match=r"because OnePass.* is tried"):
         jns.validation.expected_error(fmap, DIGITS[:9])
+    with pytest.raises(ValueError, match="num_seeds must be None if params are"):
+        jns.validation.expected_error(fmap, DIGITS[:9], params={}, num_seeds=2)
     sparse = jns.with_sparse_inputs(fmap, sketch_dim=64)
     with pytest.raises(TypeError, match="map of feature_map, landmark_features or"):
         jns.validation.expected_error(sparse, DIGITS[:9], key=KEY)
     with pytest.raises(ValueError, match="relative_error must be finite and > 0 and"):
         jns.validation.suggest_num_features(NET, (64,), relative_error=2)
-    with pytest.raises(ValueError, match="give an array of examples"):
+    with pytest.raises(ValueError, match="sample must be given"):
         jns.validation.suggest_num_features(
             NET, (64,), relative_error=0.1, method="one_pass"
         )

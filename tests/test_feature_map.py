@@ -174,6 +174,32 @@ def test_get_is_one_name_or_both():
     )
 
 
+def test_kernels_come_in_the_order_asked_for():
+    """As in Neural Tangents; positions and names agree, for maps of maps too."""
+    nngp = jns.feature_map(registry.SHALLOW, num_features=40, get="nngp")
+    expected = nngp.apply(nngp.init(contract.KEY, X), X)
+    mesh = jns.sharding.data_mesh()
+    for get in (registry.BOTH, registry.BOTH[::-1]):
+        base = jns.feature_map(registry.SHALLOW, num_features=40, get=get)
+        maps = [
+            (base, base.init(contract.KEY, X)),
+            jns.compress(base, base.init(contract.KEY, X), X, num_features=5),
+        ]
+        sparse = jns.with_sparse_inputs(base, sketch_dim=16)
+        maps.append((sparse, sparse.init(contract.KEY, X)))
+        for fmap, params in maps:
+            phi = fmap.apply(params, X)
+            transformed = jns.transform(fmap, params, X)
+            for both in (
+                phi, transformed, jns.sharding.apply(fmap, params, X, mesh=mesh),
+            ):  # fmt: skip
+                assert isinstance(both, jns.KernelFeatures) and both._fields == get
+                assert both[get.index("nngp")] is both.nngp
+                contract.assert_close(both.ntk, phi.ntk)
+            if fmap is base:
+                contract.assert_close(phi.nngp, expected)
+
+
 def test_sketch_parameters_are_small():
     """Signs are bytes and indices four: nothing is stored as a matrix."""
     dim, m = 784, 4096

@@ -38,7 +38,9 @@ def test_transform_and_compress():
     psi = jns.transform(small, params, GRAPHS.x, batch_size=16, **EXTRAS)
     close(psi @ psi.T, PHI @ PHI.T)
     close(small.apply(params, GRAPHS.x, batch_size=7, **EXTRAS), psi)
-    own = jns.CompressedFeatureMap(FMAP, 3).init(jax.random.key(1), GRAPHS.x, **EXTRAS)
+    small = jns.CompressedFeatureMap(FMAP, 3)
+    shape = GRAPHS.x.shape[1:]
+    own = small.init(jax.random.key(1), shape, sample=GRAPHS.x, **EXTRAS)
     assert own["project"].shape == (24, 3)
 
 

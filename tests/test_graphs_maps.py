@@ -75,11 +75,11 @@ def test_nystrom_learns_from_graphs():
     graphs = pad(SMALL * 4, BONDS * 4)
     fmap = jns.feature_map(jns.recipes.gntk(2), num_features=64, method="nystrom")
     with x64():
-        params = fmap.init(KEY, graphs.x, pattern=graphs.pattern)
+        params = fmap.init(KEY, graphs.x, sample=graphs.x, pattern=graphs.pattern)
         z = np.asarray(fmap.apply(params, graphs.x[:4], pattern=graphs.pattern[:4]))
     assert relative(z @ z.T, kernels_of("ntk")) < 0.05
     with pytest.raises(ValueError, match="init: pattern must be given"):
-        fmap.init(KEY, graphs.x)
+        fmap.init(KEY, graphs.x, sample=graphs.x)
 
 
 @pytest.mark.long

@@ -162,7 +162,7 @@ def test_any_kernel_of_neural_tangents(get):
             x = np.random.default_rng(0).normal(size=(12, *shape))
             z = x[:8]
             fmap = jns.landmark_features(kernel_fn, num_features=8, get=get)
-            params = fmap.init(KEY, z)
+            params = fmap.init(KEY, shape, sample=z)
             phi = fmap.apply(params, x)
             k = np.asarray(kernel_fn(x, x, get))
             expected = k[:, :8] @ np.linalg.inv(k[:8, :8]) @ k[:8]
@@ -177,18 +177,29 @@ def test_any_kernel_of_neural_tangents(get):
 def test_kernels_choose_landmarks():
     x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     fmap = jns.landmark_features(polynomial, num_features=5)
-    params = fmap.init(KEY, x)
+    params = fmap.init(KEY, (4,), sample=x)
     assert params["landmarks"].shape == (5, 4) and params["root"].shape == (5, 5)
     assert fmap.apply(params, x).shape == (20, 5)
     assert all((x == row).all(1).any() for row in np.asarray(params["landmarks"]))
-    phi = jax.jit(lambda x: fmap.apply(fmap.init(KEY, x), x))
+    phi = jax.jit(lambda x: fmap.apply(fmap.init(KEY, (4,), sample=x), x))
     np.testing.assert_allclose(phi(x), fmap.apply(params, x), rtol=1e-3, atol=1e-3)
     # All are landmarks: the kernel itself, of rank 15.
     fmap = jns.landmark_features(polynomial, num_features=20)
-    phi = fmap.apply(fmap.init(KEY, x), x)
+    phi = fmap.apply(fmap.init(KEY, (4,), sample=x), x)
     np.testing.assert_allclose(
         phi @ phi.T, polynomial(x, x, "ntk"), rtol=1e-4, atol=1e-4
     )
+
+
+def test_too_few_examples_warn():
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    fmap = jns.landmark_features(polynomial, num_features=7)
+    with pytest.warns(RuntimeWarning, match="only 5 of 7 columns can be used"):
+        params = fmap.init(KEY, (4,), sample=x)
+    phi = fmap.apply(params, x)
+    assert phi.shape == (5, 7) and not np.asarray(phi[:, 5:]).any()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(phi @ phi.T, polynomial(x, x, "ntk"))
 
 
 @pytest.mark.long
@@ -200,9 +211,9 @@ def test_landmark_features_are_a_feature_map():
     assert fmap == jns.landmark_features(polynomial, num_features=12)
     assert hash(fmap) == hash(jns.landmark_features(polynomial, num_features=12))
     assert repr(fmap).startswith("landmark_features(test_landmarks.polynomial, num_")
-    params = fmap.init(KEY, x)
+    params = fmap.init(KEY, (4,), sample=x)
     phi = np.asarray(fmap.apply(params, x))
-    plan = fmap.plan(x, batch_size=16)
+    plan = fmap.plan(x, sample=x, batch_size=16)
     assert plan.param_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert (plan.num_features, plan.num_examples, plan.batch_size) == (12, 60, 16)
     assert "12 landmarks" in str(plan) and plan.fit_bytes > fmap.plan((4,)).fit_bytes
@@ -214,11 +225,11 @@ def test_landmark_features_are_a_feature_map():
     y = x[:, 0] ** 2
     fitted = lm.fit(fmap, params, x, y, reg=1e-6)
     assert np.corrcoef(fitted.predict(x), y)[0, 1] > 0.95
-    report = jns.validation.compare(fmap, polynomial, x, key=KEY, num_seeds=2)
+    report = jns.validation.compare(fmap, polynomial, x, key=KEY, num_seeds=2, sample=x)
     assert 0 < report.ntk.relative.mean < 0.4
     predicted = jns.validation.expected_error(fmap, x, key=KEY)
     assert 0 < predicted < 0.6
-    twelve = jax.vmap(lambda key: fmap.apply(fmap.init(key, x), x))
+    twelve = jax.vmap(lambda key: fmap.apply(fmap.init(key, (4,), sample=x), x))
     assert twelve(jax.random.split(KEY, 3)).shape == (3, 60, 12)
 
 
@@ -238,7 +249,7 @@ def test_kernel_that_is_none():
         (lambda a, b, get: gram(a, b) / 0, "must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            jns.landmark_features(kernel_fn, num_features=6).init(KEY, x)
+            jns.landmark_features(kernel_fn, num_features=6).init(KEY, (4,), sample=x)
     for options, error, message in (
         ({"get": "both"}, ValueError, "get must be one of 'nngp', 'ntk'"),
         ({"num_features": 0}, ValueError, "num_features must be an integer >= 1"),
@@ -249,19 +260,22 @@ def test_kernel_that_is_none():
                 **{"kernel_fn": polynomial, "num_features": 6, **options}
             )
     fmap = jns.landmark_features(polynomial, num_features=6)
-    for key, example, error, message in (
-        (1, x, TypeError, "must be a JAX PRNG key"),
-        (KEY, x[:5], ValueError, "at least num_features = 6 examples, got 5"),
-        (KEY, (4,), ValueError, r"give an array of examples.* the shape \(4,\)"),
-        (KEY, x[0], ValueError, r"example must be the shape of one .* shape \(4,\)"),
-        (KEY, x.astype(complex), TypeError, "example must be real"),
+    for key, example, sample, error, message in (
+        (1, x, x, TypeError, "must be a JAX PRNG key"),
+        (KEY, x, x[:0], ValueError, "sample must have an example, got none"),
+        (KEY, (4,), None, ValueError, "sample must be given, because landmarks are ex"),
+        (KEY, x, None, ValueError, r"pass sample=x, examples \(n, 4\)"),
+        (KEY, (4,), (4,), ValueError, r"sample must be an array \(n, 4\)"),
+        (KEY, (3,), x, ValueError, r"sample must be an array \(n, 3\)"),
+        (KEY, x[0], x, ValueError, r"example must be the shape of one .* shape \(4,\)"),
+        (KEY, x, x.astype(complex), TypeError, "sample must be real"),
     ):
         with pytest.raises(error, match=message):
-            fmap.init(key, example)
-    params = fmap.init(KEY, x)
+            fmap.init(key, example, sample=sample)
+    params = fmap.init(KEY, (4,), sample=x)
     with pytest.raises(ValueError, match=r"x must have shape \(n, 4\)"):
         fmap.apply(params, x[:, :3])
     with pytest.raises(ValueError, match=r"use x\[None\]"):
         fmap.apply(params, x[0])
-    with pytest.raises(ValueError, match="with 5 landmarks, got 6"):
+    with pytest.raises(ValueError, match="with 5 columns, got 6"):
         jns.landmark_features(polynomial, num_features=5).apply(params, x)

@@ -92,7 +92,7 @@ def images(shape, n=6, seed=0):
 def features(net, x, sample=None, key=KEY, **options):
     fields = {k: options.pop(k) for k in ("landmarks", "oversample") if k in options}
     fmap = jns.feature_map(net, method=methods.Nystrom(**fields), **options)
-    return fmap.apply(fmap.init(key, x if sample is None else sample), x)
+    return fmap.apply(fmap.init(key, x, sample=x if sample is None else sample), x)
 
 
 def relative(a, b):
@@ -170,7 +170,7 @@ def test_equals_the_definition():
         fmap = jns.feature_map(
             NETS["biases"], num_features=10, method=methods.Nystrom(oversample=1)
         )
-        params = fmap.init(KEY, x)
+        params = fmap.init(KEY, x, sample=x)
         (params_of_kernel,) = [p for p in params["ntk"] if len(p)]
         z = np.asarray(params_of_kernel["landmarks"]) * x.shape[1] ** 0.5
         assert z.shape == (10, 6)
@@ -239,7 +239,7 @@ CASES = {
 def case(request):
     net, x, num = CASES[request.param]
     fmap = jns.feature_map(net, num_features=num, method="nystrom")
-    return fmap, x, fmap.init(KEY, x)
+    return fmap, x, fmap.init(KEY, x, sample=x)
 
 
 @pytest.mark.long
@@ -249,18 +249,19 @@ def test_pure(case):
     leaves = jax.tree.leaves(params)
     assert all(leaf.dtype in (np.float32, np.int8) for leaf in leaves)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        jnp.shape, jax.eval_shape(fmap.init, KEY, x)
+        jnp.shape, jax.eval_shape(lambda key: fmap.init(key, x, sample=x), KEY)
     )
     phi = np.asarray(fmap.apply(params, x))
     close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-3)
-    jax.tree.map(np.testing.assert_array_equal, params, fmap.init(KEY, x))
-    jitted = jax.jit(fmap.apply)(jax.jit(fmap.init)(KEY, x), x)
+    jax.tree.map(np.testing.assert_array_equal, params, fmap.init(KEY, x, sample=x))
+    learn = jax.jit(lambda key, x: fmap.init(key, x.shape[1:], sample=x))
+    jitted = jax.jit(fmap.apply)(learn(KEY, x), x)
     # Principal directions are unique up to signs.
     close(np.abs(jitted), np.abs(phi))
     close(jax.vmap(lambda row: fmap.apply(params, row[None])[0])(x), phi)
     close(fmap.apply(params, x, batch_size=7), phi)
     close(jns.transform(fmap, params, x, batch_size=16), phi)
-    other = fmap.apply(fmap.init(jax.random.key(1), x), x)
+    other = fmap.apply(fmap.init(jax.random.key(1), x, sample=x), x)
     assert relative(other, phi) > 1e-3
     half = fmap.apply(params, x.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16 and relative(half.astype(np.float32), phi) < 0.05
@@ -276,7 +277,7 @@ def test_both_kernels(case):
     both = jns.feature_map(
         fmap.net, num_features=fmap.num_features, get=BOTH, method="nystrom"
     )
-    phi = both.apply(both.init(KEY, x), x)
+    phi = both.apply(both.init(KEY, x, sample=x), x)
     np.testing.assert_array_equal(phi.ntk, fmap.apply(params, x))
     assert phi.nngp.shape == phi.ntk.shape
     assert np.isfinite(phi.nngp).all()
@@ -304,10 +305,10 @@ def test_sample_passes_in_batches(monkeypatch):
     """Memory is planned, and batches do not change what is learned."""
     x = np.random.default_rng(3).standard_normal((40, 4, 4, 2)).astype(np.float32)
     fmap = jns.feature_map(CONV, num_features=12, method="nystrom")
-    batched = fmap.init(KEY, x)
+    batched = fmap.init(KEY, x, sample=x)
     module = importlib.import_module("jax_ntk_sketch.features.fitting")
     monkeypatch.setattr(module, "_FIT_BATCH", 100)
-    whole = fmap.init(KEY, x)
+    whole = fmap.init(KEY, x, sample=x)
     # Roots amplify rounding, and by how much depends on the processor: of them the
     # features are compared.
     for a, b in zip(batched["ntk"], whole["ntk"], strict=True):
@@ -316,7 +317,7 @@ def test_sample_passes_in_batches(monkeypatch):
                 np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
     first, second = (np.asarray(fmap.apply(p, x)) for p in (batched, whole))
     assert relative(first @ first.T, second @ second.T) < 5e-5
-    plans = [fmap.plan(x[:n]) for n in (20, 40)]
+    plans = [fmap.plan(x, sample=x[:n]) for n in (20, 40)]
     assert plans[1].fit_bytes > plans[0].fit_bytes > 4 * 4096 * 18
     assert "to learn them, peak" in str(plans[0])
 
@@ -329,8 +330,17 @@ def test_hardly_any_example():
     assert np.isfinite(features(net, x, copies, num_features=num)).all()
     for sample in (rows()[:1], np.repeat(rows()[:1], 30, axis=0)):
         assert np.isfinite(features(DEEP, rows(), sample, num_features=12)).all()
-    phi = np.asarray(features(DEEP, rows(), rows()[:4], num_features=9))
+
+
+def test_too_small_a_sample_warns():
+    message = "with 4 rows to learn from, only 4 of 9 columns can be used"
+    with pytest.warns(RuntimeWarning, match=message):
+        phi = np.asarray(features(DEEP, rows(), rows()[:4], num_features=9))
     assert (np.linalg.norm(phi, axis=0) > 0).sum() == 4
+    shape, net = IMAGES["pools"]
+    fmap = jns.feature_map(net, num_features=999, method="nystrom")
+    with pytest.warns(RuntimeWarning, match="rows to learn from, only"):
+        jax.eval_shape(lambda key: fmap.init(key, shape, sample=images(shape, 2)), KEY)
 
 
 def test_without_relu_it_is_linear():
@@ -353,14 +363,16 @@ def test_flatten_first_is_fully_connected():
 
 def test_refuses():
     fmap = jns.feature_map(DEEP, num_features=8, method="nystrom")
-    with pytest.raises(ValueError, match="learns from data: give an array"):
+    with pytest.raises(ValueError, match="learns from data; pass sample=x"):
         fmap.init(KEY, (6,))
+    with pytest.raises(ValueError, match="sample must be given"):
+        fmap.init(KEY, rows())  # of which only the shape is taken
     x = rows()
     with pytest.raises(ValueError, match="at least one example"):
-        fmap.init(KEY, x[:0])
+        fmap.init(KEY, x, sample=x[:0])
     x[3, 2] = np.nan
     with pytest.raises(ValueError, match="finite, but its row 3"):
-        fmap.init(KEY, x)
+        fmap.init(KEY, x, sample=x)
     with pytest.raises(ValueError, match="Relu must follow"):
         features(stax.serial(RELU, dense()), rows(), num_features=8)
     with pytest.raises(

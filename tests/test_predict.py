@@ -9,7 +9,7 @@ import pytest
 from helpers import theirs, x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import KernelFeatures, stax
+from jax_ntk_sketch import NNGPFirst, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.linear_model import (
     fit_ridge,
@@ -37,8 +37,8 @@ def features(dtype):
     x = jnp.asarray(X, dtype)
     phi = fmap.apply(fmap.init(jax.random.key(0), x), x)
     return (
-        KernelFeatures(*(z[:TRAIN] for z in phi)),
-        KernelFeatures(*(z[TRAIN:] for z in phi)),
+        jax.tree.map(lambda z: z[:TRAIN], phi),
+        jax.tree.map(lambda z: z[TRAIN:], phi),
     )
 
 
@@ -58,7 +58,7 @@ def kernel(x1, x2, get):
         k.ntk, ours, atol=3e-8 if x1.dtype == "float64" else 1e-3
     )
     same = (x1[:, None] == (x1 if x2 is None else x2)).all(axis=-1)
-    both = KernelFeatures(k.nngp, jnp.where(same, ours, k.ntk))
+    both = NNGPFirst(k.nngp, jnp.where(same, ours, k.ntk))
     return getattr(both, get) if isinstance(get, str) else both
 
 
@@ -266,8 +266,8 @@ def test_bad_arguments_are_named():
         predict_fn(1.0, 0.0, 0.0, jnp.ones((3, 3)))
     with pytest.raises(TypeError, match="attributes nngp and ntk"):
         gradient_descent_mse_ensemble(phi, y)
-    ensemble = gradient_descent_mse_ensemble(KernelFeatures(phi, phi), y)
-    with pytest.raises(ValueError, match='get must be "nngp", "ntk" or both'):
+    ensemble = gradient_descent_mse_ensemble(NNGPFirst(phi, phi), y)
+    with pytest.raises(ValueError, match='get must be "ntk", "nngp" or a tuple of'):
         ensemble(1.0, None, "ntkgp")
     with pytest.raises(ValueError, match=r"features_test.ntk must have shape \(p, 2\)"):
-        ensemble(1.0, KernelFeatures(phi, jnp.ones((4, 3))))
+        ensemble(1.0, NNGPFirst(phi, jnp.ones((4, 3))))

@@ -200,7 +200,7 @@ def test_compress_either_way():
     np.testing.assert_allclose(a @ a.T, b @ b.T, rtol=1e-3, atol=1e-4)
     inner = jns.CompressedFeatureMap(BASE, 6)
     fmap = jns.with_sparse_inputs(inner, sketch_dim=32)
-    params = fmap.init(jax.random.key(1), X)
+    params = fmap.init(jax.random.key(1), X, sample=X)
     assert jns.transform(fmap, params, X).shape == (N, 6)
 
 

@@ -30,21 +30,26 @@ def linear_kernel(x1, x2, get):
 def projection(num_features, get="ntk"):
     """Gaussian projections, unbiased features of the linear kernel."""
 
-    def init(key, example):
-        return jax.random.normal(key, (example.shape[-1], num_features))
+    def init(key, example, sample=None):
+        return jax.random.normal(key, (example[-1], num_features))
 
     def apply(w, x):
         phi = x @ w / num_features**0.5
         return phi if isinstance(get, str) else Both(2**0.5 * phi, phi)
 
-    return types.SimpleNamespace(get=get, init=init, apply=apply)
+    return types.SimpleNamespace(get=get, init=init, apply=apply, plan=plan)
 
 
 def identity():
     """The exact features of the linear kernel."""
     return types.SimpleNamespace(
-        get="ntk", init=lambda key, x: None, apply=lambda params, x: x
-    )
+        get="ntk", init=lambda key, shape, sample=None: None,
+        apply=lambda params, x: x, plan=plan,
+    )  # fmt: skip
+
+
+def plan(shape):
+    return types.SimpleNamespace(method="a method")
 
 
 def psd(n=12, rank=12, seed=0):
@@ -220,13 +225,13 @@ def test_the_kernel_is_computed_once():
 def test_the_sample_is_what_init_sees():
     seen = []
 
-    def init(key, sample):
-        seen.append(sample.shape)
+    def init(key, shape, sample=None):
+        seen.append((shape, sample is not None and sample.shape))
 
-    fmap = types.SimpleNamespace(get="ntk", init=init, apply=lambda _, x: x)
+    fmap = types.SimpleNamespace(get="ntk", init=init, apply=lambda _, x: x, plan=plan)
     validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1)
     validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1, sample=X[:5])
-    assert seen == [(N, D), (5, D)]
+    assert seen == [((D,), False), ((D,), (5, D))]
 
 
 def with_nan():
@@ -237,13 +242,16 @@ def with_nan():
 
 def broken(value):
     return types.SimpleNamespace(
-        get="ntk", init=lambda key, x: None, apply=lambda params, x: value
-    )
+        get="ntk", init=lambda key, shape, sample=None: None,
+        apply=lambda params, x: value, plan=plan,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "kwargs, error, match",
     [
+        ({"key": None}, TypeError, "key must be a JAX PRNG key, got None"),
+        ({"params": 0}, ValueError, "key must be None if params are given"),
         ({"num_seeds": 0}, ValueError, "num_seeds must be an integer >= 1, got 0"),
         ({"num_seeds": 2.0}, TypeError, "num_seeds must be an integer"),
         ({"get": "nngp"}, ValueError, r"get must be among \('ntk',\).*got 'nngp'"),
@@ -278,9 +286,9 @@ def broken(value):
     ],
 )
 def test_compare_names_the_argument_at_fault(kwargs, error, match):
-    arguments = {"fmap": projection(4), "kernel_fn": linear_kernel, "x": X} | kwargs
+    arguments = {"fmap": projection(4), "kernel_fn": linear_kernel, "x": X, "key": KEY}
     with pytest.raises(error, match=match):
-        validation.compare(key=KEY, **arguments)
+        validation.compare(**(arguments | kwargs))
 
 
 # --- reports --------------------------------------------------------------------

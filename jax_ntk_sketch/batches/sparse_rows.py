@@ -180,7 +180,7 @@ def num_examples(x: Examples) -> int:
     return x.shape[0] if is_sparse(x) else len(x)
 
 
-def refuse_sparse(owner: str, x: Examples) -> None:
+def refuse_sparse(owner: str, x: Examples, name: str = "x") -> None:
     """Raise if x is sparse where the function `owner` takes dense arrays.
 
     Raises:
@@ -188,8 +188,8 @@ def refuse_sparse(owner: str, x: Examples) -> None:
     """
     if is_sparse(x):
         raise TypeError(
-            f"{owner}: x must be dense, got {type(x).__name__}; for sparse examples "
-            "wrap the map, jax_ntk_sketch.with_sparse_inputs(fmap)"
+            f"{owner}: {name} must be dense, got {type(x).__name__}; for sparse "
+            "examples wrap the map, jax_ntk_sketch.with_sparse_inputs(fmap)"
         )
 
 

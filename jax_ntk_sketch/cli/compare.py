@@ -22,7 +22,7 @@ from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch._typing import Key, Shape
 from jax_ntk_sketch.cli import compare_report, options, report
 from jax_ntk_sketch.cli.data_source import training_data
-from jax_ntk_sketch.cli.inputs import example_for, inputs_from_options
+from jax_ntk_sketch.cli.inputs import init_from, inputs_from_options
 from jax_ntk_sketch.cli.regression import ExactKernel, Regression
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
@@ -270,15 +270,15 @@ def _evaluate(
 ) -> tuple[report.Json, Comparison | None]:
     """Return errors and times of one feature map, over a draw for each key."""
     regression, x, x_test = task[:3]
-    example = example_for(Inputs(x.shape[1:]).prepare(x), fmap)
+    train = Inputs(x.shape[1:]).prepare(x)
     featurize: Any = functools.partial(transform, fmap, progress=False)
     start = time.perf_counter()
-    featurize(fmap.init(keys[0], example), x[:1])
+    featurize(init_from(fmap, keys[0], train), x[:1])
     seconds = {"compile": time.perf_counter() - start, "features": 0.0, "fit": 0.0}
     errors, distances, kernel_errors, reg = [], [], [], None
     for key in keys:
         start = time.perf_counter()
-        params = fmap.init(key, example)
+        params = init_from(fmap, key, train)
         phi, phi_test = featurize(params, x), featurize(params, x_test)
         middle = time.perf_counter()
         # The penalty is chosen once for each map.

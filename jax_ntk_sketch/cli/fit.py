@@ -22,7 +22,7 @@ from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.cli import options, report
 from jax_ntk_sketch.cli.data_source import training_data
-from jax_ntk_sketch.cli.inputs import example_for, inputs_from_options, num_candidates
+from jax_ntk_sketch.cli.inputs import init_from, inputs_from_options, num_candidates
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         for step in inputs.steps():
             print(step, flush=True)
         train = inputs.prepare(data.x_train)
-        params = fmap.init(jax.random.key(args.seed), example_for(train, fmap))
+        params = init_from(fmap, jax.random.key(args.seed), train)
         fitted = _fit(fmap, params, train, targets, args, checkpoint)
         fitted = dataclasses.replace(
             fitted,
@@ -179,8 +179,9 @@ def _bytes_needed(
     plan = fmap.plan(inputs.shape, batch_size=min(size, 128))
     learn = 0
     if fmap.method.needs_sample:
-        sample = (min(len(targets.y), num_candidates(fmap)), *inputs.shape)
-        learn = fmap.plan(jax.ShapeDtypeStruct(sample, np.float32)).fit_bytes
+        shape = (min(len(targets.y), num_candidates(fmap)), *inputs.shape)
+        sample = jax.ShapeDtypeStruct(shape, np.float32)
+        learn = fmap.plan(inputs.shape, sample=sample).fit_bytes
     batch = 4 * size * (math.prod(inputs.shape) + 3 * m) + plan.peak_bytes
     solve = 24 * m**2 + 32 * m * t * len(args.reg or _POWERS)
     return max(learn, 8 * square + max(batch + 16 * square, solve))

@@ -3,10 +3,9 @@
 import argparse
 import math
 
-import numpy as np
 
 from jax_ntk_sketch._protocol import FeatureMap
-from jax_ntk_sketch._typing import Shape
+from jax_ntk_sketch._typing import Key, PyTree, Shape
 from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.preprocessing.inputs import Inputs
 
@@ -48,11 +47,12 @@ def inputs_from_options(
     return Inputs(shape, pixels, False, images, args.zca_reg if zca else None)
 
 
-def example_for(x: Prepared, fmap: FeatureMap) -> Shape | np.ndarray:
-    """Return the example for `init`: a shape, or a sample for a map that learns."""
-    if not fmap.method.needs_sample:
-        return x.shape[1:]
-    return x.spaced(num_candidates(fmap))
+def init_from(fmap: FeatureMap, key: Key, x: Prepared) -> PyTree:
+    """Return the parameters of a map, which may learn from some of the examples."""
+    sample = None
+    if fmap.method.needs_sample:
+        sample = x.spaced(num_candidates(fmap))
+    return fmap.init(key, x.shape[1:], sample=sample)
 
 
 def num_candidates(fmap: FeatureMap) -> int:

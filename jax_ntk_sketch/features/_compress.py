@@ -9,16 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch._arrays import to_jax
-from jax_ntk_sketch._checks import check_key, check_size, is_shape
+from jax_ntk_sketch._checks import check_key, check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
+from jax_ntk_sketch._protocol import (
+    FeatureMap,
+    KernelFeatures,
+    check_feature_map,
+    in_order,
+)
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Shape
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
-from jax_ntk_sketch.features._maps import DerivedFeatureMap
+from jax_ntk_sketch.features._maps import (
+    DerivedFeatureMap,
+    example_shape,
+    require_sample,
+    warn_few,
+)
 from jax_ntk_sketch.features._transform import for_each_batch, map_reader
 from jax_ntk_sketch.features.fitting import in_batches
 
@@ -46,7 +56,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
     >>> base = jns.feature_map(net, num_features=512)
     >>> fmap = jns.CompressedFeatureMap(base, num_features=32)
     >>> x = np.random.default_rng(0).normal(size=(99, 8)).astype(np.float32)
-    >>> params = fmap.init(jax.random.key(0), x)
+    >>> params = fmap.init(jax.random.key(0), (8,), sample=x)
     >>> fmap.apply(params, x[:3]).shape
     (3, 32)
     """
@@ -72,39 +82,42 @@ class CompressedFeatureMap(DerivedFeatureMap):
     def init(
         self,
         key: Key,
-        example: Examples,
+        example: Shape | Examples,
         *,
+        sample: Examples | None = None,
         pattern: PyTree = None,
         mask: PyTree = None,
     ) -> PyTree:
-        """Draw the parameters of `base`, and learn the directions of examples.
+        """Draw the parameters of `base`, and learn the directions of a sample.
 
         It cannot be traced by `jit`: the directions are computed on the host.
 
         Args:
           key: a PRNG key.
-          example: n examples `(n, *shape)`, what `compress` takes as x. At most n
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: n examples `(n, *shape)`, what `compress` takes as x. At most n
             columns of the features are not zero.
-          pattern, mask: the edges and nodes of the examples, if they are graphs.
+          pattern, mask: the edges and nodes of the sample, if they are graphs.
 
         Returns:
           The parameters that `compress` returns.
 
         Raises:
           TypeError: `key` is not a PRNG key.
-          ValueError: `example` is a shape; or `compress` refuses the examples.
+          ValueError: there is no sample; or `compress` refuses it.
+
+        Warns:
+          RuntimeWarning: there are fewer examples than columns.
         """
-        if is_shape(example):
-            raise ValueError(
-                "CompressedFeatureMap.init: example must be an array of examples, "
-                "(n, d) or (n, *spatial, c), because directions are learned from data; "
-                f"got the shape {example}"
-            )
-        key = check_key("CompressedFeatureMap.init", key)
+        owner = "CompressedFeatureMap.init"
+        key = check_key(owner, key)
+        shape = example_shape(owner, example)
+        if sample is None:
+            require_sample(owner, "directions are learned from data", shape)
         base_key, sample_key = jax.random.split(key)
         extras = _given(pattern=pattern, mask=mask)
-        params = self.base.init(base_key, example, **extras)
-        reader = map_reader("compress", self.base, example, extras=extras)
+        params = self.base.init(base_key, shape, sample=sample, **extras)
+        reader = map_reader("compress", self.base, sample, extras=extras)
         return _learn(self, params, reader, sample_key, None, None)
 
     def apply(
@@ -142,7 +155,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
             parts = {
                 k: matmul(getattr(phi, k), u) for k, u in params["project"].items()
             }
-            return phi._replace(**parts)
+            return in_order(self.kinds, parts)
 
         if batch_size is None or is_sparse(x):
             return run(x, extras, batch_size)
@@ -152,16 +165,24 @@ class CompressedFeatureMap(DerivedFeatureMap):
             return run(x, extras)
         return in_batches(lambda rows: run(*rows), (x, extras), size)
 
-    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+    def plan(
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
         """Return the plan of `base` with the projection.
 
         Its `fit_bytes` is the peak memory while the directions are learned.
 
         Args:
-          example: the shape of one example, or examples.
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: the examples that `init` will be given, which are read once if there
+            are more of them than columns.
           batch_size: examples that `apply` works on at a time.
         """
-        plan = self.base.plan(example, batch_size=batch_size)
+        plan = self.base.plan(example, sample=sample, batch_size=batch_size)
         wide, m = self.base.num_features, self.num_features
         rows = tuple(
             PlanRow(
@@ -174,7 +195,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
             )
             for kind in self.kinds
         )
-        n = None if is_shape(example) else num_examples(example)
+        n = None if sample is None else num_examples(sample)
         size = min(_principal_directions.sample_size(m), wide)
         state_bytes = _principal_directions.state_bytes(wide, m, size, n)
         return dataclasses.replace(
@@ -309,6 +330,7 @@ def _learn(
     assert n is not None and template is not None
     if n < 1:
         raise ValueError("compress: x must hold at least one example, got none")
+    warn_few("compress", n, n, m)
     size = _principal_directions.sample_size(m)
     if num_samples is not None:
         size = check_size("compress", "num_samples", num_samples, min(m, n))

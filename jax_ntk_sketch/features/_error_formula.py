@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._checks import is_shape
-from jax_ntk_sketch._typing import Array, Examples, Shape
+from jax_ntk_sketch._typing import Array, Examples
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.features.step import Step
 
@@ -14,14 +13,14 @@ _MAX_EXAMPLES = 256
 
 
 def formula_error(
-    steps: list[Step], example: Shape | Examples, num_examples: int | None = None
+    steps: list[Step], sample: Examples | None, num_examples: int | None = None
 ) -> float | None:
     r"""Return the expected :math:`\|K - \Psi\Psi^\top\|_F / \|K\|_F`, if it is known.
 
     Args:
       steps: the steps of the map of one kernel.
-      example: the shape of one example, for cosines spread evenly over [0, 0.9]; or
-        examples `(n, *shape)`, for their cosines.
+      sample: examples `(n, *shape)`, for their cosines; None for cosines spread evenly
+        over [0, 0.9].
       num_examples: the size of the data that the error is for; by default n. It weighs
         the diagonal of the matrix against the rest.
 
@@ -30,16 +29,17 @@ def formula_error(
       `jit`.
     """
     known = [i for i, step in enumerate(steps) if step.error is not None]
-    if len(known) != 1 or isinstance(example, jax.core.Tracer):
+    if len(known) != 1 or isinstance(sample, jax.core.Tracer):
         return None
     error = steps[known[0]].error
     assert error is not None
-    if is_shape(example) or not hasattr(example, "__array__"):
+    # The sample that a plan is made for may be known by its shape alone.
+    if sample is None or isinstance(sample, jax.ShapeDtypeStruct):
         exact, square = error(np.linspace(0, 0.9, 46))
         return float(np.sqrt(square.mean() / (exact**2).mean()))
-    n = len(example)
-    sample = np.asarray(example[:: max(1, n // _MAX_EXAMPLES)][:_MAX_EXAMPLES])
-    f = first_features(jnp.asarray(sample, jnp.result_type(sample, float)))
+    n = len(sample)
+    some = np.asarray(sample[:: max(1, n // _MAX_EXAMPLES)][:_MAX_EXAMPLES])
+    f = first_features(jnp.asarray(some, jnp.result_type(some, float)))
     for step in steps[: known[0]]:
         f = step.apply(step.init(jax.random.key(0)), f)
     x = np.asarray(f.nngp, np.float64)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch import _checks, methods, stax
 from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds
+from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds, in_order
 from jax_ntk_sketch._typing import (
     Array,
     ArrayLike,
@@ -71,51 +72,52 @@ class NetworkFeatureMap:
         Args:
           example: the shape of one example or examples, as for `init`.
         """
-        _, count = _checks.check_example("NetworkFeatureMap.resolve", example)
-        return self._resolve(count is not None and count >= self.num_features)
-
-    def _resolve(self, has_sample: bool) -> "NetworkFeatureMap":
-        method = resolve_method(self.method, self.net, has_sample)
-        return dataclasses.replace(self, method=method)
+        _maps.example_shape("NetworkFeatureMap.resolve", example)
+        return dataclasses.replace(self, method=resolve_method(self.method))
 
     def init(
         self,
         key: Key,
         example: Shape | Examples,
         *,
+        sample: Examples | None = None,
         pattern: PyTree = None,
         mask: ArrayLike | None = None,
     ) -> dict[str, PyTree]:
-        """Return parameters, drawn at random or learned from examples.
+        """Return parameters, drawn at random or learned from a sample.
 
         Args:
           key: a PRNG key; a legacy `uint32` key is accepted. The features of one kernel
             do not depend on whether the other kernel is asked for too.
           example: the shape of one example: `(d,)`, or `(h, w, c)` for images. Or
-            examples, `(n, d)` or `(n, h, w, c)`: "nystrom" takes its landmarks from
-            them, and other methods use their shape only.
-          pattern, mask: the edges and nodes of the examples, as for `apply`. Methods
-            that do not learn from examples do not use them.
+            examples, `(n, d)` or `(n, h, w, c)`, of which only the shape is taken.
+          sample: examples `(n, *shape)` to learn from, finite and like those to come.
+            "nystrom" needs them, and other methods do not read them.
+          pattern, mask: the edges and nodes of the sample, as for `apply`.
 
         Returns:
           A pytree whose arrays are float32 or small integers.
 
         Raises:
-          TypeError: `key` is not a PRNG key; the examples are complex or sparse.
+          TypeError: `key` is not a PRNG key; the sample is complex or sparse.
           ValueError: `example` is neither a shape nor examples; the method does not
-            support the network or needs more columns; the method needs examples and a
-            shape is given.
+            support the network or needs more columns; the method needs a sample and
+            there is none; the sample has another shape.
+
+        Warns:
+          RuntimeWarning: the sample is too small for the columns of "nystrom".
         """
         owner = "NetworkFeatureMap.init"
         key = _checks.check_key(owner, key)
-        shape, sample = _maps.dense_sample(owner, example)
-        resolved = self.resolve(example)
-        if not resolved._learns(shape):
-            return resolved._draw(key, shape)
+        shape = _maps.example_shape(owner, example)
+        resolved = self.resolve(shape)
         reason = f"{resolved.method} learns from data"
-        sample = _maps.require_sample(owner, reason, shape, sample)
-        inputs = resolved._extra_inputs(owner, sample, pattern, mask)
-        return resolved._draw(key, shape, sample, inputs)
+        learns = resolved._learns(shape)
+        rows = _maps.check_sample(owner, sample, shape, reason if learns else None)
+        if rows is None:
+            return resolved._draw(key, shape)
+        inputs = resolved._extra_inputs(owner, rows, pattern, mask)
+        return resolved._draw(key, shape, rows, inputs)
 
     def _learns(self, shape: Shape) -> bool:
         return any(
@@ -134,8 +136,7 @@ class NetworkFeatureMap:
         The key is split for each kernel anew, so that the features of one kernel do not
         depend on the other.
         """
-        origin = Origin(shape, self.num_features, learned=sample is not None)
-        params: dict[str, PyTree] = {"origin": origin}
+        params: dict[str, PyTree] = {"origin": Origin(shape, self.num_features)}
         inputs = inputs or {}
         for kind in self.kinds:
             first, *steps = _steps(self, kind, shape, 1)
@@ -244,7 +245,7 @@ class NetworkFeatureMap:
             f, factor = self._enter(first, x, inputs)
             f = fitting.run_steps(steps, params[kind][1:], f, inputs)
             out[kind] = getattr(f, kind) * factor[:, None]
-        return KernelFeatures(**out) if len(out) > 1 else out[self.kinds[0]]
+        return in_order(self.kinds, out)
 
     def _check_params(self, params: PyTree, x: Array) -> "NetworkFeatureMap":
         """Return the map that the parameters are for, with the method that was used."""
@@ -255,7 +256,7 @@ class NetworkFeatureMap:
             _maps.check_shape(
                 owner, x, origin.input_shape, "for which init made params"
             )
-            resolved = self._resolve(origin.learned)
+            resolved = self.resolve(shape)
             arrays = {name: params[name] for name in params if name != "origin"}
             if origin.output_dim == self.num_features and _param_shapes(
                 resolved, shape
@@ -266,12 +267,21 @@ class NetworkFeatureMap:
             f"not fit {self}"
         )
 
-    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+    def plan(
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
         """Return sizes, operations and bytes, before anything is allocated.
 
         Args:
           example: the shape of one example, `(d,)` or `(h, w, c)`; or examples,
-            `(n, d)`, all of which are counted as being in memory.
+            `(n, d)`, all of which are counted as being in memory. Only their shape is
+            read.
+          sample: the examples that `init` will be given. Their number decides
+            `fit_bytes`, and their cosines the expected error.
           batch_size: examples that `apply` works on at a time. By default it is n for
             examples and 1 for a shape.
 
@@ -281,7 +291,7 @@ class NetworkFeatureMap:
         Raises:
           TypeError: the examples are sparse.
           ValueError: `example` is neither a shape nor examples; the method does not
-            support the network or needs more columns.
+            support the network or needs more columns; the sample has another shape.
 
         >>> import jax_ntk_sketch as jns
         >>> from jax_ntk_sketch import stax
@@ -290,9 +300,13 @@ class NetworkFeatureMap:
         64
         """
         owner = "NetworkFeatureMap.plan"
-        refuse_sparse(owner, example)
+        refuse_sparse(owner, example, "example")
         shape, count, batch = _maps.plan_sizes(owner, example, batch_size)
-        resolved = self.resolve(example)
+        resolved = self.resolve(shape)
+        learned = count
+        if sample is not None:
+            _maps.check_sample(owner, sample, shape, None)
+            learned = np.shape(sample)[0]
         rows, biases, width, fit_bytes = [], [], 0, 0
         for kind in self.kinds:
             steps = _steps(resolved, kind, shape, batch)
@@ -304,7 +318,7 @@ class NetworkFeatureMap:
             known = [row.bias for row in own_rows if row.bias is not None]
             biases.append(max(known, default=None))
             width += steps[-1].single_spec.dim(kind)
-            fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, count))
+            fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, learned))
         return Plan(
             rows=tuple(rows),
             method=repr(resolved.method),
@@ -313,12 +327,16 @@ class NetworkFeatureMap:
             batch_size=batch,
             num_examples=max(count, batch),
             fit_bytes=fit_bytes,
-            relative_error=resolved.expected_error(example),
+            relative_error=resolved.expected_error(shape, sample=sample),
             bias=self._per_kernel(biases),
         )
 
     def expected_error(
-        self, example: Shape | Examples, *, num_examples: int | None = None
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        num_examples: int | None = None,
     ) -> PerKernel:
         r"""Return the expected error of the kernel matrix, if the method has a formula.
 
@@ -327,19 +345,20 @@ class NetworkFeatureMap:
         `jax_ntk_sketch.validation.expected_error` measures the error of other methods.
 
         Args:
-          example: the shape of one example, for cosines spread evenly over [0, 0.9]; or
-            examples `(n, *shape)`, for their cosines.
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: examples `(n, *shape)`, whose cosines the error is averaged over. By
+            default cosines are spread evenly over [0, 0.9].
           num_examples: the size of the data that the error is for; by default n.
 
         Returns:
           A number for each kernel: a float, or a tuple if `get` is a tuple. None if the
           method has no formula for this network.
         """
-        shape, _ = _checks.check_example("NetworkFeatureMap.expected_error", example)
-        resolved = self.resolve(example)
+        shape = _maps.example_shape("NetworkFeatureMap.expected_error", example)
+        resolved = self.resolve(shape)
         return self._per_kernel(
             [
-                formula_error(_steps(resolved, kind, shape, 1), example, num_examples)
+                formula_error(_steps(resolved, kind, shape, 1), sample, num_examples)
                 for kind in self.kinds
             ]
         )
@@ -361,37 +380,38 @@ def feature_map(
 ) -> NetworkFeatureMap:
     r"""Return the feature map of a network.
 
-    .. math:: \langle\Psi(x), \Psi(y)\rangle \approx \Theta(x, y),
+        .. math:: \langle\Psi(x), \Psi(y)\rangle \approx \Theta(x, y),
 
-    where :math:`\Theta` is the kernel of the network of infinite width.
+        where :math:`\Theta` is the kernel of the network of infinite width.
 
-    Args:
-      net: the network, a record of `jax_ntk_sketch.stax`.
-      num_features: the number of columns, which is exact. The error falls like its
-        inverse square root, down to the bias of the method.
-      get: "ntk", "nngp", or a tuple of both.
-      method: a name or a record of `jax_ntk_sketch.methods`. "auto" is "nystrom" for
-        fully connected networks if `init` is given at least `num_features` examples,
-        and "variance_reduced" otherwise.
+        Args:
+          net: the network, a record of `jax_ntk_sketch.stax`.
+          num_features: the number of columns, which is exact. The error falls like its
+            inverse square root, down to the bias of the method.
+          get: "ntk", "nngp", or a tuple of both.
+          method: a name or a record of `jax_ntk_sketch.methods`. "auto" is
+            "variance_reduced", and never depends on data.
 
-    Returns:
-      A `NetworkFeatureMap`, with the pure functions `init(key, example)`,
-      `apply(params, x)` and `plan(example)`.
+        Returns:
+          A `NetworkFeatureMap`, with the pure functions `init(key, example)`,
+          `apply(params, x)` and `plan(example)`. If `get` is a tuple, `apply` returns a
+          named tuple with its fields in that order.
 
-    Raises:
-      TypeError: `net` is not a record of `stax`; `num_features` is not an integer;
-        `method` is neither a string nor a record.
-      ValueError: `num_features` is less than 1; `get` or `method` is unknown.
+        Raises:
+          TypeError: `net` is not a record of `stax`; `num_features` is not an integer;
+            `method` is neither a string nor a record.
+          ValueError: `num_features` is less than 1; `get` or `method` is unknown.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import jax_ntk_sketch as jns
-    >>> from jax_ntk_sketch import stax
-    >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
-    >>> fmap = jns.feature_map(net, num_features=256)
-    >>> params = fmap.init(jax.random.key(0), (10,))
-    >>> fmap.apply(params, jnp.ones((3, 10))).shape
-    (3, 256)
+        >>> import jax
+        >>> import jax.numpy as jnp
+    import numpy as np
+        >>> import jax_ntk_sketch as jns
+        >>> from jax_ntk_sketch import stax
+        >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
+        >>> fmap = jns.feature_map(net, num_features=256)
+        >>> params = fmap.init(jax.random.key(0), (10,))
+        >>> fmap.apply(params, jnp.ones((3, 10))).shape
+        (3, 256)
     """
     if not isinstance(net, stax.Layer):
         raise TypeError(

@@ -58,40 +58,52 @@ class LandmarkFeatureMap:
             f"num_features={self.num_features}, get={self.get!r})"
         )
 
-    def init(self, key: Key, example: Shape | Examples) -> dict[str, Array]:
-        """Choose the landmarks among examples.
+    def init(
+        self,
+        key: Key,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+    ) -> dict[str, Array]:
+        """Choose the landmarks among the examples of a sample.
 
         Args:
-          key: a PRNG key. It is not used if there are `num_features` examples.
-          example: real examples `(n, *shape)`, at least `num_features` of them. All are
-            landmarks if there are as many; otherwise landmarks are chosen by randomly
-            pivoted Cholesky.
+          key: a PRNG key. It is not used if there are at most `num_features` examples.
+          example: the shape of one example, or examples of which only the shape counts.
+          sample: real examples `(n, *shape)`. All are landmarks if there are at most
+            `num_features`; otherwise landmarks are chosen by randomly pivoted Cholesky.
 
         Returns:
-          A dictionary: "landmarks" Z, `(num_features, *shape)`, and "root" R,
-          `(num_features, num_features)` with :math:`R R^\\top = K(Z, Z)^{-1}`.
+          A dictionary: "landmarks" Z, `(m, *shape)`, and "root" R, `(m, num_features)`
+          with :math:`R R^\\top = K(Z, Z)^{-1}`, where m is the smaller one of n and
+          `num_features`. Columns beyond m are zero.
 
         Raises:
-          TypeError: `key` is not a PRNG key; the examples are complex or sparse.
-          ValueError: a shape is given; there are too few examples; `kernel_fn` returns
+          TypeError: `key` is not a PRNG key; the sample is complex or sparse.
+          ValueError: there is no sample, or none of its examples; `kernel_fn` returns
             a matrix of another shape, or one that is not finite, not symmetric or not
             positive semidefinite. Values are not checked under `jit`.
+
+        Warns:
+          RuntimeWarning: there are fewer examples than columns.
         """
         owner = "LandmarkFeatureMap.init"
         key = check_key(owner, key)
-        shape, sample = _maps.dense_sample(owner, example)
-        z = _maps.require_sample(owner, "landmarks are examples", shape, sample)
-        if len(z) < self.num_features:
+        shape = _maps.example_shape(owner, example)
+        z = _maps.check_sample(owner, sample, shape, "landmarks are examples")
+        assert z is not None
+        if not len(z):
             raise ValueError(
-                f"{owner}: example must hold at least num_features = "
-                f"{self.num_features} examples, got {len(z)}"
+                f"{owner}: sample must hold at least one example, got none"
             )
+        _maps.warn_few(owner, len(z), len(z), self.num_features)
         if len(z) > self.num_features:
             z = z[self._choose(key, z)]
         k = self._kernel(z, None)
         _check_kernel_matrix(k)
         root, left_out = inverse_sqrt(k)
         warn_left_out(owner, left_out, len(z))
+        root = jnp.pad(root, [(0, 0), (0, self.num_features - len(z))])
         return {"landmarks": z, "root": root}
 
     def apply(
@@ -117,10 +129,10 @@ class LandmarkFeatureMap:
         landmarks, root = params["landmarks"], params["root"]
         shape = landmarks.shape[1:]
         x = _maps.check_shape(owner, x, shape, "as the landmarks have")
-        if len(landmarks) != self.num_features:
+        if root.shape != (len(landmarks), self.num_features):
             raise ValueError(
                 f"{owner}: params must come from init of an equal feature map, with "
-                f"{self.num_features} landmarks, got {len(landmarks)}"
+                f"{self.num_features} columns, got {root.shape[1]}"
             )
         x = check_input(owner, "x", x, shape[-1])
 
@@ -131,7 +143,13 @@ class LandmarkFeatureMap:
             return run(x)
         return in_batches(run, x, check_size(owner, "batch_size", batch_size))
 
-    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+    def plan(
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
         """Return sizes and bytes, and the operations besides those of `kernel_fn`.
 
         Of a call of `kernel_fn` only the inner products of examples and landmarks are
@@ -139,6 +157,8 @@ class LandmarkFeatureMap:
 
         Args:
           example: the shape of one example, or examples `(n, *shape)`.
+          sample: the examples that `init` will be given. Their number decides
+            `fit_bytes`.
           batch_size: examples that `apply` works on at a time. By default it is n for
             examples and 1 for a shape.
 
@@ -168,7 +188,7 @@ class LandmarkFeatureMap:
                 live_elements=2 * m,
             ),
         )
-        n = max(m, count)
+        n = max(m, count if sample is None else len(sample))
         return Plan(
             rows,
             method=repr(self.method),
@@ -224,8 +244,8 @@ def landmark_features(
       get: "ntk" or "nngp".
 
     Returns:
-      A `LandmarkFeatureMap`: `init(key, examples)` chooses the landmarks, and
-      `apply(params, x)` returns `(n, num_features)`.
+      A `LandmarkFeatureMap`: `init(key, shape, sample=examples)` chooses the landmarks,
+      and `apply(params, x)` returns `(n, num_features)`.
 
     Raises:
       TypeError: `kernel_fn` is not a function; `num_features` is not an integer.
@@ -246,7 +266,7 @@ def landmark_features(
     >>> def kernel_fn(x1, x2, get):
     ...     return (1 + x1 @ (x1 if x2 is None else x2).T) ** 2
     >>> fmap = jns.landmark_features(kernel_fn, num_features=3)
-    >>> params = fmap.init(jax.random.key(0), jnp.eye(3))
+    >>> params = fmap.init(jax.random.key(0), (3,), sample=jnp.eye(3))
     >>> phi = fmap.apply(params, jnp.eye(3)[:2])
     >>> (phi @ phi.T).round(3)
     Array([[4., 1.],

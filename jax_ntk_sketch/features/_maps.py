@@ -1,6 +1,7 @@
 """What the feature maps share: their kernels, and checks of examples and batches."""
 
 import dataclasses
+import warnings
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._arrays import to_jax
@@ -32,36 +33,76 @@ class DerivedFeatureMap:
         return self.base.method
 
 
-def dense_sample(owner: str, example: Shape | Examples) -> tuple[Shape, Array | None]:
-    """Return the shape of one example, and the examples as floats if they are given.
+def example_shape(owner: str, example: Shape | Examples) -> Shape:
+    """Return the shape of one example, from the shape or from examples.
 
     Raises:
-      TypeError: the examples are complex or sparse.
       ValueError: `example` is neither a shape nor examples.
     """
-    refuse_sparse(owner, example)
-    shape, _ = check_example(owner, example)
-    if is_shape(example):
-        return shape, None
-    return shape, check_input(
-        owner, "example", to_jax(owner, "example", example), shape[-1]
+    return check_example(owner, example)[0]
+
+
+def check_sample(
+    owner: str, sample: Examples | None, shape: Shape, reason: str | None
+) -> Array | None:
+    """Return a dense sample as floats; None if the map does not learn.
+
+    Args:
+      owner: the function to name in the message.
+      sample: what the user gave as `sample`, or None.
+      shape: the shape of one example.
+      reason: why the map learns from a sample; None if it does not.
+
+    Raises:
+      TypeError: the sample is complex or sparse.
+      ValueError: the map learns and there is no sample; its examples have another
+        shape.
+    """
+    if sample is None:
+        if reason is not None:
+            require_sample(owner, reason, shape)
+        return None
+    refuse_sparse(owner, sample, "sample")
+    if is_shape(sample) or example_shape(owner, sample) != shape:
+        found = getattr(sample, "shape", sample)
+        raise ValueError(
+            f"{owner}: sample must be an array (n, {', '.join(map(str, shape))}), "
+            f"examples of the shape that example has, got {found}"
+        )
+    if reason is None:
+        return None
+    return check_input(owner, "sample", to_jax(owner, "sample", sample), shape[-1])
+
+
+def require_sample(owner: str, reason: str, shape: Shape) -> None:
+    """Raise because there is no sample.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+        f"{owner}: sample must be given, because {reason}; pass sample=x, examples "
+        f"(n, {', '.join(map(str, shape))}) like those to come"
     )
 
 
-def require_sample(
-    owner: str, reason: str, shape: Shape, sample: Array | None
-) -> Array:
-    """Return the sample of a map that learns from data.
+def warn_few(owner: str, rows: int, usable: int, columns: int) -> None:
+    """Warn that a sample is too small for the columns of a map.
 
-    Raises:
-      ValueError: a shape is given in place of a sample.
+    Args:
+      owner: the function to name in the message.
+      rows: the examples or positions that landmarks or directions can come from.
+      usable: how many columns can be used.
+      columns: how many columns there are.
     """
-    if sample is None:
-        raise ValueError(
-            f"{owner}: {reason}: give an array of examples, (n, d) or "
-            f"(n, *spatial, c), in place of the shape {shape}"
+    if usable < columns:
+        warnings.warn(
+            f"{owner}: with {rows} rows to learn from, only {usable} of {columns} "
+            "columns can be used, and the others are zero; give more examples or a "
+            "smaller num_features",
+            RuntimeWarning,
+            stacklevel=3,
         )
-    return sample
 
 
 def check_shape(owner: str, x: ArrayLike, shape: Shape, reason: str) -> Array:
@@ -85,7 +126,8 @@ def plan_sizes(
 ) -> tuple[Shape, int, int]:
     """Return the shape of one example, the number of examples, and the batch size.
 
-    A shape counts as one example. The batch holds all examples by default.
+    A shape counts as one example. The batch holds all examples by default. Only the
+    shape of `example` is read.
     """
     shape, given = check_example(owner, example)
     count = max(1, given or 1)

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch import _checks
 from jax_ntk_sketch._arrays import to_jax
@@ -17,7 +18,12 @@ from jax_ntk_sketch._protocol import (
     check_feature_map,
 )
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Shape
-from jax_ntk_sketch.batches.sparse_rows import SparseRows, check_rows, is_sparse
+from jax_ntk_sketch.batches.sparse_rows import (
+    SparseRows,
+    check_rows,
+    is_sparse,
+    num_examples,
+)
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._maps import DerivedFeatureMap, plan_sizes
 from jax_ntk_sketch.sketch import HashedOSNAP
@@ -74,21 +80,30 @@ class SparseFeatureMap(DerivedFeatureMap):
         """The number of columns of the features of each kernel, that of `base`."""
         return self.base.num_features
 
-    def init(self, key: Key, example: Shape | Examples) -> dict[str, PyTree]:
+    def init(
+        self,
+        key: Key,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+    ) -> dict[str, PyTree]:
         """Return parameters, whose size does not depend on d.
 
         Args:
           key: a PRNG key.
-          example: `(d,)`, d < 2^31; or examples (n, d), sparse or dense. A map that
-            learns from data is given their sketches, and other maps use the shape only.
+          example: `(d,)`, d < 2^31; or examples (n, d), sparse or dense, of which only
+            the shape is taken.
+          sample: examples (n, d), sparse or dense. A map that learns from data is given
+            their sketches.
 
         Returns:
           A dictionary: "hash", the seeds of S; "base", the parameters of `base`; and
           "origin", a record without arrays.
 
         Raises:
-          TypeError: `key` is not a PRNG key; the examples are complex.
-          ValueError: `example` is neither a shape nor examples; `base` raises.
+          TypeError: `key` is not a PRNG key; the sample is complex.
+          ValueError: `example` is neither a shape nor examples; the sample has another
+            shape; `base` raises.
         """
         owner = "SparseFeatureMap.init"
         key = _checks.check_key(owner, key)
@@ -98,18 +113,19 @@ class SparseFeatureMap(DerivedFeatureMap):
             "origin": Origin((d,), self.sketch_dim),
             "hash": self._sketch(d).init(hash_key),
         }
-        sketched: Shape | Array = (self.sketch_dim,)
-        if self._learns(example):
-            sketched = self._sketched(params, _float_examples(owner, example))
-        params["base"] = self.base.init(base_key, sketched)
+        sketched = None
+        if sample is not None and self._learns:
+            sketched = self._sketched(
+                params, _float_examples(owner, sample, "sample", d)
+            )
+        params["base"] = self.base.init(base_key, (self.sketch_dim,), sample=sketched)
         return params
 
-    def _learns(self, example: Shape | Examples) -> bool:
-        """Return whether the parameters of `base` depend on these examples."""
-        if _checks.is_shape(example):
-            return False
+    @property
+    def _learns(self) -> bool:
+        """Whether the parameters of `base` may depend on a sample."""
         if isinstance(self.base, NetworkFeatureMap):
-            return self.base.resolve(example).method.needs_sample
+            return self.base.resolve((self.sketch_dim,)).method.needs_sample
         return True
 
     def apply(
@@ -172,12 +188,19 @@ class SparseFeatureMap(DerivedFeatureMap):
         ratio = jnp.where(is_zero, 1, norm2) / jnp.where(is_zero, 1, sketched_norm2)
         return z * (jnp.sqrt(ratio) * scale).astype(z.dtype)[:, None]
 
-    def plan(self, example: Shape | Examples, *, batch_size: int | None = None) -> Plan:
+    def plan(
+        self,
+        example: Shape | Examples,
+        *,
+        sample: Examples | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
         """Return the plan of `base` and of the sketch.
 
         Args:
           example: `(d,)`, for dense examples; or examples (n, d), whose nonzeros are
             counted if they are sparse.
+          sample: the examples that `init` will be given.
           batch_size: sketched examples that `base` works on at a time.
 
         Returns:
@@ -194,7 +217,11 @@ class SparseFeatureMap(DerivedFeatureMap):
         # A dense example is also transposed, and copied with signs.
         inputs = 4 * nonzeros if is_sparse(example) else 3 * d
         m = self.sketch_dim
-        plan = self.base.plan((m,), batch_size=batch)
+        sketched = None
+        if sample is not None:
+            rows = num_examples(sample)
+            sketched = jax.ShapeDtypeStruct((rows, m), jnp.float32)
+        plan = self.base.plan((m,), sample=sketched, batch_size=batch)
         row = PlanRow(
             f"HashedOSNAP of {nonzeros} nonzeros",
             nngp_features=m,
@@ -275,8 +302,15 @@ def with_sparse_inputs(
     return SparseFeatureMap(fmap, sketch_dim, sparsity, exact_norms)
 
 
-def _float_examples(owner: str, x: Examples) -> SparseRows | Array:
-    """Return examples as `SparseRows` or as a dense array, of floats."""
+def _float_examples(
+    owner: str, x: Examples, name: str = "x", d: int | None = None
+) -> SparseRows | Array:
+    """Return examples (n, d) as `SparseRows` or as a dense array, of floats."""
+    found = np.shape(x) if not hasattr(x, "shape") else x.shape
+    if d is not None and found[1:] != (d,):
+        raise ValueError(
+            f"{owner}: {name} must have shape (n, {d}), as example has, got {found}"
+        )
     if is_sparse(x):
         return check_rows(
             owner, x if isinstance(x, SparseRows) else SparseRows.from_scipy(x)

@@ -13,7 +13,6 @@ Source: Jacot, Gabriel and Hongler, Neural tangent kernel (2018), proposition 1 
 theorem 1; `neural_tangents.stax` for the scaling and for `LayerNorm`.
 """
 
-import collections
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_get
 from jax_ntk_sketch._numerics import at_least_float32, matmul
-from jax_ntk_sketch._typing import Array, ArrayLike, Get, Kind
+from jax_ntk_sketch._typing import Array, ArrayLike, Get, kernels_tuple
 from jax_ntk_sketch.kernels.duals.activations import dual
 
 _SUPPORTED = (
@@ -151,7 +150,7 @@ def exact_kernel(
         z = at_least_float32(z.astype(dtype))
     pair = _exact_kernels(net, at_least_float32(x.astype(dtype)), z)
     values = [getattr(pair, kind).astype(dtype) for kind in kinds]
-    return values[0] if isinstance(get, str) else _named_tuple(kinds)(*values)
+    return values[0] if isinstance(get, str) else kernels_tuple(kinds)(*values)
 
 
 def pairwise_kernels(net: stax.Layer, x: Array, z: Array | None = None) -> KernelPair:
@@ -195,12 +194,6 @@ def _check_inputs(name: str, x: ArrayLike) -> Array:
     if jnp.iscomplexobj(x):
         raise TypeError(f"exact_kernel: {name} must be real, got dtype {x.dtype}")
     return x.astype(jnp.result_type(x, float))
-
-
-@functools.lru_cache
-def _named_tuple(kinds: tuple[Kind, ...]) -> Callable[..., Any]:
-    # Cached: JAX compares pytrees by type.
-    return collections.namedtuple("Kernels", kinds)
 
 
 def _input_diagonal(x: Array) -> KernelPair:

@@ -18,7 +18,7 @@ formulas in features.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -26,10 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_ntk_sketch._checks import check_number
+from jax_ntk_sketch._checks import check_get, check_number
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import KernelFeatures
-from jax_ntk_sketch._typing import KINDS, Array, ArrayLike, Dtype, Get, Kind
+from jax_ntk_sketch._typing import (
+    KINDS,
+    Array,
+    ArrayLike,
+    Dtype,
+    Get,
+    Kind,
+    kernels_tuple,
+)
 from jax_ntk_sketch.linear_model.ridge import (
     ROUNDING,
     RidgeState,
@@ -53,21 +61,9 @@ class Gaussian(NamedTuple):
     covariance: Array
 
 
-class EnsemblePrediction(NamedTuple):
-    """The predictions of `gradient_descent_mse_ensemble` for both kernels.
-
-    Attributes:
-      nngp: the mean or the `Gaussian` of the NNGP, None if it was not asked for.
-      ntk: the same of the NTK.
-    """
-
-    nngp: Array | Gaussian | None
-    ntk: Array | Gaussian | None
-
-
-# What the functions that predict return.
+# What the functions that predict return: the last type holds several kernels.
 Outputs: TypeAlias = Array | tuple[Array, Array]
-Prediction: TypeAlias = Array | Gaussian | EnsemblePrediction
+Prediction: TypeAlias = Array | Gaussian | tuple[Array | Gaussian, ...]
 
 
 def gradient_descent_mse(
@@ -217,8 +213,9 @@ def gradient_descent_mse_ensemble(
       - compute_cov: whether to compute covariances.
 
       It returns a `Gaussian` if `compute_cov`, else the mean (..., p, k). Covariances
-      are (..., p, p). If `get` is a tuple or None, it returns an `EnsemblePrediction`
-      of these. It can be traced, also in t.
+      are (..., p, p). If `get` is a tuple, it returns a named tuple of these with the
+      fields in that order, and for None in the order "nngp", "ntk". It can be traced,
+      also in t.
 
     Raises:
       TypeError: as `gradient_descent_mse`; or `features_train` lacks an attribute.
@@ -228,8 +225,8 @@ def gradient_descent_mse_ensemble(
     call and time.
 
     >>> import jax.numpy as jnp
-    >>> from jax_ntk_sketch import KernelFeatures, linear_model
-    >>> train = KernelFeatures(nngp=jnp.eye(3), ntk=2 * jnp.eye(3))
+    >>> from jax_ntk_sketch import NNGPFirst, linear_model
+    >>> train = NNGPFirst(nngp=jnp.eye(3), ntk=2 * jnp.eye(3))
     >>> y = jnp.ones((3, 1))
     >>> predict_fn = linear_model.gradient_descent_mse_ensemble(train, y)
     >>> mean, covariance = predict_fn(jnp.inf, train, "ntk", compute_cov=True)
@@ -294,13 +291,7 @@ def gradient_descent_mse_ensemble(
         get: Get | None = None,
         compute_cov: bool = False,
     ) -> Prediction:
-        kinds: Sequence[Kind] = (
-            KINDS if get is None else (get,) if isinstance(get, str) else get
-        )
-        if not kinds or any(kind not in KINDS for kind in kinds):
-            raise ValueError(
-                f'predict_fn: get must be "nngp", "ntk" or both, got {get!r}'
-            )
+        kinds = check_get("predict_fn", KINDS if get is None else get)
         tau = _scaled_times(t, learning_rate / num_values, phi.dtype)
         test = None
         if features_test is not None:
@@ -324,7 +315,7 @@ def gradient_descent_mse_ensemble(
             )
         if isinstance(get, str):
             return predictions[get]
-        return EnsemblePrediction(predictions.get("nngp"), predictions.get("ntk"))
+        return kernels_tuple(kinds)(**predictions)
 
     return predict_fn
 

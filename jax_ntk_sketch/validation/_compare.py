@@ -27,18 +27,19 @@ def compare(
     kernel_fn: KernelFn,
     x: ArrayLike,
     *,
-    key: Key,
-    num_seeds: int = 5,
+    key: Key | None = None,
+    num_seeds: int | None = None,
+    params: PyTree = None,
+    sample: Examples | None = None,
     reg: float = 1e-3,
     get: Get | None = None,
-    sample: Examples | None = None,
     label: str = "",
 ) -> Comparison:
     r"""Compare :math:`\Phi \Phi^\top` with the exact kernel K on the rows of x.
 
-    The features are drawn several times. For each kernel and draw four errors are
-    computed: the relative Frobenius error, the same after double centering, the largest
-    error of an entry, and the spectral error at `reg` (see
+    The features are drawn several times, or `params` are measured. For each kernel and
+    draw four errors are computed: the relative Frobenius error, the same after double
+    centering, the largest error of an entry, and the spectral error at `reg` (see
     `jax_ntk_sketch.validation.measures`).
 
     Args:
@@ -47,22 +48,27 @@ def compare(
         Neural Tangents. It returns (n, n), or an object with the attributes that `get`
         names.
       x: (n, ...), finite, n >= 2. A few hundred to a few thousand rows are enough.
-      key: a PRNG key, which is split once for each draw.
-      num_seeds: independent draws, >= 1; with 1 there is no standard error.
+      key: a PRNG key, which is split once for each draw. It is required unless `params`
+        are given.
+      num_seeds: independent draws, >= 1, by default 5; with 1 there is no standard
+        error.
+      params: the parameters that `fmap.init` returned, to measure this one draw.
+      sample: the examples that `init` is given, for maps that learn from data. The
+        error on these examples themselves is below that on others.
       reg: the penalty per example in the spectral error, >= 0.
       get: "ntk", "nngp" or a tuple of both; by default `fmap.get`.
-      sample: the examples that `init` is given, for maps that learn from data; by
-        default x.
       label: a name for tables and plots.
 
     Returns:
       `Comparison`.
 
     Raises:
-      TypeError: `num_seeds` is not an integer; `key` is not a PRNG key; `kernel_fn`
-        returns no attributes although two kernels are compared.
-      ValueError: a number is out of range; `get` is not among the kernels of the map; a
-        kernel or the features have the wrong shape or are not finite.
+      TypeError: `num_seeds` is not an integer; `key` is missing or is not a PRNG key;
+        `kernel_fn` returns no attributes although two kernels are compared.
+      ValueError: a number is out of range; `params` are given together with `key`,
+        `num_seeds` or `sample`; the map needs a `sample` and there is none; `get` is
+        not among the kernels of the map; a kernel or the features have the wrong shape
+        or are not finite.
       numpy.linalg.LinAlgError: K + reg n I is not positive definite.
 
     Cost: O(n^2 num_features + n^3) operations per draw and kernel, in float64; about
@@ -80,8 +86,7 @@ def compare(
     >>> 0.01 < report.ntk.relative.mean < 0.3
     True
     """
-    num_seeds = check_size("compare", "num_seeds", num_seeds)
-    key = check_key("compare", key)
+    keys = _keys(key, num_seeds, params, sample)
     kinds = _kinds(fmap.get, get)
     x = to_jax("compare", "x", x)
     if x.ndim < 2 or len(x) < 2:
@@ -103,12 +108,12 @@ def compare(
                 f"compare: kernel_fn must return a finite ({n}, {n}) matrix for "
                 f"{kind!r}, got shape {matrix.shape}{found}"
             )
-    apply = jax.jit(fmap.apply)
+    shape, apply = x.shape[1:], jax.jit(fmap.apply)
     errors: dict[Kind, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
     width = 0
-    for seed, seed_key in enumerate(jax.random.split(key, num_seeds)):
-        params = fmap.init(seed_key, x if sample is None else sample)
-        features = _matrices("fmap.apply", apply(params, x), kinds)
+    for seed, own in enumerate(keys):
+        drawn = params if own is None else fmap.init(own, shape, sample=sample)
+        features = _matrices("fmap.apply", apply(drawn, x), kinds)
         for kind, phi in features.items():
             _check_features(seed, kind, phi, n)
             K, K_hat = exact[kind], phi @ phi.T
@@ -130,12 +135,35 @@ def compare(
     return Comparison(
         num_features=width,
         num_examples=n,
-        num_seeds=num_seeds,
+        num_seeds=len(keys),
         reg=float(reg),
         ntk=summary.get("ntk"),
         nngp=summary.get("nngp"),
         label=label,
+        method=fmap.plan(shape).method,
     )
+
+
+def _keys(
+    key: Key | None, num_seeds: int | None, params: PyTree, sample: Examples | None
+) -> list[Key | None]:
+    """Return a key for each draw, or None for the draw that is given."""
+    if params is None:
+        if key is None:
+            raise TypeError(
+                "compare: key must be a JAX PRNG key, got None; make one with "
+                "jax.random.key(seed), or give params to measure one draw"
+            )
+        count = 5 if num_seeds is None else num_seeds
+        count = check_size("compare", "num_seeds", count)
+        return list(jax.random.split(check_key("compare", key), count))
+    for name, value in (("key", key), ("num_seeds", num_seeds), ("sample", sample)):
+        if value is not None:
+            raise ValueError(
+                f"compare: {name} must be None if params are given, which are not "
+                f"drawn again; got a {type(value).__name__}"
+            )
+    return [None]
 
 
 def _kinds(supported: Get, get: Get | None) -> tuple[Kind, ...]:

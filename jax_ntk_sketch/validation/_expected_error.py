@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch._arrays import to_jax
-from jax_ntk_sketch._checks import check_key, check_number, check_size, is_shape
+from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
-from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
+from jax_ntk_sketch._typing import Array, Examples, Key, Kind, PyTree, Shape
 from jax_ntk_sketch.features._compress import CompressedFeatureMap
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
 from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap
@@ -28,8 +28,9 @@ def expected_error(
     sample: Examples,
     *,
     key: Key | None = None,
+    params: PyTree = None,
     num_examples: int | None = None,
-    num_seeds: int = 3,
+    num_seeds: int | None = None,
     trial_size: int = 64,
 ) -> float:
     r"""Return the expected error of the kernel matrix on data like a sample.
@@ -38,18 +39,21 @@ def expected_error(
 
     The error comes from the variance formula of the method if there is one. Otherwise
     it is measured in a trial: the features of `trial_size` examples are drawn a few
-    times and compared with their exact kernel. In both cases the diagonal of the matrix
-    and the rest are weighted as they will be for `num_examples` examples.
+    times and compared with their exact kernel. With `params`, the map that they belong
+    to is measured. In all cases the diagonal of the matrix and the rest are weighted as
+    they will be for `num_examples` examples.
 
     Args:
       fmap: a map of `feature_map`, `landmark_features` or `compress`, with `get` "ntk"
         or "nngp".
       sample: `(n, *shape)`, n >= 4. In a trial, maps that learn from data learn from
         the examples that are not compared.
-      key: a PRNG key for the draws of a trial, split once for each. It must be given if
-        the method has no formula for the network.
+      key: a PRNG key for the draws of a trial, split once for each, and for the choice
+        of examples. It must be given if the method has no formula for the network.
+      params: the parameters that `fmap.init` returned, to measure this one draw. The
+        examples that they were learned from have a smaller error than others.
       num_examples: the number of examples that the error is for; by default n.
-      num_seeds: the number of draws in a trial, >= 1.
+      num_seeds: the number of draws in a trial, >= 1, by default 3.
       trial_size: the number of examples in a trial, >= 1; at most n / 2 are taken.
 
     Returns:
@@ -59,7 +63,7 @@ def expected_error(
     Raises:
       TypeError: `fmap` is another map; `key` is missing or is not a PRNG key.
       ValueError: `fmap.get` is a tuple; `sample` has fewer than 4 examples; a number is
-        out of range.
+        out of range; `num_seeds` is given with `params`.
 
     Cost: for formulas, 256^2 evaluations of it. For a trial, the features and the exact
     kernel of `trial_size` examples, which for images takes the square of
@@ -88,17 +92,24 @@ def expected_error(
     if num_examples is None:
         num_examples = len(sample)
     n = check_size("expected_error", "num_examples", num_examples)
-    num_seeds = check_size("expected_error", "num_seeds", num_seeds)
     trial_size = check_size("expected_error", "trial_size", trial_size)
+    if params is not None and num_seeds is not None:
+        raise ValueError(
+            "expected_error: num_seeds must be None if params are given, which are one "
+            f"draw; got {num_seeds!r}"
+        )
+    seeds = 3 if num_seeds is None else num_seeds
+    seeds = check_size("expected_error", "num_seeds", seeds)
+    shape = sample.shape[1:]
     if isinstance(fmap, NetworkFeatureMap):
-        fmap = fmap.resolve(sample)
-        known = fmap.expected_error(sample, num_examples=n)
-        if isinstance(known, float):
+        fmap = fmap.resolve(shape)
+        known = fmap.expected_error(shape, sample=sample, num_examples=n)
+        if isinstance(known, float) and params is None:
             return known
     if key is None:
         raise TypeError(
-            f"expected_error: key must be given, because {fmap.method} has no formula "
-            "for this map and is tried; make one with jax.random.key(seed)"
+            f"expected_error: key must be given, because {fmap.method} is tried on "
+            "examples drawn at random; make one with jax.random.key(seed)"
         )
     shuffle, draws = jax.random.split(check_key("expected_error", key))
     order = np.asarray(jax.random.permutation(shuffle, len(sample)))
@@ -106,10 +117,15 @@ def expected_error(
     compared, rest = sample[order[:count]], sample[order[count:]]
     exact = exact_kernel(fmap, jnp.asarray(compared))
     squares = np.zeros_like(exact)
-    for draw in jax.random.split(draws, num_seeds):
-        phi = fmap.apply(fmap.init(draw, rest), compared)
+    if params is None:
+        keys = jax.random.split(draws, seeds)
+        trials = [fmap.init(draw, shape, sample=rest) for draw in keys]
+    else:
+        trials = [params]
+    for drawn in trials:
+        phi = fmap.apply(drawn, compared)
         assert isinstance(phi, jax.Array)  # since `get` is one kernel
-        squares += (_gram(phi) - exact) ** 2 / num_seeds
+        squares += (_gram(phi) - exact) ** 2 / len(trials)
     weight = np.full((count, count), (n - 1) / max(count - 1, 1))
     np.fill_diagonal(weight, 1.0)
     return float(np.sqrt((weight * squares).sum() / (weight * exact**2).sum()))
@@ -150,6 +166,7 @@ def suggest_num_features(
     net: stax.Layer,
     example: Shape | Examples,
     *,
+    sample: Examples | None = None,
     relative_error: float,
     get: Kind = "ntk",
     method: str | methods.Method = "auto",
@@ -159,8 +176,9 @@ def suggest_num_features(
 
     Args:
       net: the network.
-      example: examples `(n, *shape)` like those to come; or the shape of one, if the
-        method has a formula for its error.
+      example: the shape of one example, or examples of which only the shape counts.
+      sample: examples `(n, *shape)` like those to come. They must be given if the
+        method has no formula for its error.
       relative_error: the error of the kernel matrix to reach, in (0, 1).
       get: "ntk" or "nngp".
       method: as for `feature_map`. "auto" is "variance_reduced" with the objective
@@ -172,8 +190,8 @@ def suggest_num_features(
 
     Raises:
       TypeError: an argument has the wrong type; a key is needed and missing.
-      ValueError: 131,072 columns do not reach the error; examples are needed and a
-        shape is given; `relative_error` is out of range.
+      ValueError: 131,072 columns do not reach the error; a sample is needed and there
+        is none; `relative_error` is out of range.
 
     Cost: about ten plans or trials; the largest has up to twice the columns.
 
@@ -195,17 +213,17 @@ def suggest_num_features(
     def error(num_features: int) -> float:
         fmap = feature_map(net, num_features=num_features, get=get, method=record)
         try:
-            known = fmap.expected_error(example)
+            known = fmap.expected_error(example, sample=sample)
         except TooFewFeaturesError:
             return math.inf
         if isinstance(known, float):
             return known
-        if is_shape(example):
+        if sample is None:
             raise ValueError(
-                f"{owner}: the error of {record} has no formula for this network: give "
-                "an array of examples in place of a shape"
+                f"{owner}: sample must be given, because the error of {record} has no "
+                "formula for this network; pass sample=x, examples like those to come"
             )
-        return expected_error(fmap, example, key=key)
+        return expected_error(fmap, sample, key=key)
 
     low, high = 8, 16
     while not error(high) <= relative_error:  # NaN is out of reach, too

@@ -89,6 +89,7 @@ class Comparison:
       reg: the penalty per example of the spectral error.
       ntk, nngp: the errors of each kernel; None if it was not compared.
       label: a name for tables and plots.
+      method: the method that was measured, as text.
 
     >>> from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
     >>> errors = KernelErrors(*[Estimate((0.1, 0.2))] * 4)
@@ -106,6 +107,7 @@ class Comparison:
     ntk: KernelErrors | None = None
     nngp: KernelErrors | None = None
     label: str = ""
+    method: str = ""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -127,6 +129,7 @@ class Comparison:
             f"{'no standard error' if one else 'mean ± standard error'} over "
             f"{self.num_seeds} seed{'' if one else 's'}; "
             f"spectral error at reg = {self.reg:g}."
+            + (f"\nMeasured: {self.method}." if self.method else "")
         )
         return "\n".join([*lines, note])
 

@@ -81,7 +81,7 @@ def init(case: Case, key: jax.Array) -> Any:
         return case.record.init(key)
     if case.sample is None:
         return case.record.init(key, case.shape)
-    return case.record.init(key, sample_of(case))
+    return case.record.init(key, case.shape, sample=sample_of(case))
 
 
 def apply(case: Case, params: Any, x: Any) -> Any:

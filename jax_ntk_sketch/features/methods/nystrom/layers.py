@@ -67,6 +67,7 @@ def nystrom_step(
         nngp_columns=nngp_columns,
         ntk_columns=ntk_columns,
     )
+
     dims, kinds = layer.x_patches.dim + layer.y_patches.dim, 2 if ntk_columns else 1
     flops = num * (2 * dims + kinds * sampling.FLOPS_PER_KERNEL_ENTRY + 2 * columns)
     elements = spec.live_elements() + spec.pixels * (4 * kinds * num + columns)
@@ -148,7 +149,8 @@ class _LandmarkLayer:
 
     def fit(self, key: Key, f: Features) -> dict[str, Array]:
         """Choose landmarks among the positions of a sample, and find R1 and R0."""
-        params, left_out = self._learn(key, sampling.checked_sample(f))
+        columns = (self.nngp_columns, self.ntk_columns)
+        params, left_out = self._learn(key, sampling.checked_sample(f, columns))
         sampling.warn_left_out(left_out, self.num_landmarks)
         return params
 

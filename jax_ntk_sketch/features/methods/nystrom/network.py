@@ -91,7 +91,7 @@ def _kernel_step(
         return sampling.pad_landmarks(params, num_landmarks), left_out
 
     def fit(key: Key, f: Features) -> dict[str, Array]:
-        x = sampling.checked_sample(f).nngp
+        x = sampling.checked_sample(f, (columns,)).nngp
         params, left_out = learn(key, x)
         sampling.warn_left_out(left_out, min(num_landmarks, len(x)))
         return params

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._typing import Array, Key
+from jax_ntk_sketch.features._maps import warn_few
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.kernels import nystrom, rpcholesky
 from jax_ntk_sketch.kernels.nystrom import choose_uniform
@@ -59,21 +60,26 @@ def warn_left_out(left_out: Array, num_landmarks: int) -> None:
     nystrom.warn_left_out("NetworkFeatureMap.init", left_out, num_landmarks)
 
 
-def checked_sample(f: Features) -> Features:
+def checked_sample(f: Features, columns: tuple[int, ...]) -> Features:
     """Return the features of a sample in float32 at least, checked if they are known.
+
+    Args:
+      f: the features of the sample.
+      columns: the columns of each kernel, each of which needs a position of the sample.
 
     Raises:
       ValueError: there is no example, or an example is not finite.
     """
+    owner, rows = "NetworkFeatureMap.init", f.nngp_diag.size
     if not len(f.nngp):
-        raise ValueError(
-            "NetworkFeatureMap.init: example must hold at least one example, got none"
-        )
+        raise ValueError(f"{owner}: sample must hold at least one example, got none")
+    usable = sum(min(rows, number) for number in columns)
+    warn_few(owner, rows, usable, sum(columns))
     if not isinstance(f.nngp, jax.core.Tracer):
         bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
         if bad.any():
             raise ValueError(
-                "NetworkFeatureMap.init: example must be finite, but its row "
+                f"{owner}: sample must be finite, but its row "
                 f"{int(bad.argmax())} has a NaN, an infinity or overflows; leave it out"
             )
     return Features(*map(at_least_float32, f))
