@@ -24,7 +24,7 @@ ROOT2 = 2**0.5
 
 RELU, FLAT = stax.Relu(), stax.Flatten()
 MEAN, SUM = stax.GlobalAvgPool(), stax.GlobalSumPool()
-MEAN1, SUM1 = stax.GlobalAvgPool(1), stax.GlobalSumPool(1)
+MEAN1, SUM1 = stax.GlobalAvgPool(channel_axis=1), stax.GlobalSumPool(channel_axis=1)
 NORM, NORM1 = stax.LayerNorm(), stax.LayerNorm(1)
 IMAGE, SIGNAL, SOLID = (4, 5, 3), (7, 2), (3, 4, 3, 2)
 FIRST = ("NCHW", "OIHW", "NCHW")

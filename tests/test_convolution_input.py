@@ -91,13 +91,24 @@ def test_layers_that_do_not_fit_are_named(layers, shape, match, method):
         ((stax.Conv(1, (2, 2), dimension_numbers=FIRST), RELU, MEAN), DISAGREE),
         ((CONV, stax.LayerNorm(1), RELU, MEAN), DISAGREE),
         ((CONV, RELU, stax.AvgPool((2, 2), channel_axis=1), MEAN), DISAGREE),
-        ((CONV, RELU, stax.GlobalSumPool(1)), DISAGREE),
+        ((CONV, RELU, stax.GlobalSumPool(0, 1)), DISAGREE),
         (
-            (stax.AvgPool((2, 2), channel_axis=1), DENSE, RELU, stax.GlobalAvgPool(1)),
-            "use Conv of filter size 1 with channels first",
+            (
+                stax.AvgPool((2, 2), channel_axis=1),
+                DENSE,
+                RELU,
+                stax.GlobalAvgPool(0, 1),
+            ),
+            DISAGREE,
         ),
-        ((stax.GlobalAvgPool(4), DENSE), "one of the 4 axes of the input.* got 4"),
-        ((stax.GlobalAvgPool(-4), DENSE), "one of the 4 axes of the input.* got -4"),
+        (
+            (stax.GlobalAvgPool(0, 4), DENSE),
+            "one of the 4 axes of the input.* got 4",
+        ),
+        (
+            (stax.GlobalAvgPool(0, -4), DENSE),
+            "one of the 4 axes of the input.* got -4",
+        ),
     ],
 )
 def test_layers_that_disagree_on_the_channels_are_named(layers, match):
@@ -113,7 +124,7 @@ def test_channel_axes_that_agree_by_another_name():
             stax.Conv(1, (2, 2), dimension_numbers=FIRST),
             stax.LayerNorm(-3),
             RELU,
-            stax.GlobalAvgPool(1),
+            stax.GlobalAvgPool(0, 1),
             DENSE,
             stax.LayerNorm(),
             RELU,

@@ -28,7 +28,7 @@ NCHW = ("NCHW", "OIHW", "NCHW")
 
 
 def dense(width, b_std=0.3, s=(1, 1), W_std=1.2):
-    return stax.Dense(width, W_std, b_std, "standard", s)
+    return stax.Dense(width, W_std, b_std, parameterization="standard", s=s)
 
 
 def conv(width, b_std=0.3, s=(1, 1), strides=(1, 1), numbers=None, padding="SAME"):

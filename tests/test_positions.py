@@ -71,7 +71,7 @@ NETS = {
     ),
     "up, channels first": (
         (2, 3, 3), up(2, 3, strides=(2, 2), order=FIRST), RELU,
-        up(2, 2, padding="SAME", order=FIRST), RELU, stax.GlobalAvgPool(1),
+        up(2, 2, padding="SAME", order=FIRST), RELU, stax.GlobalAvgPool(channel_axis=1),
     ),
     "local": (SIGNAL, local(2), FLAT),
     "local, pooled": (IMAGE, local(2, 3, b_std=0.3), RELU, MEAN, dense()),
@@ -84,7 +84,7 @@ NETS = {
         local(2, padding="CIRCULAR", b_std=0.2), RELU, FLAT, dense(), RELU, dense(),
     ),
     "local, first": (
-        (2, 3, 3), local(2, 2, order=FIRST, b_std=0.1), RELU, stax.GlobalSumPool(1),
+        (2, 3, 3), local(2, 2, order=FIRST, b_std=0.1), RELU, stax.GlobalSumPool(0, 1),
     ),
     "local, one": (SIGNAL, dense(), RELU, local(1, b_std=0.2), RELU, SUM),
     "resize": (IMAGE, resize(5, 3), FLAT),
@@ -107,7 +107,7 @@ NETS = {
     "index, all": (SIGNAL, conv(2), RELU, index(Slice[:, -1]), dense(0.2), RELU, FLAT),
     "index, first": (
         (2, 3, 3), conv(2, 2, order=FIRST), RELU,
-        index(Slice[:, :, 1:, ...], channel_axis=1), stax.GlobalAvgPool(1),
+        index(Slice[:, :, 1:, ...], channel_axis=1), stax.GlobalAvgPool(channel_axis=1),
     ),
 }  # fmt: skip
 

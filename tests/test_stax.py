@@ -1,11 +1,14 @@
 """Networks as data: text, JSON, equality, and arguments that make no sense."""
 
 import dataclasses
+import inspect
 
+import jax.example_libraries.stax
 import numpy as np
 import pytest
 
 from jax_ntk_sketch import recipes, stax
+from jax_ntk_sketch.interop import neural_tangents as jnt
 
 FIRST = ("NCHW", "OIHW", "NCHW")
 NETS = [
@@ -18,7 +21,7 @@ NETS = [
     stax.Conv(3, (3, 2), (1, 2), "SAME", 2**0.5, 0.1, FIRST, dilation=(2, 1)),
     stax.AvgPool((2, 2), (2, 2), "SAME", normalize_edges=True, channel_axis=1),
     stax.serial(stax.SumPool((2, 3, 1), padding="CIRCULAR"), stax.Flatten()),
-    stax.serial(stax.LayerNorm(1, eps=1e-3), stax.GlobalAvgPool(1)),
+    stax.serial(stax.LayerNorm(1, eps=1e-3), stax.GlobalAvgPool(channel_axis=1)),
     stax.serial(stax.LayerNorm(), stax.GlobalSumPool()),
     recipes.myrtle(7, b_std=0.1),
 ]
@@ -154,11 +157,11 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
             "normalize_edges must be a bool",
         ),
         (
-            lambda: stax.GlobalAvgPool(0),
+            lambda: stax.GlobalAvgPool(channel_axis=0),
             ValueError,
             "GlobalAvgPool: channel_axis must not be 0, the batch axis",
         ),
-        (lambda: stax.GlobalSumPool(True), TypeError, "channel_axis must be an int"),
+        (lambda: stax.GlobalSumPool(0, True), TypeError, "channel_axis must be an int"),
         (lambda: stax.LayerNorm((1, 0)), ValueError, "must not be 0, the batch axis"),
         (lambda: stax.LayerNorm(1.5), TypeError, "axis must be an integer"),
         (lambda: stax.LayerNorm(eps=0), ValueError, "eps must be finite and > 0"),
@@ -176,6 +179,24 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
             lambda: stax.serial((lambda: 0, lambda: 0, lambda: 0)),
             TypeError,
             "neural_tangents.stax are closures",
+        ),
+        *[
+            (build, ValueError, "batch_axis must be 0, got 1; examples lie along")
+            for build in (
+                lambda: stax.Dense(3, batch_axis=1),
+                lambda: stax.AvgPool((2,), batch_axis=1),
+                lambda: stax.SumPool((2,), batch_axis=1),
+                lambda: stax.GlobalAvgPool(1),
+                lambda: stax.GlobalSumPool(1),
+                lambda: stax.Flatten(1),
+            )
+        ],
+        (lambda: stax.Flatten(0, 1), ValueError, "batch_axis_out must be 0, got 1"),
+        (lambda: stax.Dense(3, channel_axis=0), ValueError, "must not be 0, the batch"),
+        (
+            lambda: [*stax.serial(stax.Dense(3))],
+            TypeError,
+            r"Serial: a record is not the triple .* apply_fn, kernel_fn = .*to_stax",
         ),
         (lambda: stax.to_json("net"), TypeError, "net must be a layer record"),
         (lambda: stax.from_json("{"), ValueError, "Expecting"),
@@ -196,3 +217,47 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
 def test_bad_arguments_are_named(build, error, match):
     with pytest.raises(error, match=match):
         build()
+
+
+# Arguments that Neural Tangents does not have, which come last.
+OURS = {"Aggregate": ["signed"], "Conv": ["dilation"]}
+
+
+def test_layers_take_the_arguments_of_neural_tangents_in_its_order():
+    theirs = jnt.load().stax
+    shared = [
+        name for name in stax.__all__ if name[0].isupper() and name in dir(theirs)
+    ]
+    assert len(shared) > 40
+    for name in shared:
+        if not callable(getattr(stax, name)):
+            continue
+        ours, nt = (
+            list(inspect.signature(getattr(module, name)).parameters.values())
+            for module in (stax, theirs)
+        )
+        names = [p.name for p in nt] + OURS.get(name, [])
+        assert [p.name for p in ours] == names, name
+        for own, other in zip(ours, nt, strict=False):
+            default = getattr(other.default, "name", other.default)
+            same = own.default == default or own.name == "to_dense"
+            assert same or own.default == default.lower(), (name, own, other)
+
+
+def test_names_of_other_libraries_are_ours_or_state_the_way_round():
+    names = [name for name in dir(jnt.load().stax) if not name.startswith("_")]
+    names += [n for n in dir(jax.example_libraries.stax) if n[0].isupper()]
+    names += ["Tanh", "Softplus", "MaxPool", "BatchNorm", "Softmax"]
+    for name in names:
+        if name not in stax.__all__:
+            match = f"{name} is not supported: .{{20}}"
+            with pytest.raises(AttributeError, match=match):
+                getattr(stax, name)
+    with pytest.raises(AttributeError, match="has no attribute 'Dens'"):
+        stax.Dens  # noqa: B018
+    assert not hasattr(stax, "MaxPool")
+
+
+def test_what_the_reasons_recommend_works():
+    net = stax.serial(stax.Dense(1), stax.Elementwise(jax.numpy.tanh), stax.Dense(1))
+    assert stax.Activation in type(list(stax.walk(net))[1]).__mro__

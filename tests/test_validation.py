@@ -178,7 +178,7 @@ def test_values_are_those_of_one_split_of_the_key():
     report = validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=3, reg=0.1)
     K = linear_kernel(X, None, "ntk")
     for i, key in enumerate(jax.random.split(KEY, 3)):
-        phi = np.asarray(fmap.apply(fmap.init(key, X), jnp.asarray(X)), np.float64)
+        phi = np.asarray(fmap.apply(fmap.init(key, (D,)), jnp.asarray(X)), np.float64)
         for name, measure in (
             ("relative", validation.relative_error),
             ("centered", validation.centered_relative_error),
@@ -342,7 +342,8 @@ def test_one_seed_has_no_standard_error():
 
 def test_text_is_aligned(report):
     lines = str(report).splitlines()
-    assert len(lines) == 4 and "reg = 0.001" in lines[-1]
+    assert len(lines) == 5 and "reg = 0.001" in lines[-2]
+    assert lines[-1] == "Measured: a method."
     assert lines[0].index("num_features") == lines[1].index("32")
     assert lines[0].index("spectral") == lines[1].index(str(report.nngp.spectral))
     assert lines[0].index("spectral") == lines[2].index(str(report.ntk.spectral))

@@ -25,6 +25,7 @@ from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 from jax_ntk_sketch.features import _principal_directions
 from jax_ntk_sketch.features._maps import (
     DerivedFeatureMap,
+    check_params,
     example_shape,
     require_sample,
     warn_few,
@@ -145,6 +146,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
           ValueError: `params["project"]` is that of another map; or `base` refuses x or
             its parameters.
         """
+        check_params("CompressedFeatureMap.apply", params)
         self._check_params(params)
         extras = _given(pattern=pattern, mask=mask)
 

@@ -109,6 +109,7 @@ class NetworkFeatureMap:
         """
         owner = "NetworkFeatureMap.init"
         key = _checks.check_key(owner, key)
+        refuse_sparse(owner, example, "example")
         shape = _maps.example_shape(owner, example)
         resolved = self.resolve(shape)
         reason = f"{resolved.method} learns from data"
@@ -189,12 +190,13 @@ class NetworkFeatureMap:
           `kernel_fn(x, None, get)` of Neural Tangents.
 
         Raises:
-          TypeError: `x` is complex or sparse.
+          TypeError: `params` is not a dictionary; `x` is complex or sparse.
           ValueError: `x` has the wrong rank or size; `params` were made for another map
             or another shape of examples; `batch_size` is given with method "exact"; the
             network needs a `pattern`, or cannot use the `pattern` or `mask` given.
         """
         owner = "NetworkFeatureMap.apply"
+        _maps.check_params(owner, params)
         refuse_sparse(owner, x)
         x = to_jax(owner, "x", x)
         if x.ndim < 2:
@@ -251,7 +253,7 @@ class NetworkFeatureMap:
         """Return the map that the parameters are for, with the method that was used."""
         owner = "NetworkFeatureMap.apply"
         shape = x.shape[1:]
-        origin = params.get("origin") if isinstance(params, dict) else None
+        origin = params.get("origin")
         if isinstance(origin, Origin):
             _maps.check_shape(
                 owner, x, origin.input_shape, "for which init made params"

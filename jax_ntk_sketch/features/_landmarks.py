@@ -93,9 +93,7 @@ class LandmarkFeatureMap:
         z = _maps.check_sample(owner, sample, shape, "landmarks are examples")
         assert z is not None
         if not len(z):
-            raise ValueError(
-                f"{owner}: sample must hold at least one example, got none"
-            )
+            raise ValueError(f"{owner}: sample must have an example, got none")
         _maps.warn_few(owner, len(z), len(z), self.num_features)
         if len(z) > self.num_features:
             z = z[self._choose(key, z)]
@@ -125,6 +123,7 @@ class LandmarkFeatureMap:
             those of another map.
         """
         owner = "LandmarkFeatureMap.apply"
+        _maps.check_params(owner, params)
         refuse_sparse(owner, x)
         landmarks, root = params["landmarks"], params["root"]
         shape = landmarks.shape[1:]

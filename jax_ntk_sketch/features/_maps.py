@@ -105,6 +105,19 @@ def warn_few(owner: str, rows: int, usable: int, columns: int) -> None:
         )
 
 
+def check_params(owner: str, params: object) -> None:
+    """Check that parameters are what `init` returned, and not the examples.
+
+    Raises:
+      TypeError: they are no dictionary.
+    """
+    if not isinstance(params, dict):
+        raise TypeError(
+            f"{owner}: params must be the dictionary that init returned, got "
+            f"{type(params).__name__}; params come first, apply(params, x)"
+        )
+
+
 def check_shape(owner: str, x: ArrayLike, shape: Shape, reason: str) -> Array:
     """Return x as an array, which must be examples of this shape.
 

@@ -25,7 +25,7 @@ from jax_ntk_sketch.batches.sparse_rows import (
     num_examples,
 )
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
-from jax_ntk_sketch.features._maps import DerivedFeatureMap, plan_sizes
+from jax_ntk_sketch.features._maps import DerivedFeatureMap, check_params, plan_sizes
 from jax_ntk_sketch.sketch import HashedOSNAP
 
 
@@ -151,6 +151,7 @@ class SparseFeatureMap(DerivedFeatureMap):
             x is malformed; `base` raises.
         """
         owner = "SparseFeatureMap.apply"
+        check_params(owner, params)
         x = _float_examples(owner, x)
         origin = params["origin"]
         if origin != Origin((x.shape[1],), self.sketch_dim):

@@ -160,12 +160,9 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
     """Return the axis of the channels in the input, on which all layers must agree."""
     layer_by_axis: dict[int, stax.Layer] = {}
     for layer in layers_with_positions(net)[0]:
-        if hasattr(layer, "channel_axis"):
-            axis = layer.channel_axis
-        elif isinstance(layer, stax.Dense) and ndim > 2:
-            axis = -1
-        else:
+        if not hasattr(layer, "channel_axis"):
             continue
+        axis = layer.channel_axis
         if not -ndim < axis < ndim:
             raise ValueError(
                 f"{layer!r}: channel_axis must be one of the {ndim} axes of the input, "
@@ -174,15 +171,10 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
         layer_by_axis.setdefault(axis % ndim, layer)
     if len(layer_by_axis) > 1:
         first, second = list(layer_by_axis.values())[:2]
-        hint = ""
-        if isinstance(first, stax.Dense) or isinstance(second, stax.Dense):
-            hint = (
-                "; a Dense layer acts on the last axis, so use Conv of filter size 1 "
-                "with channels first"
-            )
         raise ValueError(
             "feature_map: layers before Flatten or global pooling must agree on the "
-            f"axis of the channels, but {first!r} and {second!r} do not{hint}"
+            f"axis of the channels, but {first!r} and {second!r} do not; give them the "
+            "same channel_axis, or Conv the dimension_numbers"
         )
     return next(iter(layer_by_axis), ndim - 1)
 

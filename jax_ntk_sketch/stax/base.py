@@ -51,6 +51,14 @@ class Layer:
         prefix = "stax." if _is_ours(type(self)) else ""
         return f"{prefix}{_json_name(type(self))}({', '.join(arguments)})"
 
+    def __iter__(self) -> Iterator[Any]:
+        # Neural Tangents' layers are triples that users unpack.
+        raise TypeError(
+            f"stax.{type(self).__name__}: a record is not the triple of Neural "
+            "Tangents and cannot be unpacked; use init_fn, apply_fn, kernel_fn = "
+            "jax_ntk_sketch.interop.neural_tangents.to_stax(net)"
+        )
+
 
 def _is_ours(record: type[Layer]) -> bool:
     return record.__module__.startswith(__name__.rpartition(".")[0] + ".")
@@ -250,14 +258,20 @@ def check_axis(owner: str, name: str, value: object) -> int:
     return number
 
 
+def check_batch_axes(record: Layer, *names: str) -> None:
+    """Check fields that are the axis of the batch, which must be 0."""
+    for name in names:
+        axis = getattr(record, name)
+        if isinstance(axis, bool) or axis != 0:
+            raise ValueError(
+                f"{type(record).__name__}: {name} must be 0, got {axis!r}; examples "
+                "lie along the first axis"
+            )
+
+
 def set_axes(record: Layer) -> None:
-    """Check `channel_axis`, and `batch_axis` if the record has it, which must be 0."""
-    batch_axis = getattr(record, "batch_axis", 0)
-    if isinstance(batch_axis, bool) or batch_axis != 0:
-        raise ValueError(
-            f"{type(record).__name__}: batch_axis must be 0, got {batch_axis!r}; "
-            "examples lie along the first axis"
-        )
+    """Check `channel_axis`, and `batch_axis`, which must be 0."""
+    check_batch_axes(record, "batch_axis")
     set_checked(record, check_axis, "channel_axis")
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jax_ntk_sketch._checks import set_sizes
-from jax_ntk_sketch.stax.base import Layer, set_weights
+from jax_ntk_sketch.stax.base import Layer, set_axes, set_weights
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -19,6 +19,8 @@ class Dense(Layer):
         kernels of infinite width do not depend on it.
       W_std: the standard deviation of the weights, >= 0.
       b_std: the standard deviation of the biases, >= 0; None for no biases.
+      batch_axis: must be 0.
+      channel_axis: -1, or 1 for channels first.
       parameterization: "ntk" or "standard". In the latter the NTK depends on the
         widths of the finite network, whose parameters carry the scales `W_std` and
         `b_std`.
@@ -26,9 +28,10 @@ class Dense(Layer):
         the output in the finite network.
 
     Raises:
-      TypeError: `out_dim` or `s` are not integers, or a deviation is not a number.
-      ValueError: an argument is out of range; `s` is given with "ntk"; `b_std` is 0
-        with "standard".
+      TypeError: `out_dim`, `s` or an axis are not integers, or a deviation is not a
+        number.
+      ValueError: an argument is out of range; an axis is another one; `s` is given with
+        "ntk"; `b_std` is 0 with "standard".
 
     >>> from jax_ntk_sketch import stax
     >>> stax.Dense(512, W_std=1.4, b_std=0.1)
@@ -40,9 +43,12 @@ class Dense(Layer):
     out_dim: int
     W_std: float = 1.0
     b_std: float | None = None
+    batch_axis: int = 0
+    channel_axis: int = -1
     parameterization: str = "ntk"
     s: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         set_sizes(self, "out_dim")
+        set_axes(self)
         set_weights(self)

@@ -19,12 +19,13 @@ class AvgPool(Layer):
       padding: "VALID", "SAME" (zeros) or "CIRCULAR" (wrapped around).
       normalize_edges: with "SAME", whether to divide by the number of pixels of the
         window that lie in the image, or by the size of the window.
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
       TypeError: a size or the axis is not an integer, or `normalize_edges` not a bool.
       ValueError: a size is below 1; `strides` have another length than `window_shape`;
-        `padding` is not supported; the axis is the batch axis.
+        `padding` is not supported; the axis is the batch axis; `batch_axis` is not 0.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.AvgPool((2, 2), (2, 2))
@@ -35,6 +36,7 @@ class AvgPool(Layer):
     strides: tuple[int, ...] | None = None
     padding: str = "VALID"
     normalize_edges: bool = False
+    batch_axis: int = 0
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class SumPool(Layer):
     `Conv`.
 
     Args:
-      window_shape, strides, padding, channel_axis: as in `AvgPool`.
+      window_shape, strides, padding, batch_axis, channel_axis: as in `AvgPool`.
 
     Raises:
       TypeError: a size or the axis is not an integer.
@@ -65,6 +67,7 @@ class SumPool(Layer):
     window_shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     padding: str = "VALID"
+    batch_axis: int = 0
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
@@ -77,17 +80,19 @@ class GlobalAvgPool(Layer):
     """The average over all spatial axes; inputs (n, *spatial, c) have outputs (n, c).
 
     Args:
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
       TypeError: the axis is not an integer.
-      ValueError: the axis is the batch axis.
+      ValueError: the axis is the batch axis; `batch_axis` is not 0.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.GlobalAvgPool())
     stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.GlobalAvgPool())
     """
 
+    batch_axis: int = 0
     channel_axis: int = -1
 
     def __post_init__(self) -> None:
@@ -99,17 +104,19 @@ class GlobalSumPool(Layer):
     """The sum over all spatial axes; inputs (n, *spatial, c) have outputs (n, c).
 
     Args:
+      batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
 
     Raises:
       TypeError: the axis is not an integer.
-      ValueError: the axis is the batch axis.
+      ValueError: the axis is the batch axis; `batch_axis` is not 0.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.serial(stax.Aggregate(), stax.Dense(64), stax.GlobalSumPool())
     stax.serial(stax.Aggregate(), stax.Dense(64), stax.GlobalSumPool())
     """
 
+    batch_axis: int = 0
     channel_axis: int = -1
 
     def __post_init__(self) -> None:

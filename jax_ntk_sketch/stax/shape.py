@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jax_ntk_sketch._checks import check_flag, check_integer, check_size, set_checked
-from jax_ntk_sketch.stax.base import Layer, set_axes, set_field
+from jax_ntk_sketch.stax.base import Layer, check_batch_axes, set_axes, set_field
 
 # An entry of an index as NumPy has it, and as a record keeps it: "...",
 # "start:stop:step" or an integer. Slices cannot be hashed in Python 3.11.
@@ -46,10 +46,22 @@ class Flatten(Layer):
     Inputs (n, *spatial, c) have outputs (n, d), with d the product of all sizes. The
     kernel is the mean over positions.
 
+    Args:
+      batch_axis, batch_axis_out: must be 0.
+
+    Raises:
+      ValueError: an axis is not 0.
+
     >>> from jax_ntk_sketch import stax
     >>> stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(10))
     stax.serial(stax.Conv(64, (3, 3)), stax.Relu(), stax.Flatten(), stax.Dense(10))
     """
+
+    batch_axis: int = 0
+    batch_axis_out: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_axes(self, "batch_axis", "batch_axis_out")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

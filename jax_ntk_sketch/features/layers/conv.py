@@ -33,7 +33,11 @@ def conv_steps(layer: stax.Conv, spec: Spec, context: Context) -> list[Step]:
     check_window(layer, window, spec)
     if window.trivial:
         dense = stax.Dense(
-            layer.out_chan, layer.W_std, layer.b_std, layer.parameterization, layer.s
+            layer.out_chan,
+            layer.W_std,
+            layer.b_std,
+            parameterization=layer.parameterization,
+            s=layer.s,
         )
         (step,) = layer_rule(dense, spec, context)
         return [dataclasses.replace(step, name=repr(layer))]

@@ -18,6 +18,11 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
     In the standard parameterization NTK' = W² NTK + width NNGP + 1, with the width of
     the finite network that enters, and without the 1 if there is no bias.
     """
+    if not spec.shape and layer.channel_axis not in (-1, 1):
+        raise ValueError(
+            f"{layer!r}: channel_axis must be -1 or 1 where inputs are flat, got "
+            f"{layer.channel_axis}"
+        )
     bias = 1 if layer.b_std else 0
     nngp_dim = spec.nngp_dim + bias
     exact = spec.exact_columns
