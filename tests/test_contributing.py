@@ -30,7 +30,7 @@ for net, x, *names in (
     k = to_stax(net)[2](x, None, "ntk")
     for method in ("exact", *names):
         fmap = jns.feature_map(net, num_features=2048, method=method)
-        phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(1), x), x)
+        phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(1), x, sample=x), x)
         error = jns.validation.relative_error(k, phi @ phi.T)
         assert error < (1e-4 if method == "exact" else 0.15), (net, method, error)
 """

@@ -382,38 +382,37 @@ def feature_map(
 ) -> NetworkFeatureMap:
     r"""Return the feature map of a network.
 
-        .. math:: \langle\Psi(x), \Psi(y)\rangle \approx \Theta(x, y),
+    .. math:: \langle\Psi(x), \Psi(y)\rangle \approx \Theta(x, y),
 
-        where :math:`\Theta` is the kernel of the network of infinite width.
+    where :math:`\Theta` is the kernel of the network of infinite width.
 
-        Args:
-          net: the network, a record of `jax_ntk_sketch.stax`.
-          num_features: the number of columns, which is exact. The error falls like its
-            inverse square root, down to the bias of the method.
-          get: "ntk", "nngp", or a tuple of both.
-          method: a name or a record of `jax_ntk_sketch.methods`. "auto" is
-            "variance_reduced", and never depends on data.
+    Args:
+      net: the network, a record of `jax_ntk_sketch.stax`.
+      num_features: the number of columns, which is exact. The error falls like its
+        inverse square root, down to the bias of the method.
+      get: "ntk", "nngp", or a tuple of both.
+      method: a name or a record of `jax_ntk_sketch.methods`. "auto" is
+        "variance_reduced", and never depends on data.
 
-        Returns:
-          A `NetworkFeatureMap`, with the pure functions `init(key, example)`,
-          `apply(params, x)` and `plan(example)`. If `get` is a tuple, `apply` returns a
-          named tuple with its fields in that order.
+    Returns:
+      A `NetworkFeatureMap`, with the pure functions `init(key, example)`,
+      `apply(params, x)` and `plan(example)`. If `get` is a tuple, `apply` returns a
+      named tuple with its fields in that order.
 
-        Raises:
-          TypeError: `net` is not a record of `stax`; `num_features` is not an integer;
-            `method` is neither a string nor a record.
-          ValueError: `num_features` is less than 1; `get` or `method` is unknown.
+    Raises:
+      TypeError: `net` is not a record of `stax`; `num_features` is not an integer;
+        `method` is neither a string nor a record.
+      ValueError: `num_features` is less than 1; `get` or `method` is unknown.
 
-        >>> import jax
-        >>> import jax.numpy as jnp
-    import numpy as np
-        >>> import jax_ntk_sketch as jns
-        >>> from jax_ntk_sketch import stax
-        >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
-        >>> fmap = jns.feature_map(net, num_features=256)
-        >>> params = fmap.init(jax.random.key(0), (10,))
-        >>> fmap.apply(params, jnp.ones((3, 10))).shape
-        (3, 256)
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_ntk_sketch as jns
+    >>> from jax_ntk_sketch import stax
+    >>> net = stax.serial(stax.Dense(512, W_std=1.4), stax.Relu(), stax.Dense(1))
+    >>> fmap = jns.feature_map(net, num_features=256)
+    >>> params = fmap.init(jax.random.key(0), (10,))
+    >>> fmap.apply(params, jnp.ones((3, 10))).shape
+    (3, 256)
     """
     if not isinstance(net, stax.Layer):
         raise TypeError(
