@@ -2,7 +2,7 @@
 
 import concurrent.futures
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,11 @@ def normalize_rows(x: Array, norm2: Array) -> Array:
     zero = norm2 <= 0
     scale = jnp.where(zero, 0, jax.lax.rsqrt(jnp.where(zero, 1, norm2)))
     return x * scale[..., None]
+
+
+def is_zero(number: Any) -> bool:
+    """Return whether a number is None or 0; an array, which may be traced, is not."""
+    return number is None or (not isinstance(number, jax.Array) and number == 0)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -48,6 +48,8 @@ class Method:
       needs_sample: whether `init` learns from examples, given as `sample=`.
       batch_dependent: whether the features of an example depend on the batch that it
         is in; such features are comparable within one call of `apply` only.
+      takes_scales: whether the scales of the network may be traced: features are then
+        functions of the numbers `fmap.scales()`.
       oversample_width: how many columns a step may have before the final compression,
         as a multiple of `num_features`; 1 means that nothing is compressed.
       max_layer_width: the largest number of columns of an activation that is tried, as
@@ -56,6 +58,7 @@ class Method:
 
     needs_sample: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
+    takes_scales: ClassVar[bool] = False
     # Without a Dense at the end, the NTK is a part of the columns of an activation.
     max_layer_width: ClassVar[int] = 2
 
@@ -138,6 +141,8 @@ class NTKRandomFeatures(Method):
 
     Source: arXiv 2106.07880, Algorithm 2 and section 3.2.
     """
+
+    takes_scales: ClassVar[bool] = True
 
     directions: str = "hadamard"
     antithetic: bool = True
@@ -254,6 +259,7 @@ class Nystrom(Method):
     """
 
     needs_sample: ClassVar[bool] = True
+    takes_scales: ClassVar[bool] = True
 
     landmarks: str = "rpcholesky"
     oversample: float = 3.0
@@ -283,6 +289,7 @@ class Exact(Method):
     """
 
     batch_dependent: ClassVar[bool] = True
+    takes_scales: ClassVar[bool] = True
 
 
 METHODS: dict[str, type[Method]] = {

@@ -47,7 +47,7 @@ def maps():
     learned = dict(landmarks=jns.landmark_features(polynomial, num_features=12))
     learned["nystrom"] = jns.feature_map(NET, num_features=12, method="nystrom")
     for name, fmap in learned.items():
-        yield name, fmap, fmap.init(KEY, X), X
+        yield name, fmap, fmap.init(KEY, (6,), sample=X), X
     own = stax.serial(stax.Dense(1), stax.Elementwise(jnp.sin), stax.Dense(1))
     fmap = jns.feature_map(own, num_features=12, method="ntk_random_features")
     yield "elementwise", fmap, fmap.init(KEY, (6,)), X
@@ -91,7 +91,7 @@ def test_a_linear_model_is_read_as_it_was(tmp_path):
 def test_a_map_with_a_function_is_a_program(tmp_path):
     path = tmp_path / "model.jns"
     fmap = jns.landmark_features(polynomial, num_features=12)
-    params = fmap.init(KEY, X)
+    params = fmap.init(KEY, (6,), sample=X)
     model = fitted(fmap=fmap, params=params)
     io.save(path, model)
     again = io.load(path)
@@ -101,7 +101,7 @@ def test_a_map_with_a_function_is_a_program(tmp_path):
     assert again.fmap.plan((6,)).num_features == 12
     assert again.fmap.plan((6,)).flops == fmap.plan((6,)).flops
     with pytest.raises(ValueError, match="has the parameters of its file only"):
-        again.fmap.init(KEY, X)
+        again.fmap.init(KEY, (6,), sample=X)
     with pytest.raises(ValueError, match=r"must have shape \(n, 6\), for which the"):
         again.fmap.apply(again.params, X[:, :5])
     io.save(path, again)

@@ -16,6 +16,7 @@ from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds, in_order
 from jax_ntk_sketch._typing import (
     Array,
     ArrayLike,
+    Dtype,
     Examples,
     Get,
     Key,
@@ -32,6 +33,7 @@ from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.features.step import Step, extra_inputs
+from jax_ntk_sketch.stax.scales import check_scales, scales_of
 
 # A number for each kernel: a float, or a tuple if `get` is a tuple; None if unknown.
 PerKernel = float | tuple[float, ...] | None
@@ -83,6 +85,7 @@ class NetworkFeatureMap:
         sample: Examples | None = None,
         pattern: PyTree = None,
         mask: ArrayLike | None = None,
+        scales: PyTree = None,
     ) -> dict[str, PyTree]:
         """Return parameters, drawn at random or learned from a sample.
 
@@ -94,6 +97,7 @@ class NetworkFeatureMap:
           sample: examples `(n, *shape)` to learn from, finite and like those to come.
             "nystrom" needs them, and other methods do not read them.
           pattern, mask: the edges and nodes of the sample, as for `apply`.
+          scales: the scales of the network that is learned from, as for `apply`.
 
         Returns:
           A pytree whose arrays are float32 or small integers.
@@ -115,10 +119,42 @@ class NetworkFeatureMap:
         reason = f"{resolved.method} learns from data"
         learns = resolved._learns(shape)
         rows = _maps.check_sample(owner, sample, shape, reason if learns else None)
+        dtype = jnp.result_type(float) if rows is None else rows.dtype
+        scales = resolved._check_scales(owner, scales, dtype)
         if rows is None:
             return resolved._draw(key, shape)
         inputs = resolved._extra_inputs(owner, rows, pattern, mask)
-        return resolved._draw(key, shape, rows, inputs)
+        return resolved._draw(key, shape, rows, inputs, scales)
+
+    def scales(self) -> tuple[dict[str, float], ...]:
+        """Return all `W_std` and `b_std` of the network: a dictionary for each layer.
+
+        They are the numbers that `init`, `apply` and
+        `jax_ntk_sketch.interop.neural_tangents.to_stax` take as `scales`. Attention has
+        its four, `W_key_std` and others. Where `b_std` is None or 0 there is no bias,
+        and no number.
+
+        >>> import jax_ntk_sketch as jns
+        >>> from jax_ntk_sketch import stax
+        >>> net = stax.serial(stax.Dense(9, 1.4, 0.1), stax.Relu(), stax.Dense(1))
+        >>> jns.feature_map(net, num_features=8).scales()
+        ({'W_std': 1.4, 'b_std': 0.1}, {'W_std': 1.0})
+        """
+        return scales_of(self.net)
+
+    def _check_scales(self, owner: str, scales: PyTree, dtype: Dtype) -> PyTree:
+        """Return the scales in this dtype; None if there are none."""
+        if scales is None:
+            return None
+        if not self.method.takes_scales:
+            known = [m for m, record in methods.METHODS.items() if record.takes_scales]
+            raise ValueError(
+                f"{owner}: scales must be None with {self.method}, which reads the "
+                "scales of the network before it is traced; the methods "
+                f"{', '.join(map(repr, known))} take them"
+            )
+        check_scales(owner, self.net, scales)
+        return jax.tree.map(lambda scale: jnp.asarray(scale, dtype), scales)
 
     def _learns(self, shape: Shape) -> bool:
         return any(
@@ -131,6 +167,7 @@ class NetworkFeatureMap:
         shape: Shape,
         sample: Array | None = None,
         inputs: dict[str, PyTree] | None = None,
+        scales: PyTree = None,
     ) -> dict[str, PyTree]:
         """Return parameters; steps that learn have their shapes only without a sample.
 
@@ -140,7 +177,7 @@ class NetworkFeatureMap:
         params: dict[str, PyTree] = {"origin": Origin(shape, self.num_features)}
         inputs = inputs or {}
         for kind in self.kinds:
-            first, *steps = _steps(self, kind, shape, 1)
+            first, *steps = _scaled_steps(self, kind, shape, 1, scales)
             keys = jax.random.split(key, 1 + len(steps))
             f = None if sample is None else self._enter(first, sample, inputs)[0]
             params[kind] = [
@@ -163,6 +200,7 @@ class NetworkFeatureMap:
         batch_size: int | None = None,
         pattern: PyTree = None,
         mask: ArrayLike | None = None,
+        scales: PyTree = None,
     ) -> Array | KernelFeatures:
         """Return the features of examples.
 
@@ -183,6 +221,9 @@ class NetworkFeatureMap:
             nodes have no values and no edges, whatever x and pattern hold there, and
             are left out of sums and averages over nodes. Padded graphs need it if a
             layer has a bias or if nodes are averaged.
+          scales: scalars in the places of `scales()`, which may be traced, with the
+            methods "ntk_random_features", "nystrom" and "exact". Gradients with respect
+            to them are those of the features. By default the numbers of the network.
 
         Returns:
           Features `(n, num_features)` in the dtype of `x`; `KernelFeatures` of two such
@@ -193,7 +234,8 @@ class NetworkFeatureMap:
           TypeError: `params` is not a dictionary; `x` is complex or sparse.
           ValueError: `x` has the wrong rank or size; `params` were made for another map
             or another shape of examples; `batch_size` is given with method "exact"; the
-            network needs a `pattern`, or cannot use the `pattern` or `mask` given.
+            network needs a `pattern`, or cannot use the `pattern` or `mask` given;
+            the method does not take `scales`.
         """
         owner = "NetworkFeatureMap.apply"
         _maps.check_params(owner, params)
@@ -213,8 +255,9 @@ class NetworkFeatureMap:
                 f"got shape {x.shape}"
             )
         inputs = resolved._extra_inputs(owner, x, pattern, mask)
+        scales = resolved._check_scales(owner, scales, x.dtype)
         if batch_size is None:
-            return resolved._apply(params, x, inputs)
+            return resolved._apply(params, x, inputs, scales)
         _checks.check_size(owner, "batch_size", batch_size)
         if resolved.method.batch_dependent:
             raise ValueError(
@@ -222,7 +265,9 @@ class NetworkFeatureMap:
                 f"features depend on the whole batch; got {batch_size}"
             )
         return fitting.in_batches(
-            lambda rows: resolved._apply(params, *rows), (x, inputs), batch_size
+            lambda rows: resolved._apply(params, rows[0], rows[1], scales),
+            (x, inputs),
+            batch_size,
         )
 
     def _extra_inputs(
@@ -239,11 +284,11 @@ class NetworkFeatureMap:
         return check_extra_inputs(owner, layers, extra_inputs(steps), x, given)
 
     def _apply(
-        self, params: PyTree, x: Array, inputs: dict[str, PyTree]
+        self, params: PyTree, x: Array, inputs: dict[str, PyTree], scales: PyTree
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
         for kind in self.kinds:
-            first, *steps = _steps(self, kind, x.shape[1:], len(x))
+            first, *steps = _scaled_steps(self, kind, x.shape[1:], len(x), scales)
             f, factor = self._enter(first, x, inputs)
             f = fitting.run_steps(steps, params[kind][1:], f, inputs)
             out[kind] = getattr(f, kind) * factor[:, None]
@@ -454,6 +499,16 @@ def _steps(fmap: NetworkFeatureMap, kind: Kind, shape: Shape, batch: int) -> lis
     if batch != 1 and not fmap.method.batch_dependent:
         return _steps(fmap, kind, shape, 1)
     return build_steps(fmap.net, fmap.method, kind, fmap.num_features, shape, batch)
+
+
+def _scaled_steps(
+    fmap: NetworkFeatureMap, kind: Kind, shape: Shape, batch: int, scales: PyTree
+) -> list[Step]:
+    """Return the steps with these scales, which cannot be cached if there are some."""
+    if scales is None:
+        return _steps(fmap, kind, shape, batch)
+    m = fmap.num_features
+    return build_steps(fmap.net, fmap.method, kind, m, shape, batch, scales)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """From a network and a method to the steps of a feature map."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from jax_ntk_sketch.features.state import (
 from jax_ntk_sketch.features.step import Context, Step, extra_inputs, network_rule
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.sketch import SRHT
+from jax_ntk_sketch.stax.scales import with_scales
 
 # Layers that remove the spatial axes.
 _FLATTENING = (stax.Flatten, stax.GlobalAvgPool, stax.GlobalSumPool)
@@ -46,6 +48,7 @@ def build_steps(
     num_features: int,
     shape: Shape,
     batch: int,
+    scales: PyTree = None,
 ) -> list[Step]:
     """Return the steps of the map from inputs to features of one kernel.
 
@@ -60,13 +63,32 @@ def build_steps(
       num_features: the number of columns at the output.
       shape: the shape of one example.
       batch: the number of examples, for methods whose features depend on it.
+      scales: numbers in the place of the scales of the network, which may be traced.
 
     Raises:
       TooFewFeaturesError: the method needs more columns.
       ValueError: the network cannot be read, or the method does not support it.
     """
-    if method.batch_dependent:  # has as many columns as the batch needs
-        return _steps(net, Context(method, kind == "ntk", 0, batch), shape)
+    columns = _max_columns(net, method, kind, num_features, shape)
+    context = Context(method, kind == "ntk", columns, batch)
+    if scales is not None:
+        net = with_scales(net, scales)
+    steps = _steps(net, context, shape)
+    if method.batch_dependent:
+        return steps
+    return [*steps, _output(kind, steps[-1].single_spec, num_features)]
+
+
+@functools.lru_cache(maxsize=256)
+def _max_columns(
+    net: stax.Layer, method: Method, kind: Kind, num_features: int, shape: Shape
+) -> int:
+    """Return the largest number of columns that an activation may return.
+
+    It is 0 for methods that have as many columns as the batch needs.
+    """
+    if method.batch_dependent:
+        return 0
 
     def with_columns(max_columns: int) -> list[Step]:
         return _steps(net, Context(method, kind == "ntk", max_columns), shape)
@@ -79,8 +101,7 @@ def build_steps(
     if needed > budget and _has_activations(net):
         minimum = math.ceil(needed / method.oversample_width)
         raise TooFewFeaturesError(method, num_features, minimum)
-    steps = with_columns(_largest(fits, budget, method.max_layer_width * budget))
-    return [*steps, _output(kind, steps[-1].single_spec, num_features)]
+    return _largest(fits, budget, method.max_layer_width * budget)
 
 
 def _largest(fits: Callable[[int], bool], guess: int, most: int) -> int:

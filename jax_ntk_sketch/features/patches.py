@@ -11,7 +11,7 @@ import operator
 
 import jax.numpy as jnp
 
-from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._numerics import is_zero, matmul
 from jax_ntk_sketch._typing import (
     KINDS,
     Array,
@@ -109,7 +109,7 @@ class Patches:
         if self.window is None:
             return matmul(x, z.T)
         c = self.channels
-        parts = [self.bias * z[:, -1]] if self.bias else []
+        parts = [self.bias * z[:, -1]] if not is_zero(self.bias) else []
         for i, pixels in enumerate(self.window.shifts(x)):
             parts.append(matmul(pixels, z[:, i * c : (i + 1) * c].T))
         return functools.reduce(operator.add, parts)
@@ -205,7 +205,7 @@ class Projection:
             jnp.matmul(self.patches.channel_means(x, columns), images)
             for columns, images in ((constants, along[:k]), (linears, along[k:]))
         )
-        return constant + bias if self.patches.bias else constant, linear
+        return constant if is_zero(self.patches.bias) else constant + bias, linear
 
     def _images_of_means(
         self, params: PyTree, columns: Shape, dtype: Dtype
@@ -259,7 +259,7 @@ def concatenate_patches(spec: Spec) -> Step:
     dims = {kind: Patches.of(spec, kind).dim for kind in spec.kinds}
     nngp_dim, ntk_dim = dims.get("nngp", 0), dims.get("ntk", 0)
     exact = spec.exact_columns.repeated(spec, window.size)
-    if patches.nngp_bias:
+    if not is_zero(patches.nngp_bias):
         exact = exact._replace(constants=(*exact.constants, nngp_dim - 1))
         if ntk_dim:
             exact = exact._replace(ntk_constants=(*exact.ntk_constants, ntk_dim - 1))
@@ -291,7 +291,7 @@ def sketch_patches(spec: Spec, context: Context) -> Step:
     channels = {kind: sum(spec.exact_columns.of_kind(kind), ()) for kind in KINDS}
     has_exact = any(channels.values())
     # A constant coordinate of the patches becomes the first constant.
-    with_bias = int(has_exact and Patches.of(spec, "nngp").bias != 0)
+    with_bias = int(has_exact and not is_zero(Patches.of(spec, "nngp").bias))
     dims = {kind: sketch_dim + len(channels[kind]) + with_bias for kind in spec.kinds}
     out = dataclasses.replace(
         spec,

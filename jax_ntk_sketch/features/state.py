@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
+from jax_ntk_sketch._numerics import is_zero
 from jax_ntk_sketch._typing import KINDS, Array, Kind, Shape
 from jax_ntk_sketch.sketch import Window
 
@@ -289,7 +290,7 @@ def with_feature_norms(
 # Columns
 
 
-def with_constant(x: Array, value: float | None, first: bool = False) -> Array:
+def with_constant(x: Array, value: float | Array | None, first: bool = False) -> Array:
     """Return x (..., a) with one more column of `value`; without it if there is none.
 
     Args:
@@ -297,7 +298,7 @@ def with_constant(x: Array, value: float | None, first: bool = False) -> Array:
       value: the constant; there is no column for 0 and None.
       first: whether the column is the first one rather than the last.
     """
-    if not value:
+    if value is None or is_zero(value):
         return x
     column = jnp.full((*x.shape[:-1], 1), value, x.dtype)
     return jnp.concatenate([column, x] if first else [x, column], axis=-1)

@@ -24,8 +24,9 @@ from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import ArrayLike, KernelFn, PyTree
 from jax_ntk_sketch.interop import _import_hook
 from jax_ntk_sketch.kernels.duals.activations import QUADRATURE_NODES
+from jax_ntk_sketch.stax.scales import check_scales, with_scales
 
-__all__ = ["load", "to_stax"]
+__all__ = ["load", "to_stax", "triple_rule"]
 
 # `(init_fn, apply_fn, kernel_fn)`, as every layer of Neural Tangents is.
 Triple: TypeAlias = tuple[Callable[..., PyTree], Callable[..., PyTree], KernelFn]
@@ -87,14 +88,13 @@ def load() -> types.ModuleType:
             ) from error
 
 
-@functools.singledispatch
-def to_stax(net: stax.Layer) -> Triple:
+def to_stax(net: stax.Layer, *, scales: PyTree = None) -> Triple:
     """Return a network as a layer of `neural_tangents.stax`.
-
-    Each type of record has an implementation; `@to_stax.register` adds one.
 
     Args:
       net: a record of `jax_ntk_sketch.stax`.
+      scales: scalars in the places of all `W_std` and `b_std` of the network, as
+        `fmap.scales()` has them, which may be traced. By default the numbers of `net`.
 
     Returns:
       `(init_fn, apply_fn, kernel_fn)`. `init_fn(key, input_shape)` returns the shape of
@@ -104,7 +104,8 @@ def to_stax(net: stax.Layer) -> Triple:
 
     Raises:
       TypeError: `net` is not a record, or a record without an implementation.
-      ValueError: Neural Tangents does not have this layer.
+      ValueError: Neural Tangents does not have this layer; `scales` have another
+        structure.
       ImportError: Neural Tangents is not installed.
 
     >>> import jax
@@ -115,15 +116,30 @@ def to_stax(net: stax.Layer) -> Triple:
     >>> kernel_fn(jax.numpy.ones((1, 3)), None, ("nngp", "ntk"))
     AnalyticKernel(nngp=Array([[2.]], dtype=float32), ntk=Array([[4.]], dtype=float32))
     """
-    known = ", ".join(sorted(record.__name__ for record in to_stax.registry))
+    if scales is not None:
+        check_scales("to_stax", net, scales)
+        net = with_scales(net, scales)
+    return triple_rule(net)
+
+
+@functools.singledispatch
+def triple_rule(net: stax.Layer) -> Triple:
+    """Return the triple of one layer; each type of record has an implementation.
+
+    `@triple_rule.register` adds one.
+
+    Raises:
+      TypeError: `net` is not a record, or a record without an implementation.
+    """
+    known = ", ".join(sorted(record.__name__ for record in triple_rule.registry))
     raise TypeError(
         f"to_stax: net must be made of records of jax_ntk_sketch.stax that have a "
         f"rule ({known}), got {type(net).__name__}; give a record a rule with "
-        "@to_stax.register"
+        "@triple_rule.register"
     )
 
 
-def namesake_to_stax(
+def namesake_triple(
     net: stax.Layer, leave_out: Sequence[str] = (), **replaced: Any
 ) -> Triple:
     """Return the layer with the name of a record, given its fields by keyword."""
@@ -139,63 +155,63 @@ for _record in (
     *(stax.Dropout, stax.Flatten, stax.GlobalSelfAttention, stax.Identity),
     *(stax.FanInConcat, stax.FanInProd, stax.FanInSum, stax.FanOut),
 ):
-    to_stax.register(_record, namesake_to_stax)
+    triple_rule.register(_record, namesake_triple)
 
 
-@to_stax.register
-def elementwise_to_stax(net: stax.Elementwise) -> Triple:
+@triple_rule.register
+def elementwise_triple(net: stax.Elementwise) -> Triple:
     if net.nngp_fn is None:  # Neural Tangents' Elementwise has no kernel then
         return load().stax.ElementwiseNumerical(net.fn, QUADRATURE_NODES)
-    return namesake_to_stax(net)
+    return namesake_triple(net)
 
 
-@to_stax.register
-def serial_to_stax(net: stax.Serial) -> Triple:
+@triple_rule.register
+def serial_triple(net: stax.Serial) -> Triple:
     # Neural Tangents has no empty `serial`.
-    return load().stax.serial(*map(to_stax, net.layers or (stax.Identity(),)))
+    return load().stax.serial(*map(triple_rule, net.layers or (stax.Identity(),)))
 
 
-@to_stax.register
-def parallel_to_stax(net: stax.Parallel) -> Triple:
-    return load().stax.parallel(*map(to_stax, net.layers))
+@triple_rule.register
+def parallel_triple(net: stax.Parallel) -> Triple:
+    return load().stax.parallel(*map(triple_rule, net.layers))
 
 
-@to_stax.register
-def conv_to_stax(net: stax.Conv) -> Triple:
+@triple_rule.register
+def conv_triple(net: stax.Conv) -> Triple:
     if any(step != 1 for step in net.dilation or ()):
         raise ValueError(
             "to_stax: dilation must be 1, because Neural Tangents has no dilated "
             f'convolution, got {net!r}; use its features, for example method="exact"'
         )
-    return namesake_to_stax(net, leave_out=["dilation"])
+    return namesake_triple(net, leave_out=["dilation"])
 
 
-@to_stax.register
-def aggregate_to_stax(net: stax.Aggregate) -> Triple:
-    return _with_axes_in_order(namesake_to_stax(net, leave_out=["signed", "to_dense"]))
+@triple_rule.register
+def aggregate_triple(net: stax.Aggregate) -> Triple:
+    return _with_axes_in_order(namesake_triple(net, leave_out=["signed", "to_dense"]))
 
 
-@to_stax.register
-def image_resize_to_stax(net: stax.ImageResize) -> Triple:
+@triple_rule.register
+def image_resize_triple(net: stax.ImageResize) -> Triple:
     if net.method not in ("nearest", "linear"):
         raise ValueError(
             'to_stax: method must be "nearest" or "linear", of which Neural Tangents '
             f'has kernels, got {net!r}; use its features, for example method="exact"'
         )
     precision = jax.lax.Precision[net.precision.upper()]
-    return _with_axes_in_order(namesake_to_stax(net, precision=precision))
+    return _with_axes_in_order(namesake_triple(net, precision=precision))
 
 
-@to_stax.register
-def index_to_stax(net: stax.Index) -> Triple:
-    return namesake_to_stax(net, idx=net.slices)
+@triple_rule.register
+def index_triple(net: stax.Index) -> Triple:
+    return namesake_triple(net, idx=net.slices)
 
 
-@to_stax.register
-def dot_general_to_stax(net: stax.DotGeneral) -> Triple:
+@triple_rule.register
+def dot_general_triple(net: stax.DotGeneral) -> Triple:
     if net.lhs is None and net.rhs is None:  # Neural Tangents 0.6.5 fails here
         return load().stax.Identity()
-    return namesake_to_stax(
+    return namesake_triple(
         net,
         lhs=None if net.lhs is None else np.asarray(net.lhs),
         rhs=None if net.rhs is None else np.asarray(net.rhs),

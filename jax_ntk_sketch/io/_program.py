@@ -13,7 +13,7 @@ from jax import export
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._plan import Plan, PlanRow
-from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds, in_order
 from jax_ntk_sketch._typing import (
     Array,
     ArrayLike,
@@ -110,9 +110,7 @@ class ProgramFeatureMap:
         rows = jnp.pad(x.astype(jnp.float32), [(0, rest)] + [(0, 0)] * (x.ndim - 1))
         arrays = in_batches(lambda x: _called(self.program)(params, x), rows, size)
         arrays = [phi[:n] for phi in arrays]
-        if isinstance(self.get, str):
-            return arrays[0]
-        return KernelFeatures(**dict(zip(self.kinds, arrays, strict=True)))
+        return in_order(self.kinds, dict(zip(self.kinds, arrays, strict=True)))
 
     def plan(
         self, example: Shape | Examples, *, batch_size: int | None = None, **named: Any

@@ -222,7 +222,7 @@ def _after_identity(layer: stax.Layer, k: _State) -> _State:
 
 @_after.register
 def _after_dense(layer: stax.Dense, k: _Kernels) -> _Kernels:
-    weight, bias = layer.W_std**2, (layer.b_std or 0.0) ** 2
+    weight, bias = layer.W_std**2, 0.0 if layer.b_std is None else layer.b_std**2
 
     def dense(pair: KernelPair) -> KernelPair:
         nngp = weight * pair.nngp + bias

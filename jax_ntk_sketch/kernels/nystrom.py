@@ -16,6 +16,7 @@ Source: Williams and Seeger, Using the Nystrom method to speed up kernel machine
 Algorithms 4.1 and 4.2 (in blocks).
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -87,6 +88,7 @@ def rpcholesky(
     if block is None:
         block = min(_MAX_BLOCK, -(-num_landmarks // 8))
     block = min(check_size("rpcholesky", "block", block), num_landmarks)
+    diagonal = jax.lax.stop_gradient(diagonal)  # the choice has no gradient
     floor = 10 * jnp.finfo(diagonal.dtype).eps * diagonal
     num_blocks = -(-num_landmarks // block)
 
@@ -94,7 +96,7 @@ def rpcholesky(
         factor, left, free, chosen = state
         index = _draw(keys[i], left, free, block)
         # Columns of what is left of the kernel, and a Cholesky factor of their block.
-        columns = column(index) - matmul(factor, factor[index].T)
+        columns = jax.lax.stop_gradient(column(index)) - matmul(factor, factor[index].T)
         columns = matmul(columns, inverse_sqrt(columns[index]).root)
         left = left - jnp.sum(columns**2, axis=-1)
         # Rounding must not be taken for directions that are left.
@@ -165,7 +167,7 @@ def inverse_sqrt(k: Array) -> InverseRoot:
     eye = jnp.eye(len(k), dtype=k.dtype)
     unit = (unit + unit.T) / 2 + jnp.where(nonzero, 0, 1) * eye
 
-    def factor(delta: Array) -> Array:
+    def factor(unit: Array, delta: Array) -> Array:
         return jnp.linalg.cholesky(unit + delta * eye, symmetrize_input=False)
 
     def has_failed(state: tuple[Array, Array]) -> Array:
@@ -174,7 +176,7 @@ def inverse_sqrt(k: Array) -> InverseRoot:
 
     def try_larger(state: tuple[Array, Array]) -> tuple[Array, Array]:
         delta = 10 * state[0]
-        return delta, factor(delta)
+        return delta, factor(constant, delta)
 
     def invert(root: Array) -> tuple[Array, Array]:
         inverse = jax.scipy.linalg.solve_triangular(root, eye, lower=True).T
@@ -186,8 +188,11 @@ def inverse_sqrt(k: Array) -> InverseRoot:
         inverse = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
         return vectors * inverse, jnp.sum(~kept, dtype=jnp.int32)
 
-    start = jnp.asarray(eps, k.dtype)
-    _, root = jax.lax.while_loop(has_failed, try_larger, (start, factor(start)))
+    # A loop of unknown length has no gradient, and delta is a constant for it.
+    start, constant = jnp.asarray(eps, k.dtype), jax.lax.stop_gradient(unit)
+    first = start, factor(constant, start)
+    delta, _ = jax.lax.while_loop(has_failed, try_larger, first)
+    root = factor(unit, delta)
     definite = jnp.isfinite(root).all() | ~jnp.isfinite(unit).all()
     inverse, left_out = jax.lax.cond(definite, invert, project, root)
     return InverseRoot(inverse * scale[:, None], left_out)
@@ -223,8 +228,29 @@ def principal_sqrt(cross: Array, gram: Array, num_features: int) -> InverseRoot:
     if m <= num_features:
         return InverseRoot(jnp.pad(root, [(0, 0), (0, num_features - m)]), left_out)
     phi = matmul(cross, root)
-    directions = jnp.linalg.eigh(matmul(phi.T, phi))[1]
-    return InverseRoot(matmul(root, directions[:, m - num_features :]), left_out)
+    directions = _leading_directions(matmul(phi.T, phi), num_features)
+    return InverseRoot(matmul(root, directions), left_out)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _leading_directions(a: Array, count: int) -> Array:
+    """Return orthonormal columns (m, count) that span the largest eigenvalues of a."""
+    return jnp.linalg.eigh(a)[1][:, len(a) - count :]
+
+
+@_leading_directions.defjvp
+def _(count: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Return the derivative of the space, with no rotation within it.
+
+    Equal eigenvalues on one side are no obstacle, as they are for those of `eigh`.
+    """
+    values, vectors = jnp.linalg.eigh(primals[0])
+    split = len(values) - count
+    rest, kept = vectors[:, :split], vectors[:, split:]
+    gap = values[split:] - values[:split, None]
+    tied = gap <= jnp.finfo(values.dtype).eps * values[-1]
+    turned = matmul(rest.T, matmul(tangents[0], kept))
+    return kept, matmul(rest, jnp.where(tied, 0, turned / jnp.where(tied, 1, gap)))
 
 
 def warn_left_out(owner: str, left_out: Array, num_landmarks: int) -> None:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._numerics import matmul, next_power_of_two
+from jax_ntk_sketch._numerics import is_zero, matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch import PatchSRHT, Window
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
@@ -235,7 +235,7 @@ class HadamardPatchDirections:
         """Draw the signs, and normal components along a constant coordinate."""
         sketch_key, bias_key = jax.random.split(key)
         params = self._sketch.init(sketch_key)
-        if self.bias and "bias" in params:
+        if not is_zero(self.bias) and "bias" in params:
             bias = jax.random.normal(bias_key, (self.output_dim,), jnp.float32)
             params["bias"] = bias
         return params

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._numerics import next_power_of_two
+from jax_ntk_sketch._numerics import is_zero, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
 from jax_ntk_sketch.sketch.signs import random_signs
@@ -128,7 +128,7 @@ class PatchSRHT:
         for fold, signs in zip(self._folds, params["fold"], strict=True):
             image = fold.apply(signs, image)
         z = hadamard_transform(image)[..., : self.output_dim]
-        if self.bias:
+        if not is_zero(self.bias):
             # A sign for each column. One for all of them would be noise that no number
             # of columns averages, where columns are directions or factors of a product.
             value = self.bias * self._folded_dim**-0.5

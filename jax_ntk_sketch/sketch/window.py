@@ -8,6 +8,7 @@ import operator
 
 import jax.numpy as jnp
 
+from jax_ntk_sketch._numerics import is_zero
 from jax_ntk_sketch._typing import Array, Shape
 
 
@@ -142,7 +143,7 @@ class Window:
 
     def patch_dim(self, channels: int, bias: float = 0.0) -> int:
         """Return the channels of `patches` of an image with `channels`."""
-        return self.size * channels + int(bias != 0)
+        return self.size * channels + int(not is_zero(bias))
 
     def patches(self, x: Array, bias: float = 0.0) -> Array:
         """Return the direct sum over the window, `(..., *out, patch_dim)`.
@@ -150,7 +151,7 @@ class Window:
         With a `bias` it has one more channel, of this value.
         """
         parts = self.shifts(x)
-        if bias:
+        if not is_zero(bias):
             parts.append(jnp.full((*parts[0].shape[:-1], 1), bias, x.dtype))
         return jnp.concatenate(parts, axis=-1)
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+
 from jax_ntk_sketch._checks import (
     check_choice,
     check_integer,
@@ -46,7 +48,7 @@ class Layer:
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 arguments.append(_text(value))
-            elif value != field.default:
+            elif isinstance(value, jax.Array) or value != field.default:
                 arguments.append(f"{field.name}={_text(value)}")
         prefix = "stax." if _is_ours(type(self)) else ""
         return f"{prefix}{_json_name(type(self))}({', '.join(arguments)})"

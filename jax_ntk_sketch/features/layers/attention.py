@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._numerics import evaluate_eagerly, matmul
+from jax_ntk_sketch._numerics import evaluate_eagerly, is_zero, matmul
 from jax_ntk_sketch._typing import Array, PyTree, Shape
 from jax_ntk_sketch.features.graph_inputs import check_mask
 from jax_ntk_sketch.features.layers._spatial import check_spatial
@@ -98,7 +98,7 @@ def _linear_scaling_step(
             return mechanism(jnp.where(exists, scores, _MASKED_SCORE))
         return jnp.where(exists, mechanism(scores), 0)
 
-    bias = int(bool(layer.b_std))
+    bias = int(not is_zero(layer.b_std))
     nngp_dim, ntk_dim = spec.nngp_dim + values.columns, spec.ntk_dim + values.columns
     after = after_weighted_sum(spec, layer.attention_mechanism == "IDENTITY")
     mixed = after.exact_columns
@@ -157,7 +157,7 @@ def _sqrt_scaling_step(
     keys = _Embedded.of(layer, spec)
     values = keys if layer.val_pos_emb else _Embedded.none()
     std = layer.W_query_std * layer.W_key_std * layer.W_out_std * layer.W_value_std
-    bias = int(bool(layer.b_std))
+    bias = int(not is_zero(layer.b_std))
     parts = _products(spec, context, keys.columns, values.columns)
     nngp_dim = parts["nngp"].columns
     ntk_dim = sum(parts[name].columns for name in ("ntk1", "ntk2") if name in parts)

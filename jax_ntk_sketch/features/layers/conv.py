@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import is_zero
 from jax_ntk_sketch._typing import KINDS, Array, Key, Kind, PyTree
 from jax_ntk_sketch.features.layers._spatial import check_spatial, check_window
 from jax_ntk_sketch.features.patches import materialize_patches
@@ -20,6 +21,7 @@ from jax_ntk_sketch.features.state import (
 )
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 from jax_ntk_sketch.sketch import SRHT, Window
+from jax_ntk_sketch.stax.scales import recast
 
 
 @layer_rule.register
@@ -32,23 +34,17 @@ def conv_steps(layer: stax.Conv, spec: Spec, context: Context) -> list[Step]:
     window = Window(layer.filter_shape, layer.strides, layer.padding, layer.dilation)
     check_window(layer, window, spec)
     if window.trivial:
-        dense = stax.Dense(
-            layer.out_chan,
-            layer.W_std,
-            layer.b_std,
-            parameterization=layer.parameterization,
-            s=layer.s,
-        )
+        dense = recast(layer, stax.Dense, out_dim=layer.out_chan)
         (step,) = layer_rule(dense, spec, context)
         return [dataclasses.replace(step, name=repr(layer))]
     scale = layer.W_std / math.sqrt(window.size)
-    b_std = layer.b_std or 0.0
+    b_std = 0.0 if layer.b_std is None else layer.b_std
     # The NTK features get the NNGP features appended. In the standard parameterization
     # the size of the filter is in the mean already.
     appended_scale, ntk_bias = scale, b_std
     if layer.parameterization == "standard":
         appended_scale = math.sqrt(spec.finite_channels / layer.s[0])
-        ntk_bias = float(b_std > 0)
+        ntk_bias = float(not is_zero(layer.b_std))
     exact = spec.exact_columns
     out = dataclasses.replace(
         spec,
@@ -86,7 +82,7 @@ def conv_local_steps(layer: stax.ConvLocal, spec: Spec, context: Context) -> lis
 
 def _as_conv(layer: stax.ConvLocal | stax.ConvTranspose) -> stax.Conv:
     """Return the convolution with the arguments of a layer."""
-    return stax.Conv(**vars(layer))
+    return recast(layer, stax.Conv)
 
 
 def _decorrelate_positions(spec: Spec, context: Context) -> Step:
@@ -179,7 +175,7 @@ def conv_transpose_steps(
         return Features(spread(f.nngp), spread(f.ntk), variance)
 
     first = linear_step("zeros between pixels", spec, padded, apply)
-    conv = dataclasses.replace(_as_conv(layer), strides=None, padding="VALID")
+    conv = recast(layer, stax.Conv, strides=None, padding="VALID")
     rest = layer_rule(conv, padded, context)
     rest[-1] = dataclasses.replace(rest[-1], name=repr(layer))
     return [first, *rest]

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import is_zero
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features.state import Features, Spec, with_constant
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
@@ -23,7 +24,7 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
             f"{layer!r}: channel_axis must be -1 or 1 where inputs are flat, got "
             f"{layer.channel_axis}"
         )
-    bias = 1 if layer.b_std else 0
+    bias = int(not is_zero(layer.b_std))
     nngp_dim = spec.nngp_dim + bias
     exact = spec.exact_columns
     if bias:
@@ -42,7 +43,7 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
     def apply(params: PyTree, f: Features) -> Features:
         nngp = with_constant(layer.W_std * f.nngp, layer.b_std)
         variance = layer.W_std**2 * f.nngp_diag
-        if layer.b_std:
+        if layer.b_std is not None and bias:
             variance = variance + layer.b_std**2
         if not context.wants_ntk:
             return Features(nngp, f.ntk, variance)
