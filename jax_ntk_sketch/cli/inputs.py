@@ -3,7 +3,6 @@
 import argparse
 import math
 
-
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Key, PyTree, Shape
 from jax_ntk_sketch.batches.prepared import Prepared

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from jax_ntk_sketch import _checks, methods, stax
 from jax_ntk_sketch._arrays import to_jax
-from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds, in_order
 from jax_ntk_sketch._typing import (
     Array,
@@ -146,13 +145,7 @@ class NetworkFeatureMap:
         """Return the scales in this dtype; None if there are none."""
         if scales is None:
             return None
-        if not self.method.takes_scales:
-            known = [m for m, record in methods.METHODS.items() if record.takes_scales]
-            raise ValueError(
-                f"{owner}: scales must be None with {self.method}, which reads the "
-                "scales of the network before it is traced; the methods "
-                f"{', '.join(map(repr, known))} take them"
-            )
+        _maps.check_takes_scales(owner, self.method)
         check_scales(owner, self.net, scales)
         return jax.tree.map(lambda scale: jnp.asarray(scale, dtype), scales)
 
@@ -358,7 +351,7 @@ class NetworkFeatureMap:
         for kind in self.kinds:
             steps = _steps(resolved, kind, shape, batch)
             own_rows = [
-                _plan_row(f"{kind}[{i}] {step.name}", step)
+                step.plan_row(f"{kind}[{i}] {step.name}")
                 for i, step in enumerate(steps)
             ]
             rows += own_rows
@@ -474,23 +467,6 @@ def feature_map(
             f"use get={kinds[0]!r}"
         )
     return NetworkFeatureMap(net, num_features, kinds, methods.from_name(method))
-
-
-def _plan_row(name: str, step: Step) -> PlanRow:
-    """Return the row of a step, without allocating its parameters."""
-    shapes = jax.eval_shape(step.init, jax.random.key(0))
-    return PlanRow(
-        name=name,
-        nngp_features=step.spec.nngp_dim,
-        ntk_features=step.spec.ntk_dim,
-        param_bytes=sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(shapes)
-        ),
-        flops=step.flops,
-        live_elements=step.live_elements,
-        bias=step.bias() if step.bias else None,
-    )
 
 
 @functools.lru_cache(maxsize=256)

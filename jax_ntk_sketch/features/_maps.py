@@ -134,6 +134,21 @@ def check_shape(owner: str, x: ArrayLike, shape: Shape, reason: str) -> Array:
     return x
 
 
+def check_takes_scales(owner: str, method: methods.Method) -> None:
+    """Check that a method takes scales that may be traced.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if not method.takes_scales:
+        known = [name for name, m in methods.METHODS.items() if m.takes_scales]
+        raise ValueError(
+            f"{owner}: scales must be None with {method}, which reads the scales of "
+            f"the network before it is traced; the methods {', '.join(map(repr, known))} "
+            "take them"
+        )
+
+
 def plan_sizes(
     owner: str, example: Shape | Examples, batch_size: int | None
 ) -> tuple[Shape, int, int]:

@@ -6,12 +6,15 @@ and `network_rule` on the method for a network as a whole.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._plan import PlanRow
 from jax_ntk_sketch._typing import Key, Kind, PyTree
 from jax_ntk_sketch.features.state import AnyFeatures, Branches, Features, Spec
 from jax_ntk_sketch.kernels import DualActivation
@@ -125,6 +128,22 @@ class Step:
         if self.fit is None:
             return self.init(key)
         return self.fit(key, f, **self._select(inputs))
+
+    def plan_row(self, name: str) -> PlanRow:
+        """Return the row of the plan, without allocating the parameters."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return PlanRow(
+            name=name,
+            nngp_features=self.spec.nngp_dim,
+            ntk_features=self.spec.ntk_dim,
+            param_bytes=sum(
+                math.prod(leaf.shape) * leaf.dtype.itemsize
+                for leaf in jax.tree.leaves(shapes)
+            ),
+            flops=self.flops,
+            live_elements=self.live_elements,
+            bias=self.bias() if self.bias else None,
+        )
 
     def _select(self, inputs: dict[str, PyTree]) -> dict[str, PyTree]:
         return {name: inputs[name] for name in self.extra_inputs if name in inputs}
