@@ -176,5 +176,5 @@ def test_examples_that_are_not_finite_are_named():
     fmap = jns.feature_map(NET, num_features=64)
     with pytest.raises(ValueError, match=r"sample must be finite, .* in example 7 "):
         jns.validation.expected_error(fmap, bad)
-    with pytest.raises(ValueError, match=r"example must be finite, .* in example 7 "):
-        jns.validation.suggest_num_features(NET, bad, relative_error=0.1)
+    with pytest.raises(ValueError, match=r"sample must be finite, .* in example 7 "):
+        jns.validation.suggest_num_features(NET, (64,), sample=bad, relative_error=0.1)

@@ -161,7 +161,7 @@ def test_what_does_not_take_scales_says_so():
     for method in ("variance_reduced", "ntk_sketch", "one_pass", "auto"):
         net = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
         fmap = jns.feature_map(net, num_features=64, method=method)
-        message = r"scales must be None with .* 'ntk_random_features', 'nystrom', 'exac"
+        message = r"scales must be None with .*'ntk_random_features', 'nystrom', 'exac"
         with pytest.raises(ValueError, match=message):
             fmap.init(KEY, (4,), scales=fmap.scales())
         with pytest.raises(ValueError, match=message):

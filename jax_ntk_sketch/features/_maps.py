@@ -143,9 +143,8 @@ def check_takes_scales(owner: str, method: methods.Method) -> None:
     if not method.takes_scales:
         known = [name for name, m in methods.METHODS.items() if m.takes_scales]
         raise ValueError(
-            f"{owner}: scales must be None with {method}, which reads the scales of "
-            f"the network before it is traced; the methods {', '.join(map(repr, known))} "
-            "take them"
+            f"{owner}: scales must be None with {method}, which reads those of the "
+            f"network before it is traced; they are taken by the methods {known}"
         )
 
 

@@ -204,8 +204,8 @@ def suggest_num_features(
     """
     owner = "suggest_num_features"
     check_number(owner, "relative_error", relative_error, above=0, below=1)
-    if not is_shape(example):
-        example = _finite(owner, "example", example)
+    if sample is not None:
+        sample = _finite(owner, "sample", sample)
     record = methods.from_name(method)
     if record == methods.Auto():
         record = methods.VarianceReduced(objective="kernel")
