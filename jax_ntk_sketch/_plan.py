@@ -50,8 +50,6 @@ class PlanRow:
       param_bytes: bytes of the parameters of the step.
       flops: floating-point operations per example.
       live_elements: numbers in memory at once per example while the step runs.
-      bias: the largest bias of a kernel value, over the kernel of a unit vector with
-        itself; None where no formula is known.
     """
 
     name: str
@@ -60,7 +58,6 @@ class PlanRow:
     param_bytes: int
     flops: int
     live_elements: int
-    bias: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +78,12 @@ class Plan:
         `plan` was given, or over cosines spread evenly on [0, 0.9] if it was given a
         shape. None where the method has no formula;
         `jax_ntk_sketch.validation.expected_error` then measures the error.
-      bias: the largest bias of one step, over the kernel of a unit vector with itself.
-        It is one number for each kernel, as `relative_error` is; None where the method
-        has no formula. It bounds the bias of the kernel if one step is biased; the
-        biases of several steps add up.
+      bias: the part of the error that more columns do not remove, in the same norm. It
+        is one number for each kernel, as `relative_error` is; None for maps that are
+        not of `feature_map`. It is that of the examples that `plan` was given, or of
+        pairs with unit variance and cosines evenly in [0, 0.9]. Examples that are
+        single numbers are evenly spaced. Images and graphs count as examples that are
+        the same at all positions.
       input_elements: numbers in memory per example as input; None for the product of
         `input_shape`.
     """
@@ -187,8 +186,7 @@ class Plan:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "live/example")
         table = [head] + [
             (
-                row.name
-                + ("" if row.bias is None else f", bias <= {_rounded_up(row.bias)}"),
+                row.name,
                 str(row.nngp_features),
                 str(row.ntk_features),
                 format_bytes(row.param_bytes),
@@ -221,17 +219,9 @@ class Plan:
         error = "expected relative error of the kernel"
         for title, values, text in (
             (error, self.relative_error, "{:.2g}".format),
-            ("largest bias of a step", self.bias, _rounded_up),
+            ("bias, which more columns do not remove", self.bias, "{:.2g}".format),
         ):
             if values is not None:
                 numbers = values if isinstance(values, tuple) else (values,)
                 lines.append(f"{title}: {', '.join(map(text, numbers))}")
         return "\n".join(lines)
-
-
-def _rounded_up(bound: float) -> str:
-    """Return a bound >= 0 with two digits, rounded up so that it stays a bound."""
-    if bound <= 0:
-        return "0"
-    unit = 10.0 ** (math.floor(math.log10(bound)) - 1)
-    return f"{math.ceil(bound / unit - 1e-6) * unit:.2g}"

@@ -172,8 +172,8 @@ class OnePass(Method):
       min_cosine: the smallest cosine of the fit, in [-1, 1). 0 is right for nonnegative
         inputs, such as images that are not centered.
 
-    Guarantee: features are unbiased for the kernel of the polynomial, whose error the
-    plan reports.
+    Guarantee: features are unbiased for the kernel of the polynomial. The plan states
+    its error as the bias.
 
     Source: the experiments of arXiv 2106.07880.
     """
@@ -210,10 +210,9 @@ class VarianceReduced(Method):
         dimensions rarely fall. -1 lowers the bias for centered data of low rank, and 0
         lowers the noise for images.
 
-    Guarantee: for a function of the cosine the bias is that of the truncated series,
-    which the plan states; it is largest for near duplicates. Layer by layer the
-    degrees above 6 are left out too, and coefficients g(a) g(a') replace a function of
-    a a'; the plan bounds both for each activation, over all pairs of unit vectors.
+    Guarantee: for a function of the cosine the bias is that of the truncated series; it
+    is largest for near duplicates. Layer by layer the degrees above 6 are left out too,
+    and coefficients g(a) g(a') replace a function of a a'. The plan states the bias.
 
     Source: Schoenberg (1942) for zonal expansions; the exact low degrees are those of
     :math:`\kappa_1(\alpha) = \alpha/2 + E|w\cdot u||w\cdot v|/2`.

@@ -72,10 +72,6 @@ def test_mean_is_the_series_of_the_plan(depth, get, objective):
     bars = g.std(axis=0, ddof=1) / np.sqrt(len(g))
     limit = 5 * bars + 1e-5 * np.abs(wanted).max()
     np.testing.assert_array_less(np.abs(g.mean(axis=0) - wanted), limit)
-    stated = fmap.plan((24,)).bias
-    truth = exact(net, X, get)
-    bias = np.abs(wanted - truth) / (norms * truth[0, 0] / norms[0, 0])
-    assert bias.max() <= stated * 1.001 + 1e-5
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -144,27 +140,6 @@ def test_layer_by_layer_is_near_the_kernel(name, get):
     truth = exact(net, x, get)
     errors = [np.linalg.norm(g - truth) for g in grams(fmap, x, 3)]
     assert np.mean(errors) < most * np.linalg.norm(truth)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("objective", ["regression", "kernel"])
-def test_the_plan_bounds_the_bias(objective):
-    """For vectors from nearly all bias to nearly none of it, on one ReLU layer."""
-    net = stax.serial(
-        stax.Conv(1, (1, 1), W_std=1.0, b_std=1.0), stax.Relu(), stax.GlobalAvgPool()
-    )
-    x = np.random.default_rng(0).standard_normal((8, 1, 1, 24)).astype(np.float32)
-    x *= np.geomspace(0.02, 50, 8, dtype=np.float32)[:, None, None, None]
-    method = methods.VarianceReduced(objective=objective)
-    fmap = jns.feature_map(net, num_features=60, get="nngp", method=method)
-    g = grams(fmap, x, 300)
-    truth = exact(net, x, "nngp")
-    scale = np.sqrt(np.outer(np.diag(truth), np.diag(truth)))
-    bias = np.abs(g.mean(axis=0) - truth) / scale
-    error = g.std(axis=0) / scale / len(g) ** 0.5
-    bound = fmap.plan(x).bias
-    assert (bias <= bound + 4 * error).all()
-    assert bias.max() > 0.7 * bound
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
-from jax_ntk_sketch.features import _maps, fitting
+from jax_ntk_sketch.features import _bias, _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features._row_scales import scale_rows
 from jax_ntk_sketch.features.build import build_steps, layers_with_positions
@@ -118,6 +118,7 @@ class NetworkFeatureMap:
         reason = f"{resolved.method} learns from data"
         learns = resolved._learns(shape)
         rows = _maps.check_sample(owner, sample, shape, reason if learns else None)
+        resolved._warn_of_bias(key, shape, sample)
         dtype = jnp.result_type(float) if rows is None else rows.dtype
         scales = resolved._check_scales(owner, scales, dtype)
         if rows is None:
@@ -280,6 +281,7 @@ class NetworkFeatureMap:
         self, params: PyTree, x: Array, inputs: dict[str, PyTree], scales: PyTree
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
+        x = _warn_if_differentiated(self, x)
         for kind in self.kinds:
             first, *steps = _scaled_steps(self, kind, x.shape[1:], len(x), scales)
             f, factor = self._enter(first, x, inputs)
@@ -355,8 +357,7 @@ class NetworkFeatureMap:
                 for i, step in enumerate(steps)
             ]
             rows += own_rows
-            known = [row.bias for row in own_rows if row.bias is not None]
-            biases.append(max(known, default=None))
+            biases.append(resolved._bias(kind, shape, sample))
             width += steps[-1].single_spec.dim(kind)
             fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, learned))
         return Plan(
@@ -368,8 +369,22 @@ class NetworkFeatureMap:
             num_examples=max(count, batch),
             fit_bytes=fit_bytes,
             relative_error=resolved.expected_error(shape, sample=sample),
-            bias=self._per_kernel(biases),
+            bias=tuple(biases) if len(biases) > 1 else biases[0],
         )
+
+    def _bias(self, kind: Kind, shape: Shape, sample: Examples | None) -> float:
+        """Return the bias of one kernel, on a sample or on synthetic pairs."""
+        if sample is None or isinstance(sample, jax.core.Tracer | jax.ShapeDtypeStruct):
+            return _synthetic_bias(self, kind, shape)
+        steps = _steps(self, kind, shape, 1)
+        return _bias.bias(self.net, self.method, kind, steps, shape, sample)
+
+    def _warn_of_bias(self, key: Key, shape: Shape, sample: Examples | None) -> None:
+        """Warn of a large bias, unless `init` is traced."""
+        if isinstance(key, jax.core.Tracer):
+            return
+        for kind in self.kinds:
+            _bias.warn(self._bias(kind, shape, sample), kind, self.method)
 
     def expected_error(
         self,
@@ -485,6 +500,35 @@ def _scaled_steps(
         return _steps(fmap, kind, shape, batch)
     m = fmap.num_features
     return build_steps(fmap.net, fmap.method, kind, m, shape, batch, scales)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _warn_if_differentiated(fmap: NetworkFeatureMap, x: Array) -> Array:
+    """Return x. Where it is differentiated, warn if gradients are biased."""
+    return x
+
+
+@_warn_if_differentiated.defjvp
+def _warn_if_differentiated_jvp(
+    fmap: NetworkFeatureMap, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    shape = primals[0].shape[1:]
+    for kind in fmap.kinds:
+        error = _gradient_bias(fmap, kind, shape)
+        _bias.warn_of_gradient(error, kind, fmap.method)
+    return primals[0], tangents[0]
+
+
+@functools.lru_cache(maxsize=256)
+def _gradient_bias(fmap: NetworkFeatureMap, kind: Kind, shape: Shape) -> float:
+    steps = _steps(fmap, kind, shape, 1)
+    return _bias.gradient_bias(fmap.net, fmap.method, kind, steps)
+
+
+@functools.lru_cache(maxsize=256)
+def _synthetic_bias(fmap: NetworkFeatureMap, kind: Kind, shape: Shape) -> float:
+    steps = _steps(fmap, kind, shape, 1)
+    return _bias.bias(fmap.net, fmap.method, kind, steps, shape)
 
 
 @functools.lru_cache(maxsize=256)

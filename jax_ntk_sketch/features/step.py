@@ -86,8 +86,8 @@ class Step:
       live_elements: numbers in memory at once while the step runs, its inputs and
         outputs included.
       fit_elements: numbers in memory at once while `fit` runs, besides its input.
-      bias: returns the largest bias of a kernel, relative to the kernel of unit vectors
-        at cosine 1; None for an unbiased step, or one whose bias is unknown.
+      mean: takes the `Kernels` of inputs and returns the expected kernel of the whole
+        network, (n, n), for the step of a network that is read as a whole.
       error: takes cosines of the NNGP features that enter, and returns the kernel of
         unit vectors there and the mean square of its error; None where the noise is
         not known in closed form.
@@ -103,7 +103,7 @@ class Step:
     flops: int = 0
     live_elements: int = 0
     fit_elements: int = 0
-    bias: Callable[[], float] | None = None
+    mean: Callable[[Any], np.ndarray] | None = None
     error: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     extra_inputs: tuple[str, ...] = ()
 
@@ -142,7 +142,6 @@ class Step:
             ),
             flops=self.flops,
             live_elements=self.live_elements,
-            bias=self.bias() if self.bias else None,
         )
 
     def _select(self, inputs: dict[str, PyTree]) -> dict[str, PyTree]:

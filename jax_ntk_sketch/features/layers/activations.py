@@ -42,14 +42,14 @@ def activation_steps(
     if spec.patches and not accepts_patches(context.method, spec, context):
         before = [materialize_patches(spec, context)]
         spec = before[-1].single_spec
-    dual = _dual(layer)
+    dual = cached_dual(layer)
     step = activation_rule(context.method, dual, spec, context)
     apply = step.apply
     if dual.max_variance < math.inf:
         apply = _nan_beyond(dual.max_variance, apply)
     out = dataclasses.replace(
         step.single_spec,
-        min_cosine=_min_cosine(dual, spec.min_cosine),
+        min_cosine=min_cosine_after(dual, spec.min_cosine),
         shape=spec.positions,
         norms_from_features=spec.norms_from_features,
         after_dropout=spec.after_dropout,
@@ -78,7 +78,7 @@ def _nan_beyond(
 
 
 # One dual for each record, because results are cached by the dual.
-_dual = functools.lru_cache(maxsize=256)(kernels.dual)
+cached_dual = functools.lru_cache(maxsize=256)(kernels.dual)
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,7 +103,7 @@ def reference_coefficients(
 
 
 @functools.lru_cache(maxsize=256)
-def _min_cosine(dual: DualActivation, before: float) -> float:
+def min_cosine_after(dual: DualActivation, before: float) -> float:
     """Return the smallest cosine after an activation, from the smallest one before.
 
     It is -1 if the cosine depends on the variances.

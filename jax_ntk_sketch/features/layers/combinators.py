@@ -137,7 +137,6 @@ def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
 
     names = ("; ".join(step.name for step in steps) or "-" for steps in branches)
     fit_elements = max((fit_peak_bytes(steps, 1) // 4 for steps in branches), default=0)
-    biases = [step.bias for step in all_steps if step.bias]
     return Step(
         name=f"[{' | '.join(names)}]",
         spec=Branches(tuple(outputs)),
@@ -148,7 +147,6 @@ def _side_by_side(branches: list[list[Step]], spec: Branches) -> Step:
         live_elements=spec.live_elements()
         + max((step.live_elements for step in all_steps), default=0),
         fit_elements=fit_elements + sum(step.fit_elements for step in all_steps),
-        bias=(lambda: max(bias() for bias in biases)) if biases else None,
         extra_inputs=extra_inputs(all_steps),
     )
 

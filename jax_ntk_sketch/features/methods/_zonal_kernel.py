@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Kind
+from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
 from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer
 from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
@@ -43,6 +44,17 @@ class ZonalKernel:
             return values.nngp
         entering = self.ntk_multiple * alpha
         return values.ntk_additive + entering * values.ntk_multiplicative
+
+    def of_inputs(
+        self, k: Kernels, function: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Return the kernel (n, n) of inputs with another function in place of f."""
+        entering = after_layer(self.prefix, k, None)
+        norms = np.sqrt(np.outer(entering.variances, entering.variances))
+        alpha = np.divide(
+            entering.nngp, norms, where=norms > 0, out=np.zeros_like(norms)
+        )
+        return norms * function(np.clip(alpha, -1, 1)) + self.constant
 
     def series(self, degree: int) -> np.ndarray:
         """Return the coefficients >= 0 of f's power series, powers 0..degree."""

@@ -15,6 +15,7 @@ where T is a `TensorSRHT`.
 Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ from jax_ntk_sketch._numerics import (
     safe_sqrt,
 )
 from jax_ntk_sketch._typing import Array, Key, PyTree
+from jax_ntk_sketch.features.expected_kernels import (
+    Kernels,
+    after_activation,
+    on_host,
+)
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
@@ -100,6 +106,34 @@ def ntk_sketch_step(
         flops=spec.pixels * flops,
         live_elements=spec.live_elements() + spec.pixels * elements,
     )
+
+
+@after_activation.register
+def ntk_sketch_kernels(method: NTKSketch, dual: DualActivation, k: Kernels) -> Kernels:
+    """Return the kernels of the polynomials."""
+    value, slope, same = on_host(_roots(method, dual, k.min_cosine), k.variances)
+    length = np.sqrt(k.variances)
+    norms = np.outer(length, length)
+    alpha = np.divide(k.nngp, norms, where=norms > 0, out=np.zeros_like(norms))
+    powers = alpha[..., None] ** np.arange(value.shape[1])
+    nngp, slopes = (np.einsum("ij,kj,ikj->ik", a, a, powers) for a in (value, slope))
+    if k.from_features and not k.after_dropout:
+        same = np.diagonal(nngp)
+    return k.through(dual, nngp, slopes, same)
+
+
+@functools.lru_cache(maxsize=64)
+def _roots(
+    method: NTKSketch, dual: DualActivation, min_cosine: float
+) -> Callable[[Array], tuple[Array, ...]]:
+    """Return a compiled function of variances: a_j, b_j and the dual kernel itself."""
+    value, slope = _dual_series(method, dual, min_cosine, True)
+
+    def roots(q: Array) -> tuple[Array, ...]:
+        s = safe_sqrt(q)
+        return value.at(s), slope.at(s), dual.diagonal(q)[0]
+
+    return jax.jit(roots)
 
 
 class _Columns(NamedTuple):

@@ -14,7 +14,6 @@ Source: the experiments of arXiv 2106.07880.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.expected_kernels import Kernels
 from jax_ntk_sketch.features.methods._zonal_kernel import (
     ZonalKernel,
     why_not_zonal,
@@ -36,29 +36,13 @@ from jax_ntk_sketch.methods import OnePass
 from jax_ntk_sketch.sketch import PolySketch
 
 
-class Polynomial(NamedTuple):
-    """A polynomial in place of f.
-
-    Attributes:
-      coefficients: of the powers 0..p, >= 0.
-      max_error: the largest error on [min_cosine, 1], relative to f(1).
-    """
-
-    coefficients: np.ndarray
-    max_error: float
-
-
-def polynomial(method: OnePass, kernel: ZonalKernel) -> Polynomial:
-    """Return the polynomial that the method uses in place of f."""
-    at_one = float(kernel.function(np.array(1.0)))
+def polynomial(method: OnePass, kernel: ZonalKernel) -> np.ndarray:
+    """Return the coefficients >= 0 of the powers 0..p that the method uses for f."""
     if method.coefficients == "taylor":
-        coefficients = kernel.series(method.degree)
-        error = at_one - float(coefficients.sum())
-    else:
-        coefficients, error = fit_nonnegative(
-            kernel.function, method.degree, min_cosine=method.min_cosine
-        )
-    return Polynomial(coefficients, error / at_one if at_one else 0.0)
+        return kernel.series(method.degree)
+    return fit_nonnegative(
+        kernel.function, method.degree, min_cosine=method.min_cosine
+    )[0]
 
 
 @network_rule.register
@@ -79,8 +63,7 @@ def _polynomial_step(
     method: OnePass, kernel: ZonalKernel, input_dim: int, max_columns: int
 ) -> Step:
     """Return the step from the first `Relu` to the output."""
-    fit = polynomial(method, kernel)
-    c = fit.coefficients
+    c = polynomial(method, kernel)
     num_constants = int(c[0] > 0) + int(kernel.constant > 0)
     sizes = _columns_of_powers(c[1:], input_dim, max_columns - num_constants)
     columns = num_constants + sum(sizes)
@@ -100,7 +83,9 @@ def _polynomial_step(
         nngp_diag = f.nngp_diag * float(c.sum()) + kernel.constant
         return Features.of_kind(kernel.kind, phi, nngp_diag)
 
-    bias = math.ceil(1e4 * fit.max_error) / 1e4
+    def mean(k: Kernels) -> np.ndarray:
+        return kernel.of_inputs(k, np.polynomial.Polynomial(c))
+
     return Step(
         name=f"one polynomial of degree {len(sizes)}",
         spec=Spec.of_kind(kernel.kind, columns),
@@ -108,7 +93,7 @@ def _polynomial_step(
         init=poly.init,
         flops=poly.flops + 2 * columns,
         live_elements=2 * input_dim + 2 * columns + 4 * poly.inner_width,
-        bias=lambda: bias,
+        mean=mean,
     )
 
 

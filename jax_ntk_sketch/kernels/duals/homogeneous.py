@@ -57,9 +57,8 @@ class Homogeneous(DualActivation):
     def value(self, z: Array, s: Array) -> Array:
         k = self.power
         if k == 0:
-            on = (z > 0) | ((z == 0) & (jnp.arange(z.shape[-1]) % 2 == 0))
-            sides = jnp.where(on, self.positive, self.negative)
-            return sides.astype(z.dtype) * (s > 0)[..., None]
+            sides = self.negative + (self.positive - self.negative) * step(z)
+            return sides * (s > 0)[..., None]
         out = self.positive * jnp.maximum(z, 0) ** k
         if self.negative:
             out = out + self.negative * jnp.maximum(-z, 0) ** k
@@ -126,6 +125,31 @@ class Homogeneous(DualActivation):
         signs = (-1.0) ** np.arange(degree + 1)
         moments = _rectified_moments(self.power, degree)
         return (self.positive + self.negative * signs) * moments
+
+
+# The width of the bump below: its derivative of kappa0 is off by less than 1 % up to
+# cosine 0.9 and by 11 % at 0.99, and its noise grows as the width falls.
+_BUMP = 0.1
+
+
+@jax.custom_jvp
+def step(z: Array) -> Array:
+    """Return 1 where z > 0 and at every other 0, else 0; z (..., m).
+
+    The derivative is not 0 but a narrow bump of integral 1. Its mean over z then is
+    nearly that of a Dirac delta, which the derivatives of kernels have.
+    """
+    on = (z > 0) | ((z == 0) & (jnp.arange(z.shape[-1]) % 2 == 0))
+    return on.astype(z.dtype)
+
+
+@step.defjvp
+def _step_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,), (tangent,) = primals, tangents
+    t = z / _BUMP
+    # A kernel of order 4: what is linear and quadratic around 0 does not count.
+    bump = (3 - t * t) / 2 * jnp.exp(-t * t / 2) / (_BUMP * math.sqrt(2 * math.pi))
+    return step(z), bump * tangent
 
 
 def _rectified(k: int, cov: Array, norms: Array, alpha: Array) -> Array:

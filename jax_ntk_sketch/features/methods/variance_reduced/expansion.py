@@ -16,6 +16,7 @@ The series of a step, or of a function with a kink, decays slowly. Its terms of 
 above 6 can be taken from the function itself on the sphere (`high_degrees`).
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -23,8 +24,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._numerics import evaluate_eagerly, safe_sqrt
+from jax_ntk_sketch._numerics import safe_sqrt
 from jax_ntk_sketch._typing import Array
+from jax_ntk_sketch.features.expected_kernels import Kernels, on_host
 from jax_ntk_sketch.kernels import DualActivation, kappa0, kappa1
 from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
 from jax_ntk_sketch.kernels.gegenbauer import (
@@ -32,8 +34,9 @@ from jax_ntk_sketch.kernels.gegenbauer import (
     gegenbauer_values,
     orthonormal_values,
 )
+from jax_ntk_sketch.random_features.zonal import sphere_dim
 
-# The degree of the expansion. The plan states what is left out.
+# The degree of the expansion.
 DEGREE = 6
 
 # The degree of the Hermite series of an activation without a kink.
@@ -175,65 +178,84 @@ def high_degrees(power: int, dim: int) -> HighDegrees:
     return HighDegrees(tuple(map(float, low)), math.sqrt(square))
 
 
-@functools.lru_cache(maxsize=64)
-def largest_bias(
+def expanded_kernels(
+    dual: DualActivation, k: Kernels, with_high_degrees: bool
+) -> Kernels:
+    """Return the expected kernels after an activation."""
+    norm2 = np.diagonal(k.nngp)
+    q = np.maximum(k.variances, norm2) if k.after_dropout else norm2
+    positive = np.where(q > 0, q, 1)
+    share = norm2 / positive
+    a2 = np.clip(np.diagonal(k.constants) / positive, 0, share)
+    t2 = (share - a2) / np.where(a2 < 1, 1 - a2, 1)
+    length = np.sqrt(q * (share - a2))
+    lengths = np.outer(length, length)
+    rest = k.nngp - k.constants
+    c = np.divide(rest, lengths, where=lengths > 0, out=np.zeros_like(lengths))
+    c = np.clip(c, -1, 1)
+    np.fill_diagonal(c, 1.0)
+    signed, dim = not k.constants.any(), sphere_dim(k.dim)
+    *weights, itself, variances = on_host(
+        functools.partial(_weights, dual, dim, signed),
+        q,
+        a2,
+        np.sqrt(1 - a2),
+        t2,
+        norm2,
+    )
+    p = gegenbauer_values(c, DEGREE, dim)
+    means = []
+    for of_slope, g, total in zip((False, True), weights, itself, strict=True):
+        mean = np.einsum("il,jl,ijl->ij", g, g, p)
+        function = with_kink(dual, of_slope=of_slope)
+        if with_high_degrees and function:
+            scale = np.sqrt(np.maximum(total - (g**2).sum(axis=1), 0))
+            mean += np.outer(scale, scale) * _high_kernel(function.power, dim, c, p)
+        means.append(mean)
+    if not k.after_dropout:
+        variances = np.diagonal(means[0])
+    after = k.through(dual, means[0], means[1], variances)
+    g, slope_g = (np.outer(weight[:, 0], weight[:, 0]) for weight in weights)
+    # The constant part of the NTK features becomes one column, its norm.
+    norm = np.sqrt(np.diagonal(k.ntk_constants))
+    constants = np.outer(norm, norm)
+    return dataclasses.replace(
+        after,
+        ntk=after.ntk + (constants - k.ntk_constants) * slope_g,
+        constants=g,
+        ntk_constants=constants * slope_g,
+    )
+
+
+def _high_kernel(power: int, dim: int, c: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return the kernel of sgn z or |z| without the low degrees, 1 at cosine 1."""
+    low, norm = high_degrees(power, dim)
+    kernel = np.arcsin(c) * (2 / np.pi)
+    if power == 1:
+        kernel = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
+    return (kernel - p @ np.square(low)) / norm**2
+
+
+def _weights(
     dual: DualActivation,
     dim: int,
-    *,
-    of_slope: bool,
-    with_high_degrees: bool,
-    has_constants: bool,
-    after_dropout: bool,
-) -> float:
-    """Return the largest difference between a dual kernel and its features' mean.
+    signed: bool,
+    q: Array,
+    a2: Array,
+    rho: Array,
+    t2: Array,
+    norm2: Array,
+) -> tuple[Array, ...]:
+    """Return the weights (n, 7) of both kernels, what they sum to, and k(q, q, q).
 
-    It is over all a and a' (0 without constants), c and, after Dropout, t and t', at
-    variance 1. It is relative to the kernel at cosine 1, and rounded up. For the kernel
-    of derivatives it bounds the same part of the NTK.
+    It is not compiled as a whole, which takes seconds.
     """
-    index = int(of_slope)
-    fine = dual.homogeneity_degree is not None
-    a2 = np.linspace(0, 1, 41 if fine else 11) if has_constants else np.zeros(1)
-    c = np.linspace(-1, 1, 81 if fine else 41)
-    t2 = np.linspace(0, 1, 5 if fine else 3) if after_dropout else np.ones(1)
-    a2, t2 = (grid.reshape(-1) for grid in np.meshgrid(a2, t2))
-    rho = np.sqrt(1 - a2)
-    length = rho * np.sqrt(t2)
-    alpha = np.sqrt(np.outer(a2, a2))[..., None]
-    alpha = alpha + np.outer(length, length)[..., None] * c
-
-    def evaluate() -> tuple[np.ndarray, ...]:
-        one = jnp.ones(())
-        weights = expansion_weights(
-            dual,
-            jnp.ones(len(a2)),
-            jnp.asarray(a2),
-            jnp.asarray(rho),
-            dim,
-            of_slope=of_slope,
-            signed=not has_constants,
-            t2=jnp.asarray(t2),
+    value, slope = (
+        expansion_weights(
+            dual, q, a2, rho, dim, of_slope=of_slope, signed=signed, t2=t2
         )
-        exact = dual.covariances(jnp.asarray(np.minimum(alpha, 1)), one, one)[index]
-        at_one = with_itself = dual.diagonal(one)[index]
-        if after_dropout:
-            with_itself = dual.covariances(jnp.asarray(a2 + length**2), one, one)[index]
-        arrays = (jnp.stack(weights, -1), exact, with_itself, at_one)
-        return tuple(np.asarray(array, np.float64) for array in arrays)
-
-    g, exact, with_itself, at_one = evaluate_eagerly(evaluate)
-    p = gegenbauer_values(c, DEGREE, dim)
-    mean = np.einsum("il,jl,cl->ijc", g, g, p)
-    function = with_kink(dual, of_slope=of_slope)
-    if with_high_degrees and function:
-        low, norm = high_degrees(function.power, dim)
-        # The kernels of sgn z and of |z|, without the low degrees.
-        kernel = np.arcsin(c) * (2 / np.pi)
-        if function.power == 1:
-            kernel = (np.sqrt(1 - c**2) + c * np.arcsin(c)) * (2 / np.pi)
-        high = (kernel - p @ np.square(low)) / norm**2
-        scale = np.sqrt(np.maximum(with_itself - (g**2).sum(axis=1), 0))
-        mean += np.outer(scale, scale)[..., None] * high
-    if not at_one:
-        return 0.0
-    return math.ceil(100 * np.abs(exact - mean).max() / at_one) / 100
+        for of_slope in (False, True)
+    )
+    itself = jnp.stack(dual.covariances(norm2, q, q))
+    diagonal = dual.diagonal(q)[0]
+    return jnp.stack(value, -1), jnp.stack(slope, -1), itself, diagonal

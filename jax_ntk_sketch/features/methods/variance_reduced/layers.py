@@ -32,12 +32,14 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import at_least_float32, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, Key, PyTree
+from jax_ntk_sketch.features.expected_kernels import Kernels, after_activation
 from jax_ntk_sketch.features.layers.activations import reference_coefficients
 from jax_ntk_sketch.features.methods.variance_reduced import expansion
 from jax_ntk_sketch.features.patches import Patches, Projection
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, accepts_patches, activation_rule
 from jax_ntk_sketch.kernels import DualActivation
+from jax_ntk_sketch.kernels.duals.homogeneous import step
 from jax_ntk_sketch.methods import VarianceReduced
 from jax_ntk_sketch.random_features.zonal import gegenbauer_series_sum
 from jax_ntk_sketch.sketch.random_map import init_each
@@ -87,8 +89,15 @@ def variance_reduced_step(
         init=layer.init,
         flops=flops * spec.pixels,
         live_elements=spec.live_elements() + elements * spec.pixels,
-        bias=layer.bias,
     )
+
+
+@after_activation.register
+def variance_reduced_kernels(
+    method: VarianceReduced, dual: DualActivation, k: Kernels
+) -> Kernels:
+    """Return the kernels of the expansion."""
+    return expansion.expanded_kernels(dual, k, method.objective == "kernel")
 
 
 class _Columns(NamedTuple):
@@ -228,24 +237,6 @@ class _ExpansionLayer:
             nngp_diag = self.dual.diagonal(geometry.q)[0]
         return Features(*(array.astype(dtype) for array in (nngp, ntk, nngp_diag)))
 
-    def bias(self) -> float:
-        """Return the largest bias of a kernel."""
-
-        def of_kernel(directions: str, of_slope: bool) -> float:
-            return expansion.largest_bias(
-                self.dual,
-                self.maps[directions].sphere_dim,
-                of_slope=of_slope,
-                with_high_degrees=self._has_high_degrees(of_slope),
-                has_constants=self.columns.has_constants,
-                after_dropout=self.after_dropout,
-            )
-
-        nngp_bias = of_kernel("nngp_directions", False)
-        if not self.columns.ntk_zonal:
-            return nngp_bias
-        return max(nngp_bias, of_kernel("slope_directions", True))
-
     def _has_high_degrees(self, of_slope: bool) -> bool:
         kink = expansion.with_kink(self.dual, of_slope=of_slope)
         return self.exact_high_degrees and kink is not None
@@ -311,7 +302,7 @@ class _ExpansionLayer:
             total = self._dual_with_itself(geometry, of_slope)
             left = total - sum(weight[..., 0] ** 2 for weight in g)
             scale = safe_sqrt(left)[..., None] * (1 / norm)
-            high = scale * (-jnp.abs(z) if function.power else jnp.sign(z))
+            high = scale * (-jnp.abs(z) if function.power else 2 * step(z) - 1)
             weights = [
                 weight - scale * low
                 for weight, low in zip(weights, low_coefficients, strict=True)

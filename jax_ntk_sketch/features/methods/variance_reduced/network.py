@@ -19,6 +19,7 @@ import numpy as np
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._numerics import normalize_rows, safe_sqrt
 from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch.features.expected_kernels import Kernels
 from jax_ntk_sketch.features.methods._zonal_kernel import ZonalKernel, zonal_steps
 from jax_ntk_sketch.features.state import Features, Spec, with_constant
 from jax_ntk_sketch.features.step import Context, Step, network_rule
@@ -102,7 +103,9 @@ def _zonal_step(
         exact = kernel.function(alpha)
         return exact, (fit.values(alpha) - exact) ** 2 + fit.variance(alpha)
 
-    bias = _largest_bias(kernel, fit)
+    def mean(k: Kernels) -> np.ndarray:
+        return kernel.of_inputs(k, fit.values)
+
     degree = max((i for i, weight in enumerate(fit.weights) if weight), default=1)
     return Step(
         name=f"constant, {linear_columns} linear, {fit.zonal_columns} zonal columns of "
@@ -113,13 +116,5 @@ def _zonal_step(
         flops=sum(part.flops for part in parts.values()) + 2 * columns,
         live_elements=3 * input_dim + 4 * columns,
         error=error,
-        bias=lambda: bias,
+        mean=mean,
     )
-
-
-def _largest_bias(kernel: ZonalKernel, fit: ZonalFit) -> float:
-    """Return the largest bias over all cosines, relative to f(1), rounded up."""
-    alpha = np.linspace(-1, 1, 201)
-    at_one = float(kernel.function(np.array(1.0)))
-    bias = np.abs(fit.values(alpha) - kernel.function(alpha)).max() / (at_one or 1.0)
-    return math.ceil(1e3 * bias) / 1e3
