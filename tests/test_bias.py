@@ -9,9 +9,7 @@ import registry
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch.features._bias import bias
-from jax_ntk_sketch.features._feature_map import _steps
-from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
+from jax_ntk_sketch.features._bias import expected_kernels
 from jax_ntk_sketch.kernels import exact_kernel
 
 RELU = stax.Relu()
@@ -60,12 +58,8 @@ ERF = stax.serial(*[stax.Dense(1, 1.5, 0.05), stax.Erf()] * 2, stax.Dense(1, 1.5
 def expected(fmap, x):
     """The expected kernel of a map, (n, n)."""
     rows = x.reshape(len(x), -1).astype(np.float64)
-    inputs = Kernels.of_inputs(rows @ rows.T / rows.shape[1], x.shape[-1])
-    steps = _steps(fmap, fmap.get, x.shape[1:], 1)
-    for step in steps:
-        if step.mean is not None:
-            return step.mean(inputs)
-    return getattr(after_layer(fmap.net, inputs, fmap.method), fmap.get)
+    inner = rows @ rows.T / rows.shape[1]
+    return expected_kernels(fmap, fmap.get, x.shape[1:], inner)[1]
 
 
 @pytest.mark.long
@@ -117,10 +111,10 @@ def test_a_large_bias_warns():
     key = jax.random.key(0)
     with pytest.warns(UserWarning, match="bias of 0.09.*ntk_random_features"):
         fmap.init(key, (1,))
-    fmap = fmap.resolve((1,))
-    steps = _steps(fmap, "ntk", (1,), 1)
-    stated = bias(ERF, fmap.method, "ntk", steps, (1,), SINE)
-    phi = np.asarray(fmap.apply(fmap.init(key, (1,)), SINE))
+    stated = fmap.plan((1,), sample=SINE).bias
+    with pytest.warns(UserWarning, match=f"bias of {stated:.2g}"):
+        params = fmap.init(key, (1,), sample=SINE)
+    phi = np.asarray(fmap.apply(params, SINE))
     kernel = exact_kernel(ERF, SINE, get="ntk")
     measured = np.linalg.norm(phi @ phi.T - kernel) / np.linalg.norm(kernel)
     assert 0.1 < stated == pytest.approx(measured, rel=0.2)

@@ -212,7 +212,7 @@ def test_rows_of_any_length(method):
     In one batch, rows of 1e-30, 1 and 1e30 have the features that they have alone.
     """
     fmap = jns.feature_map(NET, num_features=36, method=method)
-    params = fmap.init(KEY, X)
+    params = fmap.init(KEY, X, sample=X)
     usual = np.asarray(fmap.apply(params, X))
     lengths = np.array([2.0**-100, 1.0, 2.0**100])[:, None]
     phi = np.asarray(fmap.apply(params, np.float32(lengths * X)))

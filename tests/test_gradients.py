@@ -12,7 +12,7 @@ from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch.features import _feature_map
+from jax_ntk_sketch.features._bias import gradient_bias
 from jax_ntk_sketch.interop import neural_tangents as jnt
 
 NET = stax.serial(stax.Dense(1, 2**0.5), stax.Relu(), stax.Dense(1, 2**0.5))
@@ -77,7 +77,7 @@ def test_mean_gradients_are_those_of_neural_tangents(method, cosine):
 @pytest.mark.parametrize("method", WARN)
 def test_stated_errors_are_those_of_means(method):
     fmap = jns.feature_map(NET, num_features=256, method=method)
-    stated = _feature_map._gradient_bias(fmap, "ntk", (D,))
+    stated = gradient_bias(fmap, "ntk", (D,))
     error, deviation = max(mean_gradient(NET, method, c, 500) for c in COSINES)
     assert abs(error - stated) < 4 * deviation
 

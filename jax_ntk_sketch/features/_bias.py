@@ -1,15 +1,15 @@
 """The bias of a feature map: the error of its kernel that columns do not remove."""
 
+import functools
 import math
 import warnings
 
+import jax
 import numpy as np
 
-from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Array, Kind, Shape
+from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
+from jax_ntk_sketch.features._steps_of import NetworkMap, steps_of
 from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
-from jax_ntk_sketch.features.step import Step
-from jax_ntk_sketch.methods import Method
 
 # A warning states a bias above this.
 LARGEST_BIAS = 0.05
@@ -26,38 +26,40 @@ _COSINES, _NUMBERS = np.linspace(0, 0.9, 31), np.linspace(-(3**0.5), 3**0.5, 32)
 
 
 def bias(
-    net: stax.Layer,
-    method: Method,
-    kind: Kind,
-    steps: list[Step],
-    shape: Shape,
-    sample: Array | None = None,
+    fmap: NetworkMap, kind: Kind, shape: Shape, sample: Examples | None = None
 ) -> float:
     r"""Return :math:`\|K - \mathrm{E} \Psi\Psi^\top\|_F / \|K\|_F` for many columns.
 
     Args:
-      net: the network.
-      method: the method.
-      kind: the kernel.
-      steps: the steps of the map.
+      fmap: the map, whose method is not "auto".
+      kind: the kernel K.
       shape: the shape of one example.
       sample: examples (n, *shape) whose kernel K is. Their inner products are averaged
-        over positions, as if they were the same everywhere. By default K is of pairs
-        with unit variance and cosines evenly in [0, 0.9], or of numbers evenly spaced
-        with unit variance.
+        over positions, as if they were the same everywhere. By default, and if values
+        are not known, K is of pairs with unit variance and cosines evenly in [0, 0.9],
+        or of numbers evenly spaced with unit variance.
     """
-    if sample is None:
-        inner, weight = _synthetic(single_numbers=math.prod(shape) == 1)
-    else:
-        inner, weight = _of_sample(np.asarray(sample, np.float64))
-    exact, mean = _exact_and_mean(net, method, kind, steps, inner)
+    if sample is None or isinstance(sample, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return _synthetic_bias(fmap, kind, shape)
+    return _relative_error(fmap, kind, shape, *_of_sample(np.asarray(sample)))
+
+
+@functools.lru_cache(maxsize=256)
+def _synthetic_bias(fmap: NetworkMap, kind: Kind, shape: Shape) -> float:
+    pairs = _synthetic(single_numbers=math.prod(shape) == 1)
+    return _relative_error(fmap, kind, shape, *pairs)
+
+
+def _relative_error(
+    fmap: NetworkMap, kind: Kind, shape: Shape, inner: np.ndarray, weight: np.ndarray
+) -> float:
+    exact, mean = expected_kernels(fmap, kind, shape, inner)
     error = np.sum(weight * (mean - exact) ** 2)
     return float(np.sqrt(error / np.sum(weight * exact**2))) if error else 0.0
 
 
-def gradient_bias(
-    net: stax.Layer, method: Method, kind: Kind, steps: list[Step]
-) -> float:
+@functools.lru_cache(maxsize=256)
+def gradient_bias(fmap: NetworkMap, kind: Kind, shape: Shape) -> float:
     r"""Return the largest relative error of the mean gradient of the kernel by x.
 
     The gradient is that of :math:`E \langle\Psi(x), \Psi(y)\rangle`, by differences,
@@ -67,23 +69,24 @@ def gradient_bias(
     for cosine in (0.0, 0.8, 0.99):
         x = np.array([cosine, math.sqrt(1 - cosine**2)])
         rows = np.array([[1.0, 0.0], *(x + h * e for e in (*np.eye(2), *-np.eye(2)))])
-        kernels = _exact_and_mean(net, method, kind, steps, rows @ rows.T)
+        kernels = expected_kernels(fmap, kind, shape, rows @ rows.T)
         exact, mean = (k[0, 1:3] - k[0, 3:] for k in kernels)
         length = np.linalg.norm(exact)
         error = max(error, float(np.linalg.norm(mean - exact) / length))
     return error
 
 
-def _exact_and_mean(
-    net: stax.Layer, method: Method, kind: Kind, steps: list[Step], inner: np.ndarray
+def expected_kernels(
+    fmap: NetworkMap, kind: Kind, shape: Shape, inner: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the exact and the expected kernel of examples with these products."""
+    """Return the exact and the expected kernel of examples with these mean products."""
+    steps = steps_of(fmap, kind, shape)
     inputs = Kernels.of_inputs(inner, steps[0].single_spec.finite_channels)
-    exact = getattr(after_layer(net, inputs, None), kind)
+    exact = getattr(after_layer(fmap.net, inputs, None), kind)
     for step in steps:
         if step.mean is not None:
             return exact, step.mean(inputs)
-    return exact, getattr(after_layer(net, inputs, method), kind)
+    return exact, getattr(after_layer(fmap.net, inputs, fmap.method), kind)
 
 
 def _synthetic(single_numbers: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +104,7 @@ def _synthetic(single_numbers: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_sample(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n = len(sample)
+    sample, n = sample.astype(np.float64), len(sample)
     rows = sample[:: max(1, n // _MAX_EXAMPLES)][:_MAX_EXAMPLES].reshape(
         -1, sample[0].size
     )
@@ -112,24 +115,42 @@ def _of_sample(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inner, weight
 
 
-def warn(value: float, kind: Kind, method: Method) -> None:
-    """Warn of a bias that is not small."""
-    if value > LARGEST_BIAS:
-        warnings.warn(
-            f'NetworkFeatureMap.init: the "{kind}" kernel has a bias of {value:.2g} '
-            f"with {method}, which more columns do not remove; use "
-            'method="ntk_random_features", which has none, or "nystrom" with a sample',
-            stacklevel=4,
-        )
+def warn_of_bias(
+    fmap: NetworkMap, key: Key, shape: Shape, sample: Examples | None
+) -> None:
+    """Warn of kernels with a large bias, unless `init` is traced."""
+    if isinstance(key, jax.core.Tracer):
+        return
+    for kind in fmap.kinds:
+        value = bias(fmap, kind, shape, sample)
+        if value > LARGEST_BIAS:
+            warnings.warn(
+                f'NetworkFeatureMap.init: the "{kind}" kernel has a bias of '
+                f"{value:.2g} with {fmap.method}, which more columns do not remove; use "
+                'method="ntk_random_features", which has none, or "nystrom" with a '
+                "sample",
+                stacklevel=3,
+            )
 
 
-def warn_of_gradient(value: float, kind: Kind, method: Method) -> None:
-    """Warn of gradients by x whose mean is not that of the kernel."""
-    if value > _LARGEST_GRADIENT_BIAS:
-        warnings.warn(
-            f'NetworkFeatureMap.apply: gradients by x of the "{kind}" features of '
-            f"{method} are not those of the kernel: their mean is off by up to "
-            f'{value:.2g} at cosines of 0 to 0.99; use method="ntk_random_features", '
-            '"nystrom" or "exact"',
-            stacklevel=2,
-        )
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def warn_if_differentiated(fmap: NetworkMap, x: Array) -> Array:
+    """Return x. Where it is differentiated, warn of gradients with a bias."""
+    return x
+
+
+@warn_if_differentiated.defjvp
+def _warn_if_differentiated_jvp(
+    fmap: NetworkMap, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    for kind in fmap.kinds:
+        value = gradient_bias(fmap, kind, primals[0].shape[1:])
+        if value > _LARGEST_GRADIENT_BIAS:
+            warnings.warn(
+                f'NetworkFeatureMap.apply: gradients by x of the "{kind}" features of '
+                f"{fmap.method} are not those of the kernel: their mean is off by up "
+                f"to {value:.2g} at cosines of 0 to 0.99; use "
+                'method="ntk_random_features", "nystrom" or "exact"',
+                stacklevel=2,
+            )
+    return primals[0], tangents[0]

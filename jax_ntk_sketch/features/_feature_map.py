@@ -27,7 +27,8 @@ from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _bias, _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features._row_scales import scale_rows
-from jax_ntk_sketch.features.build import build_steps, layers_with_positions
+from jax_ntk_sketch.features._steps_of import scaled_steps, steps_of
+from jax_ntk_sketch.features.build import layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
 from jax_ntk_sketch.features.state import Features
@@ -118,7 +119,7 @@ class NetworkFeatureMap:
         reason = f"{resolved.method} learns from data"
         learns = resolved._learns(shape)
         rows = _maps.check_sample(owner, sample, shape, reason if learns else None)
-        resolved._warn_of_bias(key, shape, sample)
+        _bias.warn_of_bias(resolved, key, shape, sample)
         dtype = jnp.result_type(float) if rows is None else rows.dtype
         scales = resolved._check_scales(owner, scales, dtype)
         if rows is None:
@@ -152,7 +153,7 @@ class NetworkFeatureMap:
 
     def _learns(self, shape: Shape) -> bool:
         return any(
-            step.fit for kind in self.kinds for step in _steps(self, kind, shape, 1)
+            step.fit for kind in self.kinds for step in steps_of(self, kind, shape, 1)
         )
 
     def _draw(
@@ -171,7 +172,7 @@ class NetworkFeatureMap:
         params: dict[str, PyTree] = {"origin": Origin(shape, self.num_features)}
         inputs = inputs or {}
         for kind in self.kinds:
-            first, *steps = _scaled_steps(self, kind, shape, 1, scales)
+            first, *steps = scaled_steps(self, kind, shape, 1, scales)
             keys = jax.random.split(key, 1 + len(steps))
             f = None if sample is None else self._enter(first, sample, inputs)[0]
             params[kind] = [
@@ -271,7 +272,7 @@ class NetworkFeatureMap:
         steps = [
             step
             for kind in self.kinds
-            for step in _steps(self, kind, x.shape[1:], len(x))
+            for step in steps_of(self, kind, x.shape[1:], len(x))
         ]
         given = {"pattern": pattern, "mask": mask}
         layers, _ = layers_with_positions(self.net)
@@ -281,9 +282,9 @@ class NetworkFeatureMap:
         self, params: PyTree, x: Array, inputs: dict[str, PyTree], scales: PyTree
     ) -> Array | KernelFeatures:
         out: dict[Kind, Array] = {}
-        x = _warn_if_differentiated(self, x)
+        x = _bias.warn_if_differentiated(self, x)
         for kind in self.kinds:
-            first, *steps = _scaled_steps(self, kind, x.shape[1:], len(x), scales)
+            first, *steps = scaled_steps(self, kind, x.shape[1:], len(x), scales)
             f, factor = self._enter(first, x, inputs)
             f = fitting.run_steps(steps, params[kind][1:], f, inputs)
             out[kind] = getattr(f, kind) * factor[:, None]
@@ -351,13 +352,13 @@ class NetworkFeatureMap:
             learned = np.shape(sample)[0]
         rows, biases, width, fit_bytes = [], [], 0, 0
         for kind in self.kinds:
-            steps = _steps(resolved, kind, shape, batch)
+            steps = steps_of(resolved, kind, shape, batch)
             own_rows = [
                 step.plan_row(f"{kind}[{i}] {step.name}")
                 for i, step in enumerate(steps)
             ]
             rows += own_rows
-            biases.append(resolved._bias(kind, shape, sample))
+            biases.append(_bias.bias(resolved, kind, shape, sample))
             width += steps[-1].single_spec.dim(kind)
             fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, learned))
         return Plan(
@@ -371,20 +372,6 @@ class NetworkFeatureMap:
             relative_error=resolved.expected_error(shape, sample=sample),
             bias=tuple(biases) if len(biases) > 1 else biases[0],
         )
-
-    def _bias(self, kind: Kind, shape: Shape, sample: Examples | None) -> float:
-        """Return the bias of one kernel, on a sample or on synthetic pairs."""
-        if sample is None or isinstance(sample, jax.core.Tracer | jax.ShapeDtypeStruct):
-            return _synthetic_bias(self, kind, shape)
-        steps = _steps(self, kind, shape, 1)
-        return _bias.bias(self.net, self.method, kind, steps, shape, sample)
-
-    def _warn_of_bias(self, key: Key, shape: Shape, sample: Examples | None) -> None:
-        """Warn of a large bias, unless `init` is traced."""
-        if isinstance(key, jax.core.Tracer):
-            return
-        for kind in self.kinds:
-            _bias.warn(self._bias(kind, shape, sample), kind, self.method)
 
     def expected_error(
         self,
@@ -413,7 +400,7 @@ class NetworkFeatureMap:
         resolved = self.resolve(shape)
         return self._per_kernel(
             [
-                formula_error(_steps(resolved, kind, shape, 1), sample, num_examples)
+                formula_error(steps_of(resolved, kind, shape, 1), sample, num_examples)
                 for kind in self.kinds
             ]
         )
@@ -482,53 +469,6 @@ def feature_map(
             f"use get={kinds[0]!r}"
         )
     return NetworkFeatureMap(net, num_features, kinds, methods.from_name(method))
-
-
-@functools.lru_cache(maxsize=256)
-def _steps(fmap: NetworkFeatureMap, kind: Kind, shape: Shape, batch: int) -> list[Step]:
-    # Methods that do not depend on the batch share one entry of the cache.
-    if batch != 1 and not fmap.method.batch_dependent:
-        return _steps(fmap, kind, shape, 1)
-    return build_steps(fmap.net, fmap.method, kind, fmap.num_features, shape, batch)
-
-
-def _scaled_steps(
-    fmap: NetworkFeatureMap, kind: Kind, shape: Shape, batch: int, scales: PyTree
-) -> list[Step]:
-    """Return the steps with these scales, which cannot be cached if there are some."""
-    if scales is None:
-        return _steps(fmap, kind, shape, batch)
-    m = fmap.num_features
-    return build_steps(fmap.net, fmap.method, kind, m, shape, batch, scales)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _warn_if_differentiated(fmap: NetworkFeatureMap, x: Array) -> Array:
-    """Return x. Where it is differentiated, warn if gradients are biased."""
-    return x
-
-
-@_warn_if_differentiated.defjvp
-def _warn_if_differentiated_jvp(
-    fmap: NetworkFeatureMap, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    shape = primals[0].shape[1:]
-    for kind in fmap.kinds:
-        error = _gradient_bias(fmap, kind, shape)
-        _bias.warn_of_gradient(error, kind, fmap.method)
-    return primals[0], tangents[0]
-
-
-@functools.lru_cache(maxsize=256)
-def _gradient_bias(fmap: NetworkFeatureMap, kind: Kind, shape: Shape) -> float:
-    steps = _steps(fmap, kind, shape, 1)
-    return _bias.gradient_bias(fmap.net, fmap.method, kind, steps)
-
-
-@functools.lru_cache(maxsize=256)
-def _synthetic_bias(fmap: NetworkFeatureMap, kind: Kind, shape: Shape) -> float:
-    steps = _steps(fmap, kind, shape, 1)
-    return _bias.bias(fmap.net, fmap.method, kind, steps, shape)
 
 
 @functools.lru_cache(maxsize=256)
