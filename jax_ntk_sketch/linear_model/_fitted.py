@@ -236,7 +236,7 @@ def first_shapes(
     Raises:
       ValueError: there are no examples.
     """
-    batch = reader.template()
+    batch = None if reader.num_examples == 0 else reader.template()
     if batch is None or not len(batch.numbers):
         raise ValueError(f"{reader.owner}: x must hold examples, got no examples")
     assert batch.y is not None
