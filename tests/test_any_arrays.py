@@ -80,7 +80,9 @@ def run(job, *arrays):
     try:
         return JOBS[job](*arrays)
     except (TypeError, ValueError) as error:
-        assert any(name in str(error) for name in (" x ", " phi ", " y ", "examples")), error
+        assert any(
+            name in str(error) for name in (" x ", " phi ", " y ", "examples")
+        ), error
         return type(error)
 
 

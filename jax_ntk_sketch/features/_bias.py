@@ -126,9 +126,9 @@ def warn_of_bias(
         if value > LARGEST_BIAS:
             warnings.warn(
                 f'NetworkFeatureMap.init: the "{kind}" kernel has a bias of '
-                f"{value:.2g} with {fmap.method}, which more columns do not remove; use "
-                'method="ntk_random_features", which has none, or "nystrom" with a '
-                "sample",
+                f"{value:.2g} with {fmap.method}, which more columns do not remove; "
+                'use method="ntk_random_features", which has none, or "nystrom" with '
+                "a sample",
                 stacklevel=3,
             )
 
