@@ -100,6 +100,26 @@ def to_jax(owner: str, name: str, values: Examples) -> Array:
     return jnp.asarray(array)
 
 
+def finite_examples(owner: str, name: str, values: Examples) -> NDArray:
+    """Return at least one example, of finite numbers, as a NumPy array.
+
+    Raises:
+      TypeError, ValueError: as `to_jax`; there is no example, or one is not finite.
+    """
+    array = np.asarray(to_jax(owner, name, values))
+    if not len(array):
+        raise ValueError(
+            f"{owner}: {name} must hold at least one example, got shape {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0, 0])
+        raise ValueError(
+            f"{owner}: {name} must be finite, got NaN or infinity in example {row} "
+            "(counted from 0); remove such examples"
+        )
+    return array
+
+
 def check_real(
     owner: str, name: str, dtype: Any, hint: str = "", *, complex_too: bool = False
 ) -> None:

@@ -122,3 +122,17 @@ def test_a_large_bias_warns():
         warnings.simplefilter("error")
         jax.eval_shape(lambda key: fmap.init(key, (1,)), key)
         jns.feature_map(FLAT["deep"], num_features=64).init(key, (3,))
+
+
+@pytest.mark.parametrize(
+    "sample, error, match",
+    [
+        (np.ma.masked_greater(np.ones((4, 3)), 2), TypeError, "not be a masked"),
+        (np.full((4, 3), np.nan), ValueError, "got NaN or infinity in example 0 "),
+        (np.ones((0, 3)), ValueError, r"at least one example, got shape \(0, 3\)"),
+    ],
+)
+def test_samples_that_say_nothing_are_refused(sample, error, match):
+    fmap = jns.feature_map(FLAT["deep"], num_features=64, method="ntk_sketch")
+    with pytest.raises(error, match=f"sample must .*{match}"):
+        fmap.plan((3,), sample=sample)

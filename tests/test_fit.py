@@ -346,7 +346,7 @@ def test_checkpoints_of_another_function_are_refused(tmp_path):
 
     one, two, path = fmap_of(1.0), fmap_of(1.1), tmp_path / "sums.jns"
     assert repr(one) == repr(two)
-    params = one.init(jax.random.key(0), X[:6])
+    params = one.init(jax.random.key(0), (6,), sample=X[:6])
     lm.fit(one, params, X, Y, checkpoint=path, **OPTIONS)
     with pytest.raises(ValueError, match="the features of its first examples were"):
         lm.fit(two, params, X, Y, checkpoint=path, **OPTIONS)

@@ -7,6 +7,7 @@ import warnings
 import jax
 import numpy as np
 
+from jax_ntk_sketch._arrays import finite_examples
 from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
 from jax_ntk_sketch.features._steps_of import NetworkMap, steps_of
 from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
@@ -38,10 +39,14 @@ def bias(
         over positions, as if they were the same everywhere. By default, and if values
         are not known, K is of pairs with unit variance and cosines evenly in [0, 0.9],
         or of numbers evenly spaced with unit variance.
+
+    Raises:
+      ValueError: the sample is empty, or an example is not finite.
     """
     if sample is None or isinstance(sample, jax.core.Tracer | jax.ShapeDtypeStruct):
         return _synthetic_bias(fmap, kind, shape)
-    return _relative_error(fmap, kind, shape, *_of_sample(np.asarray(sample)))
+    array = finite_examples("NetworkFeatureMap", "sample", sample)
+    return _relative_error(fmap, kind, shape, *_of_sample(array))
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch._arrays import to_jax
+from jax_ntk_sketch._arrays import finite_examples
 from jax_ntk_sketch._checks import check_key, check_number, check_size
 from jax_ntk_sketch._numerics import matmul
 from jax_ntk_sketch._protocol import FeatureMap, check_feature_map
@@ -83,7 +83,7 @@ def expected_error(
         raise ValueError(
             f'expected_error: fmap.get must be "ntk" or "nngp", got {fmap.get!r}'
         )
-    sample = _finite("expected_error", "sample", sample)
+    sample = finite_examples("expected_error", "sample", sample)
     if sample.ndim < 2 or len(sample) < 4:
         raise ValueError(
             "expected_error: sample must hold at least 4 examples, (n, d) or (n, "
@@ -205,7 +205,7 @@ def suggest_num_features(
     owner = "suggest_num_features"
     check_number(owner, "relative_error", relative_error, above=0, below=1)
     if sample is not None:
-        sample = _finite(owner, "sample", sample)
+        sample = finite_examples(owner, "sample", sample)
     record = methods.from_name(method)
     if record == methods.Auto():
         record = methods.VarianceReduced(objective="kernel")
@@ -239,18 +239,6 @@ def suggest_num_features(
             break
         low, high = (low, middle) if error(middle) <= relative_error else (middle, high)
     return high
-
-
-def _finite(owner: str, name: str, x: Examples) -> NDArray:
-    """Return examples as a NumPy array of finite numbers."""
-    array = np.asarray(to_jax(owner, name, x))
-    if not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0, 0])
-        raise ValueError(
-            f"{owner}: {name} must be finite, got NaN or infinity in example {row} "
-            "(counted from 0); remove such examples"
-        )
-    return array
 
 
 def _gram(phi: Array) -> NDArray:
