@@ -29,6 +29,8 @@ X = RNG.standard_normal((80, 6)).astype(np.float32)
 LABELS = (X[:, 0] > 0).astype(int)
 KEY = jax.random.key(0)
 PARAMS = FMAP.init(KEY, (6,))
+PATHS = str(pathlib.Path(jns.__file__).parent.parent), os.environ.get("PYTHONPATH", "")
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
 needs_programs = pytest.mark.skipif(
     importlib.util.find_spec("flatbuffers") is None, reason="needs flatbuffers"
 )
@@ -283,11 +285,10 @@ old = _feature_map.first_features
 _feature_map.first_features = lambda x: old(x * float(sys.argv[2]))
 jns.io.load(sys.argv[1])
 """
-    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
     for factor in ("1", "1.05"):
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "model.jns", factor],
-            env=env, capture_output=True, text=True, check=False,
+            env=ENV, capture_output=True, text=True, check=False,
         )  # fmt: skip
         refused = "ValueError" in done.stderr and "with other features" in done.stderr
         assert refused == (factor != "1"), done.stderr[-2000:]
@@ -376,10 +377,9 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
         wrong[folder.name] = [float(abs(a - b).max()) for a, b in zip(leaves, wanted)]
 print(json.dumps(wrong))
 """
-    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path],
-        env=env, capture_output=True, text=True, check=False,
+        env=ENV, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     wrong = json.loads(done.stdout)
