@@ -1,10 +1,10 @@
 """`FeatureMap`: what all feature maps have in common."""
 
+import ast
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
-
-import jax
 
 from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._typing import Array, Examples, Get, Key, Kind, PyTree, Shape
@@ -119,21 +119,42 @@ class FeatureMap(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What parameters were made for: a node of their pytree that holds no arrays.
+    """What parameters were made for.
 
     Parameters of different sizes can have equal shapes, because sketches pad. `apply`
-    compares this record with the map and with the examples.
+    compares this record with the map and with the examples. In a pytree of parameters
+    it is the key of a dictionary: it is static, and libraries that save pytrees find
+    nothing but dictionaries, lists, tuples and arrays.
 
     Attributes:
       input_shape: the shape of one example.
       output_dim: the columns that the parameters were made for.
+
+    >>> from jax_ntk_sketch._protocol import Origin
+    >>> Origin((28, 28, 1), 64).node()
+    {'(28, 28, 1) to 64': ()}
+    >>> Origin.of({"origin": {"(28, 28, 1) to 64": ()}})
+    Origin(input_shape=(28, 28, 1), output_dim=64)
     """
 
-    input_shape: Shape = dataclasses.field(metadata={"static": True})
-    output_dim: int = dataclasses.field(metadata={"static": True})
+    input_shape: Shape
+    output_dim: int
+
+    def node(self) -> PyTree:
+        """Return a pytree without arrays that states the record."""
+        return {f"{self.input_shape} to {self.output_dim}": ()}
+
+    @classmethod
+    def of(cls, params: PyTree) -> "Origin | None":
+        """Return the record in a dictionary of parameters; None if there is none."""
+        node = params.get("origin") if isinstance(params, dict) else None
+        text = next(iter(node), None) if isinstance(node, dict) else None
+        if not isinstance(text, str) or not re.fullmatch(r"\([\d, ]*\) to \d+", text):
+            return None
+        shape, _, size = text.partition(" to ")
+        return cls(ast.literal_eval(shape), int(size))
 
 
 def as_kinds(get: Get) -> tuple[Kind, ...]:

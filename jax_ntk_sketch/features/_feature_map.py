@@ -169,7 +169,7 @@ class NetworkFeatureMap:
         The key is split for each kernel anew, so that the features of one kernel do not
         depend on the other.
         """
-        params: dict[str, PyTree] = {"origin": Origin(shape, self.num_features)}
+        params: dict[str, PyTree] = {"origin": Origin(shape, self.num_features).node()}
         inputs = inputs or {}
         for kind in self.kinds:
             first, *steps = scaled_steps(self, kind, shape, 1, scales)
@@ -294,8 +294,8 @@ class NetworkFeatureMap:
         """Return the map that the parameters are for, with the method that was used."""
         owner = "NetworkFeatureMap.apply"
         shape = x.shape[1:]
-        origin = params.get("origin")
-        if isinstance(origin, Origin):
+        origin = Origin.of(params)
+        if origin is not None:
             _maps.check_shape(
                 owner, x, origin.input_shape, "for which init made params"
             )

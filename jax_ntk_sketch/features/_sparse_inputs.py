@@ -110,7 +110,7 @@ class SparseFeatureMap(DerivedFeatureMap):
         d = _input_dim(owner, example)
         hash_key, base_key = jax.random.split(key)
         params: dict[str, PyTree] = {
-            "origin": Origin((d,), self.sketch_dim),
+            "origin": Origin((d,), self.sketch_dim).node(),
             "hash": self._sketch(d).init(hash_key),
         }
         sketched = None
@@ -153,7 +153,11 @@ class SparseFeatureMap(DerivedFeatureMap):
         owner = "SparseFeatureMap.apply"
         check_params(owner, params)
         x = _float_examples(owner, x)
-        origin = params["origin"]
+        origin = Origin.of(params)
+        if origin is None:
+            raise ValueError(
+                f"{owner}: params must come from init of an equal feature map"
+            )
         if origin != Origin((x.shape[1],), self.sketch_dim):
             raise ValueError(
                 f"{owner}: x must have shape (n, {origin.input_shape[0]}) and "

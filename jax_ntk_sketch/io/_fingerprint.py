@@ -10,7 +10,7 @@ import scipy
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._protocol import FeatureMap, Origin
 from jax_ntk_sketch._typing import Examples, PyTree, Shape
 from jax_ntk_sketch.batches.sparse_rows import SparseRows
 from jax_ntk_sketch.features._compress import CompressedFeatureMap
@@ -41,7 +41,10 @@ def input_shape(fmap: FeatureMap, params: PyTree) -> Shape:
         return input_shape(fmap.base, params["base"])
     if isinstance(fmap, LandmarkFeatureMap):
         return params["landmarks"].shape[1:]
-    return params["origin"].input_shape
+    origin = Origin.of(params)
+    if origin is None:
+        raise ValueError("params must be those that init of a feature map returned")
+    return origin.input_shape
 
 
 def fingerprint(fmap: FeatureMap, params: PyTree) -> NDArray:

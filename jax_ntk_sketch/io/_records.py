@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch._protocol import FeatureMap, Origin
+from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import PyTree
 from jax_ntk_sketch.features._compress import CompressedFeatureMap
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
@@ -89,8 +89,6 @@ def tree_to_data(tree: PyTree, arrays: dict[str, NDArray], name: str) -> Data:
     if type(tree) in (list, tuple):
         items = [tree_to_data(v, arrays, f"{name}/{i}") for i, v in enumerate(tree)]
         return {type(tree).__name__: items}
-    if isinstance(tree, Origin):
-        return {"origin": dataclasses.asdict(tree)}
     if not isinstance(tree, jax.Array | np.ndarray) or name in arrays:
         raise TypeError(
             "save: params must be dictionaries, lists and tuples of arrays, got "
@@ -111,9 +109,6 @@ def tree_from_data(data: Data, arrays: dict[str, NDArray]) -> PyTree:
     ((kind, content),) = data.items()
     if kind == "dict":
         return {key: tree_from_data(value, arrays) for key, value in content.items()}
-    if kind == "origin":
-        content = {k: tuple(v) if type(v) is list else v for k, v in content.items()}
-        return Origin(**content)
     items = [tree_from_data(value, arrays) for value in content]
     return {"list": list, "tuple": tuple}[kind](items)
 
