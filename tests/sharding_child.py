@@ -153,7 +153,7 @@ def processes(index, folder):
     out["batches taken"] = len(taken)
     attempt("no examples", x[:0], y[:0], params)
     attempt("params", x, y, (params, other)[index])
-    landmarks = scaled(1.0).init(jax.random.key(0), X[:6])
+    landmarks = scaled(1.0).init(jax.random.key(0), (6,), sample=X[:6])
     attempt("functions", x, y, landmarks, fmap=scaled(1.0 + index))
     attempt("kinds", x, (y[:, 0], labels)[index], params)
     attempt("dtypes", (x, x.astype(int))[index], y, params)
