@@ -39,8 +39,9 @@ def transform(
     Args:
       fmap: a feature map of any method but "exact".
       params: the parameters that its `init` returned.
-      x: n examples `(n, *shape)`: an array, a memory map, a list of arrays, or anything
-        that has a length and whose slices NumPy can read, such as an HDF5 data set. A
+      x: n examples `(n, *shape)`: an array or a table of any library, a memory map, a
+        list of arrays, or anything that has a length and whose slices NumPy can read,
+        such as an HDF5 data set. Rows and columns are taken by position. A
         `SparseFeatureMap` also takes `SparseRows` and scipy.sparse. Values are real.
         Integers and booleans, such as uint8 images, become floats without rescaling.
       batch_size: examples per call, >= 1. By default it is the largest power of two, at

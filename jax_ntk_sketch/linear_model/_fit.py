@@ -65,13 +65,14 @@ def fit(
     Args:
       fmap: a feature map with one kernel (`get` is "ntk" or "nngp").
       params: the parameters that its `init` returned.
-      x: examples `(n, *shape)`, given together with y: an array, a memory map, anything
-        that has a length and slices, or scipy.sparse for a map of
-        `jax_ntk_sketch.with_sparse_inputs`. Or an iterable of batches of any lengths,
-        which is read once: a list, a generator, a loader of torch or grain, a data set
-        of Hugging Face, or a function that returns a new iterable for each pass. A
-        batch is `(x, y)`, `(x, y, weight)`, or a dictionary with "x", "y" and if needed
-        "weight", "pattern" and "mask".
+      x: examples `(n, *shape)`, given together with y: an array or a table of any
+        library, a memory map, anything that has a length and slices, or scipy.sparse
+        for a map of `jax_ntk_sketch.with_sparse_inputs`. Rows are taken by position,
+        whatever labels they have; the names of columns are kept with the model. Or an
+        iterable of batches of any lengths, which is read once: a list, a generator, a
+        loader of torch or grain, a data set of Hugging Face, or a function that returns
+        a new iterable for each pass. A batch is `(x, y)`, `(x, y, weight)`, or a
+        dictionary with "x", "y" and if needed "weight", "pattern" and "mask".
       y: targets `(n,)` or `(n, t)`. Integers, booleans and text `(n,)` are class
         labels. None if x yields batches.
       reg: one value >= 0, or several to choose from. The choice is by cross-validation
