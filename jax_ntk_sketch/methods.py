@@ -83,8 +83,9 @@ class NTKSketch(Method):
       degree: the degree of the polynomial of the activation, >= 1.
       derivative_degree: the degree of the polynomial of its derivative, >= 1.
       coefficients: "taylor" truncates the power series. "fit" solves nonnegative least
-        squares on the cosines that the layer can reach, which lowers the largest error
-        and raises the error at the most frequent cosines.
+        squares on the cosines that the layer can reach. Its bias is 2 to 4 times
+        smaller from two hidden layers on, and its noise is larger: at 512 to 2048
+        columns "taylor" has the smaller error of the kernel and of a regressor.
       leaf: the leaves of the sketch, see `jax_ntk_sketch.sketch.PolySketch`.
       oversample: the number of columns before the final compression, as a multiple of
         `num_features`, >= 1. With 1 nothing is compressed. After flat layers exact

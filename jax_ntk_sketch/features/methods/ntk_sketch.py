@@ -278,5 +278,6 @@ def _fitted_series(
 
     return (
         fit(False, method.degree, power),
-        fit(True, method.derivative_degree, max(0, power - 1)),
+        # Without the NTK the degree is that of the activation alone.
+        fit(True, min(degree, method.derivative_degree), max(0, power - 1)),
     )
