@@ -105,6 +105,22 @@ def test_biases():
         assert jns.feature_map(net, num_features=64, method=method).plan((5,)).bias == 0
 
 
+def test_no_number_of_columns_is_suggested_below_the_bias():
+    """At once, and with the method that has no bias."""
+    with pytest.raises(ValueError, match=r"bias is 0\.1\d .*ntk_random_features"):
+        jns.validation.suggest_num_features(
+            ERF, (1,), sample=SINE, relative_error=0.1, key=jax.random.key(0)
+        )
+
+
+@pytest.mark.parametrize("get", ["nngp", "ntk"])
+def test_fits_of_any_degrees(get):
+    """The degree of the derivative may be larger, also where it is not used."""
+    method = methods.NTKSketch(2, 5, coefficients="fit")
+    fmap = jns.feature_map(FLAT["deep"], num_features=64, get=get, method=method)
+    assert 0 < fmap.plan((3,)).bias < 0.05
+
+
 def test_a_large_bias_warns():
     """Where rows are single numbers, without and with a sample; not under `jit`."""
     fmap = jns.feature_map(ERF, num_features=512)

@@ -204,6 +204,7 @@ def test_text():
         assert eval(repr(net)) == net == stax.from_json(stax.to_json(net))
         assert hash(net) == hash(eval(repr(net)))
     assert stax.repeat(DENSE, 2) == stax.serial(DENSE, DENSE)
+    assert stax.repeat(DENSE, 0) == stax.serial()
     kinds = [
         type(layer).__name__
         for layer in stax.walk(residual(HIDDEN), into_branches=True)
@@ -311,8 +312,8 @@ def test_mistakes_in_records():
         stax.parallel()
     with pytest.raises(ValueError, match="num must be an integer >= 1, got 0"):
         stax.FanOut(0)
-    with pytest.raises(ValueError, match="n must be an integer >= 1, got 0"):
-        stax.repeat(DENSE, 0)
+    with pytest.raises(ValueError, match="n must be an integer >= 0, got -1"):
+        stax.repeat(DENSE, -1)
     with pytest.raises(ValueError, match="not be 0, the batch axis"):
         stax.FanInConcat(0)
     with pytest.raises(TypeError, match="axis must be an integer"):

@@ -8,9 +8,6 @@ import registry
 FAULTS = {
     ("nystrom-biased", "jit_and_vmap_over_keys_equal_a_loop"): "rounding of a root",
     ("nystrom-image", "jit_and_vmap_over_keys_equal_a_loop"): "rounding of a root",
-    ("nystrom-biased", "no_key_is_used_twice"): "the checker of JAX objects",
-    ("nystrom-image", "no_key_is_used_twice"): "the checker of JAX objects",
-    ("compressed", "dtypes_are_kept"): "directions in float32 widen half precision",
 }
 
 

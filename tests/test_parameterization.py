@@ -47,6 +47,14 @@ STANDARD = {
     ),
     "mixed": (stax.serial(MIXED, stax.Erf(), dense(6), stax.Gelu(), MIXED), X),
     "linear": (stax.serial(dense(8), dense(6, None)), X),
+    "biases of deviation 0": (
+        stax.serial(dense(8, 0.0), RELU, dense(5, 0.0), RELU, dense(1, 0.0)),
+        X,
+    ),
+    "widths that are not used": (
+        stax.serial(stax.Dense(8, 1.2, 0.1, s=(2, 3)), RELU, dense(5, s=(1, 2))),
+        X,
+    ),
     "images": (
         stax.serial(conv(8, s=(1, 2)), RELU, conv(6, s=(2, 1)), RELU, POOL, dense(1)),
         IMAGES,
@@ -478,12 +486,8 @@ def test_whole_network_methods_refuse():
     ("make", "match"),
     [
         (lambda: stax.Dense(3, parameterization="mup"), "one of 'ntk', 'standard'"),
-        (
-            lambda: stax.Dense(3, s=(1, 2)),
-            r's must be \(1, 1\) with parameterization="ntk"',
-        ),
         (lambda: dense(3, s=(0, 1)), "s must be an integer >= 1"),
-        (lambda: dense(3, b_std=0.0), "b_std must be None or positive"),
+        (lambda: conv(3, b_std=0.0), "b_std must be None or positive"),
         (lambda: stax.Dropout(0.0), "rate must be finite and <= 1 and > 0"),
         (lambda: stax.Dropout(1.2), "rate must be finite and <= 1 and > 0"),
         (lambda: stax.Dropout(0.5, "eval"), "one of 'train', 'test'"),

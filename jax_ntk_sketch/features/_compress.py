@@ -153,9 +153,9 @@ class CompressedFeatureMap(DerivedFeatureMap):
         def run(x: Examples, extras: PyTree, size: int | None = None) -> PyTree:
             phi = self.base.apply(params["base"], x, batch_size=size, **extras)
             if not isinstance(phi, KernelFeatures):
-                return matmul(phi, params["project"])
+                return _projected(phi, params["project"])
             parts = {
-                k: matmul(getattr(phi, k), u) for k, u in params["project"].items()
+                k: _projected(getattr(phi, k), u) for k, u in params["project"].items()
             }
             return in_order(self.kinds, parts)
 
@@ -315,6 +315,11 @@ def compress(
         nonfinite=nonfinite,
     )
     return compressed, _learn(compressed, params, reader, key, num_samples, progress)
+
+
+def _projected(phi: Array, directions: Array) -> Array:
+    """Return features in their dtype; half precision is summed in float32."""
+    return matmul(phi, directions).astype(phi.dtype)
 
 
 def _learn(

@@ -142,7 +142,8 @@ def _after_linear(layer: Any, k: Kernels, method: Method | None) -> Kernels:
     size = math.prod(getattr(layer, "filter_shape", ()))
     if getattr(layer, "parameterization", "ntk") == "standard":
         widths = layer.s
-        multiple, ntk_bias = k.channels / widths[0] * size, float(bias > 0)
+        ntk_bias = float(layer.b_std is not None)
+        multiple = k.channels / widths[0] * size
     return dataclasses.replace(
         k,
         nngp=square * k.nngp + bias,

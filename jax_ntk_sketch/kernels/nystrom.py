@@ -92,9 +92,12 @@ def rpcholesky(
     floor = 10 * jnp.finfo(diagonal.dtype).eps * diagonal
     num_blocks = -(-num_landmarks // block)
 
-    def choose_block(i: Array, state: _Pivots) -> _Pivots:
+    def choose_block(
+        state: _Pivots, numbered_key: tuple[Array, Key]
+    ) -> tuple[_Pivots, None]:
         factor, left, free, chosen = state
-        index = _draw(keys[i], left, free, block)
+        i, block_key = numbered_key
+        index = _draw(block_key, left, free, block)
         # Columns of what is left of the kernel, and a Cholesky factor of their block.
         columns = jax.lax.stop_gradient(column(index)) - matmul(factor, factor[index].T)
         columns = matmul(columns, inverse_sqrt(columns[index]).root)
@@ -103,16 +106,16 @@ def rpcholesky(
         left = jnp.where(left > floor, left, 0).at[index].set(0)
         factor = jax.lax.dynamic_update_slice(factor, columns, (0, i * block))
         chosen = jax.lax.dynamic_update_slice(chosen, index, (i * block,))
-        return factor, left, free.at[index].set(False), chosen
+        return (factor, left, free.at[index].set(False), chosen), None
 
-    keys = jax.random.split(key, num_blocks)
     start = (
         jnp.zeros((n, num_blocks * block), diagonal.dtype),
         diagonal,
         jnp.ones(n, bool),
         jnp.zeros(num_blocks * block, jnp.int32),
     )
-    chosen = jax.lax.fori_loop(0, num_blocks, choose_block, start)[3]
+    keys = jnp.arange(num_blocks), jax.random.split(key, num_blocks)
+    (_, _, _, chosen), _ = jax.lax.scan(choose_block, start, keys)
     return chosen[:num_landmarks]
 
 

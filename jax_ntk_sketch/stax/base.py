@@ -309,14 +309,3 @@ def set_weights(record: Any) -> None:
     set_checked(record, check_sizes, "s")
     if len(record.s) != 2:
         raise ValueError(f"{owner}: s must be a pair of integers, got {record.s!r}")
-    if kind == "ntk" and record.s != (1, 1):
-        raise ValueError(
-            f'{owner}: s must be (1, 1) with parameterization="ntk", got {record.s}; '
-            'use parameterization="standard"'
-        )
-    if kind == "standard" and record.b_std == 0:
-        raise ValueError(
-            f"{owner}: b_std must be None or positive with "
-            'parameterization="standard", got 0; biases that start at zero and are '
-            "trained are not supported"
-        )

@@ -62,20 +62,20 @@ def repeat(layer: Layer, n: int) -> Serial:
 
     Args:
       layer: a record whose output has the shape of its input.
-      n: how many times, at least 1.
+      n: how many times, at least 0; with 0 it is the identity.
 
     Returns:
       A `Serial` record.
 
     Raises:
       TypeError: `layer` is not a record, or n is not an integer.
-      ValueError: n is less than 1.
+      ValueError: n is negative.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.repeat(stax.serial(stax.Relu(), stax.Dense(9)), 2).layers[1]
     stax.serial(stax.Relu(), stax.Dense(9))
     """
-    return Serial((layer,) * check_size("repeat", "n", n))
+    return Serial((layer,) * check_size("repeat", "n", n, 0))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -24,6 +24,12 @@ class _Convolution(Layer):
         set_sizes(self, "out_chan")
         set_window(self, "filter_shape", "strides")
         set_weights(self)
+        if self.parameterization == "standard" and self.b_std == 0:
+            raise ValueError(
+                f"{type(self).__name__}: b_std must be None or positive with "
+                'parameterization="standard", got 0; biases that start at zero and are '
+                "trained are supported in Dense"
+            )
         if self.dimension_numbers is not None:
             set_field(self, "dimension_numbers", _dimension_numbers(self))
 

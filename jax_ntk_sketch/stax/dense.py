@@ -18,20 +18,20 @@ class Dense(Layer):
       out_dim: the width of the finite network; in the "ntk" parameterization the
         kernels of infinite width do not depend on it.
       W_std: the standard deviation of the weights, >= 0.
-      b_std: the standard deviation of the biases, >= 0; None for no biases.
+      b_std: the standard deviation of the biases, >= 0; None for no biases. With
+        "standard" biases of deviation 0 are trained, and enter the NTK.
       batch_axis: must be 0.
       channel_axis: -1, or 1 for channels first.
       parameterization: "ntk" or "standard". In the latter the NTK depends on the
         widths of the finite network, whose parameters carry the scales `W_std` and
         `b_std`.
-      s: with "standard", two factors >= 1 that multiply the widths of the input and of
-        the output in the finite network.
+      s: two factors >= 1 that multiply the widths of the input and of the output in the
+        finite network with "standard". As in Neural Tangents, "ntk" does not use them.
 
     Raises:
       TypeError: `out_dim`, `s` or an axis are not integers, or a deviation is not a
         number.
-      ValueError: an argument is out of range; an axis is another one; `s` is given with
-        "ntk"; `b_std` is 0 with "standard".
+      ValueError: an argument is out of range; an axis is another one.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.Dense(512, W_std=1.4, b_std=0.1)

@@ -190,8 +190,9 @@ def suggest_num_features(
 
     Raises:
       TypeError: an argument has the wrong type; a key is needed and missing.
-      ValueError: 131,072 columns do not reach the error; a sample is needed and there
-        is none; `relative_error` is out of range.
+      ValueError: 131,072 columns do not reach the error, or no number does because of
+        the bias; a sample is needed and there is none; `relative_error` is out of
+        range.
 
     Cost: about ten plans or trials; the largest has up to twice the columns.
 
@@ -225,6 +226,13 @@ def suggest_num_features(
             )
         return expected_error(fmap, sample, key=key)
 
+    floor = _floor(net, example, sample, record, get)
+    if floor >= relative_error:
+        raise ValueError(
+            f"{owner}: relative_error must be more than the bias of {record}, got "
+            f"{relative_error}, but the bias is {floor:.2g} with any number of "
+            'columns; use method="ntk_random_features", which has none'
+        )
     low, high = 8, 16
     while not error(high) <= relative_error:  # NaN is out of reach, too
         low, high = high, 2 * high
@@ -239,6 +247,20 @@ def suggest_num_features(
             break
         low, high = (low, middle) if error(middle) <= relative_error else (middle, high)
     return high
+
+
+def _floor(
+    net: stax.Layer,
+    example: Shape | Examples,
+    sample: Examples | None,
+    record: methods.Method,
+    get: Kind,
+) -> float:
+    """Return the bias, with the most columns of those that are tried."""
+    fmap = feature_map(net, num_features=_MAX_FEATURES, get=get, method=record)
+    bias = fmap.plan(example, sample=sample).bias
+    assert isinstance(bias, float)
+    return bias
 
 
 def _gram(phi: Array) -> NDArray:

@@ -17,27 +17,31 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
     """NNGP' = W² NNGP + b² and NTK' = W² NTK + NNGP': scale, and append columns.
 
     In the standard parameterization NTK' = W² NTK + width NNGP + 1, with the width of
-    the finite network that enters, and without the 1 if there is no bias.
+    the finite network that enters, and without the 1 if there is no bias. There is one
+    if `b_std` is 0, because it is trained.
     """
     if not spec.shape and layer.channel_axis not in (-1, 1):
         raise ValueError(
             f"{layer!r}: channel_axis must be -1 or 1 where inputs are flat, got "
             f"{layer.channel_axis}"
         )
+    standard = layer.parameterization == "standard"
     bias = int(not is_zero(layer.b_std))
-    nngp_dim = spec.nngp_dim + bias
-    exact = spec.exact_columns
-    if bias:
-        exact = exact._replace(constants=(*exact.constants, spec.nngp_dim))
+    trained_bias = int(layer.b_std is not None) if standard else bias
+    before = spec.exact_columns
+    with_bias = before._replace(constants=(*before.constants, spec.nngp_dim))
+    exact, ntk_dim = with_bias if bias else before, 0
     if context.wants_ntk:
-        exact = exact.with_nngp_appended(spec.ntk_dim)
+        appended_exact = with_bias if trained_bias else before
+        exact = exact.with_nngp_appended(spec.ntk_dim, appended_exact)
+        ntk_dim = spec.ntk_dim + spec.nngp_dim + trained_bias
     out = dataclasses.replace(
         spec,
-        nngp_dim=nngp_dim,
-        ntk_dim=spec.ntk_dim + nngp_dim if context.wants_ntk else 0,
+        nngp_dim=spec.nngp_dim + bias,
+        ntk_dim=ntk_dim,
         gaussian=True,
         exact_columns=exact,
-        finite_channels=layer.out_dim * layer.s[1],
+        finite_channels=layer.out_dim * (layer.s[1] if standard else 1),
     )
 
     def apply(params: PyTree, f: Features) -> Features:
@@ -48,9 +52,9 @@ def dense_steps(layer: stax.Dense, spec: Spec, context: Context) -> list[Step]:
         if not context.wants_ntk:
             return Features(nngp, f.ntk, variance)
         appended = nngp
-        if layer.parameterization == "standard":
+        if standard:
             width = spec.finite_channels / layer.s[0]
-            appended = with_constant(f.nngp * math.sqrt(width), bias)
+            appended = with_constant(f.nngp * math.sqrt(width), trained_bias)
         ntk = jnp.concatenate([layer.W_std * f.ntk, appended], axis=-1)
         return Features(nngp, ntk, variance)
 
