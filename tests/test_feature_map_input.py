@@ -233,3 +233,30 @@ def test_long_rows_of_networks_that_are_not_homogeneous():
     )
     np.testing.assert_allclose(gelu @ gelu.T, relu @ relu.T, rtol=1e-5)
     assert np.isnan(gaussian).all()
+
+
+CONV, RELU, DENSE = stax.Conv(1, (1, 1), b_std=0.3), stax.Relu(), stax.Dense(1)
+ATTENTION = stax.GlobalSelfAttention(1, 1, 1, 1, linear_scaling=True)
+
+
+@pytest.mark.parametrize("method", ["ntk_random_features", "ntk_sketch"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (stax.ConvLocal(1, (2, 2)), RELU, CONV, RELU),
+        (stax.Aggregate((1, 2), 0, -1), CONV, RELU, stax.Aggregate((1, 2), 0, -1)),
+        (CONV, RELU, stax.Dropout(0.5), ATTENTION),
+        (CONV, RELU),
+    ],
+    ids=["local", "graph", "attention", "plain"],
+)
+def test_no_examples(layers, method):
+    """By shapes alone; axes whose size is inferred have none if nothing is there."""
+    net = stax.serial(*layers, stax.Flatten(), DENSE)
+    fmap = jns.feature_map(net, num_features=70, method=method)
+    params = jax.eval_shape(lambda key: fmap.init(key, (2, 2, 3)), KEY)
+    graph = any(isinstance(layer, stax.Aggregate) for layer in layers)
+    extras = {"pattern": np.zeros((0, 2, 2, 2, 2), np.float32)} if graph else {}
+    x = np.zeros((0, 2, 2, 3), np.float32)
+    phi = jax.eval_shape(lambda params: fmap.apply(params, x, **extras), params)
+    assert phi.shape == (0, 70)

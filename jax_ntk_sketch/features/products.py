@@ -59,4 +59,4 @@ class Product:
         if self._sketch:
             return self._sketch.apply(params, x, y)
         outer = x[..., :, None] * y[..., None, :]
-        return outer.reshape(*x.shape[:-1], -1)
+        return outer.reshape(*x.shape[:-1], x.shape[-1] * y.shape[-1])

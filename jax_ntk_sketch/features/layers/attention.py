@@ -87,13 +87,13 @@ def _linear_scaling_step(
         """Return G (n, positions, positions), of queries and keys."""
         rows = _rows(f.nngp)
         covariance = jnp.einsum("nia,nja->nij", rows, rows, precision="highest")
-        variance = f.nngp_diag.reshape(len(rows), -1, 1)
+        variance = f.nngp_diag.reshape(len(rows), spec.pixels, 1)
         same = jnp.eye(spec.pixels, dtype=bool)
         covariance = jnp.where(same, variance, covariance)
         scores = score_scale * keys.covariance(covariance)
         if mask is None:
             return mechanism(scores)
-        exists = mask.reshape(len(rows), 1, -1)
+        exists = mask.reshape(len(rows), 1, spec.pixels)
         if layer.attention_mechanism == "SOFTMAX":
             return mechanism(jnp.where(exists, scores, _MASKED_SCORE))
         return jnp.where(exists, mechanism(scores), 0)
@@ -133,7 +133,8 @@ def _linear_scaling_step(
             ntk = jnp.concatenate([ntk, math.sqrt(2) * nngp], axis=-1)
         extra: Array | float = 0.0
         if spec.after_dropout:
-            dropped = values.weight * dropout_variance(f).reshape(len(g), -1, 1)
+            lost = dropout_variance(f).reshape(len(g), spec.pixels, 1)
+            dropped = values.weight * lost
             extra = jnp.matmul((std * g) ** 2, dropped).reshape(f.nngp_diag.shape)
         return with_feature_norms(with_constant(nngp, layer.b_std), ntk, extra)
 

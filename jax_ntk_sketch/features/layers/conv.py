@@ -120,7 +120,7 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
         return {kind: jax.vmap(sketch.init)(own) for (kind, sketch), own in pairs}
 
     def decorrelate(kind: Kind, params: dict[Kind, PyTree], x: Array) -> Array:
-        rows = x.reshape(len(x), pixels, -1)
+        rows = x.reshape(len(x), pixels, math.prod(x.shape[1:]) // pixels)
         if kind in sketches:
             apply_each = jax.vmap(sketches[kind].apply, in_axes=(0, 1), out_axes=1)
             rows = apply_each(params[kind], rows)

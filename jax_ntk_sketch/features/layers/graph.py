@@ -50,7 +50,7 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
         def aggregate(x: Array, squared: bool = False) -> Array:
             """Return the sums for x (n, *shape, c), with weights or their squares."""
             x = jnp.moveaxis(zero_masked(x, mask), places, front)
-            rows = x.reshape(len(x), nodes, -1)
+            rows = x.reshape(len(x), nodes, math.prod(x.shape[1:]) // nodes)
             if dense:
                 w = weights.astype(x.dtype)
                 w = w**2 if squared else w
