@@ -40,6 +40,14 @@ def normalize_rows(x: Array, norm2: Array) -> Array:
     return x * scale[..., None]
 
 
+def lift(v: Array, x: Array) -> Array:
+    """Return v with axes of size 1 in front, so that its rank is that of x.
+
+    Arrays of different ranks raise where a user sets `jax_numpy_rank_promotion`.
+    """
+    return v.reshape((1,) * (x.ndim - v.ndim) + v.shape)
+
+
 def is_zero(number: Any) -> bool:
     """Return whether a number is None or 0; an array, which may be traced, is not."""
     return number is None or (not isinstance(number, jax.Array) and number == 0)

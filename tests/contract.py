@@ -30,6 +30,7 @@ CHECKS = (
     "a_million_columns_by_shape_alone",
     "legacy_keys_are_keys",
     "no_key_is_used_twice",
+    "strict_modes_are_no_obstacle",
 )
 # Relative to the largest entry: one rounding of every operation, and some more.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
@@ -238,6 +239,27 @@ def a_million_columns_by_shape_alone(case: Case):
 def legacy_keys_are_keys(case: Case):
     legacy = init(case, jax.random.key_data(KEYS[0]))
     jax.tree.map(np.testing.assert_array_equal, legacy, prepared(case)[0])
+
+
+def strict_modes_are_no_obstacle(case: Case):
+    """Ranks and dtypes are promoted by nobody, and no tracer is kept."""
+    x = jax.ShapeDtypeStruct(examples().shape, np.float32)
+    modes = (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+    )
+    params = None if case.traced_init else prepared(case)[0]
+    for mode in modes:
+        with mode:
+            # A function of its own, because a trace would be remembered.
+            jax.eval_shape(
+                lambda key, x: jax.tree.leaves(
+                    apply(case, init(case, key) if params is None else params, x)
+                ),
+                KEYS[0],
+                x,
+            )
 
 
 def no_key_is_used_twice(case: Case):

@@ -19,7 +19,14 @@ def grid():
             yield pytest.param(case, check, marks=marks, id=f"{case}-{check}")
 
 
-@pytest.mark.long_cases("jit_and", "no_retrace", "reduced-dtypes", "biased-dtypes")
+@pytest.mark.long_cases(
+    "m-biased-str",
+    "m-image-str",
+    "jit_and",
+    "no_retrace",
+    "reduced-dtypes",
+    "biased-dtypes",
+)
 @pytest.mark.parametrize(("case", "check"), list(grid()))
 def test_contract(case, check):
     getattr(contract, check)(case)

@@ -56,4 +56,4 @@ def formula_error(
 
 def first_features(x: Array) -> Features:
     """Return examples `(n, *shape)` as the features that enter the first step."""
-    return Features(x, x[..., :0], jnp.zeros(len(x), x.dtype))
+    return Features(x, x[..., :0], jnp.zeros(x.shape[0], x.dtype))

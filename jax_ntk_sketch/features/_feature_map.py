@@ -244,7 +244,7 @@ class NetworkFeatureMap:
             )
         x = _checks.check_input(owner, "x", x, x.shape[-1])
         resolved = self._check_params(params, x)
-        if resolved.method.batch_dependent and not len(x):
+        if resolved.method.batch_dependent and x.shape[0] == 0:
             raise ValueError(
                 f"{owner}: x must hold at least one example with {resolved.method}, "
                 f"got shape {x.shape}"
@@ -272,7 +272,7 @@ class NetworkFeatureMap:
         steps = [
             step
             for kind in self.kinds
-            for step in steps_of(self, kind, x.shape[1:], len(x))
+            for step in steps_of(self, kind, x.shape[1:], x.shape[0])
         ]
         given = {"pattern": pattern, "mask": mask}
         layers, _ = layers_with_positions(self.net)
@@ -284,7 +284,8 @@ class NetworkFeatureMap:
         out: dict[Kind, Array] = {}
         x = _bias.warn_if_differentiated(self, x)
         for kind in self.kinds:
-            first, *steps = scaled_steps(self, kind, x.shape[1:], len(x), scales)
+            n = x.shape[0]
+            first, *steps = scaled_steps(self, kind, x.shape[1:], n, scales)
             f, factor = self._enter(first, x, inputs)
             f = fitting.run_steps(steps, params[kind][1:], f, inputs)
             out[kind] = getattr(f, kind) * factor[:, None]

@@ -213,7 +213,7 @@ class LandmarkFeatureMap:
 
     def _kernel(self, x1: Array, x2: Array | None) -> Array:
         k = jnp.asarray(self.kernel_fn(x1, x2, self.get))
-        expected = len(x1), len(x1 if x2 is None else x2)
+        expected = x1.shape[0], (x1 if x2 is None else x2).shape[0]
         if k.shape != expected:
             raise ValueError(
                 f"LandmarkFeatureMap: kernel_fn(x1, x2, {self.get!r}) must return "

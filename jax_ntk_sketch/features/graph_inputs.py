@@ -65,10 +65,10 @@ def check_extra_inputs(
             )
         inputs[name] = jax.tree.map(jnp.asarray, value)
         for leaf in jax.tree.leaves(inputs[name]):
-            if leaf.shape[:1] != (len(x),):
+            if leaf.shape[:1] != (x.shape[0],):
                 raise ValueError(
-                    f"{owner}: {name} must have the {len(x)} examples of x along its "
-                    f"first axis, got {describe(inputs[name])}"
+                    f"{owner}: {name} must have the {x.shape[0]} examples of x along "
+                    f"its first axis, got {describe(inputs[name])}"
                 )
     if "mask" in inputs:
         _check_layers_with_mask(owner, layers)

@@ -11,7 +11,7 @@ import operator
 
 import jax.numpy as jnp
 
-from jax_ntk_sketch._numerics import is_zero, matmul
+from jax_ntk_sketch._numerics import is_zero, lift, matmul
 from jax_ntk_sketch._typing import (
     KINDS,
     Array,
@@ -109,7 +109,7 @@ class Patches:
         if self.window is None:
             return matmul(x, z.T)
         c = self.channels
-        parts = [self.bias * z[:, -1]] if not is_zero(self.bias) else []
+        parts = [] if is_zero(self.bias) else [lift(self.bias * z[:, -1], x)]
         for i, pixels in enumerate(self.window.shifts(x)):
             parts.append(matmul(pixels, z[:, i * c : (i + 1) * c].T))
         return functools.reduce(operator.add, parts)
@@ -205,7 +205,9 @@ class Projection:
             jnp.matmul(self.patches.channel_means(x, columns), images)
             for columns, images in ((constants, along[:k]), (linears, along[k:]))
         )
-        return constant if is_zero(self.patches.bias) else constant + bias, linear
+        if not is_zero(self.patches.bias):
+            constant = constant + lift(bias, constant)
+        return constant, linear
 
     def _images_of_means(
         self, params: PyTree, columns: Shape, dtype: Dtype
@@ -228,11 +230,12 @@ class Projection:
         # runs out of stack at some hundreds. No channel is -1: an image of zeros.
         chosen = jnp.asarray((*columns, -1)).reshape(-1, *(1,) * len(shape), 1)
         entry = jnp.asarray(patches.size**-0.5, dtype)
-        means = (chosen == jnp.arange(patches.channels)) * entry
+        own = chosen == lift(jnp.arange(patches.channels), chosen)
+        means = jnp.where(own, entry, 0)
         means = jnp.broadcast_to(means, (len(columns) + 1, *shape, patches.channels))
         images = single.apply(params, means).reshape(len(columns) + 1, -1)
         bias = images[-1]  # the image of zeros, with the constant coordinate
-        return images[:-1] - bias, bias
+        return images[:-1] - bias[None, :], bias
 
 
 def fits_concatenated(spec: Spec, columns: int) -> bool:

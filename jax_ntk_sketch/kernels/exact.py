@@ -259,7 +259,7 @@ def _after_layer_norm(layer: stax.LayerNorm, k: _Kernels) -> _Kernels:
     if k.cross is None:
         return after
     rows, columns = scale(k.x), scale(k.x if k.z is None else k.z)
-    return after._replace(cross=scaled(k.cross, rows[:, None] * columns))
+    return after._replace(cross=scaled(k.cross, rows[:, None] * columns[None, :]))
 
 
 @_after.register

@@ -166,9 +166,9 @@ def inverse_sqrt(k: Array) -> InverseRoot:
     diagonal = jnp.diagonal(k)
     nonzero = diagonal > 10 * eps * jnp.max(diagonal, initial=0)
     scale = jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, diagonal, 1)), 0)
-    unit = k * scale[:, None] * scale
+    unit = k * scale[:, None] * scale[None, :]
     eye = jnp.eye(len(k), dtype=k.dtype)
-    unit = (unit + unit.T) / 2 + jnp.where(nonzero, 0, 1) * eye
+    unit = (unit + unit.T) / 2 + jnp.where(nonzero, 0, 1).astype(k.dtype)[None, :] * eye
 
     def factor(unit: Array, delta: Array) -> Array:
         return jnp.linalg.cholesky(unit + delta * eye, symmetrize_input=False)
@@ -189,7 +189,7 @@ def inverse_sqrt(k: Array) -> InverseRoot:
         values, vectors = jnp.linalg.eigh(unit)
         kept = values > jnp.abs(values[0])
         inverse = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
-        return vectors * inverse, jnp.sum(~kept, dtype=jnp.int32)
+        return vectors * inverse[None, :], jnp.sum(~kept, dtype=jnp.int32)
 
     # A loop of unknown length has no gradient, and delta is a constant for it.
     start, constant = jnp.asarray(eps, k.dtype), jax.lax.stop_gradient(unit)
@@ -250,7 +250,7 @@ def _(count: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     values, vectors = jnp.linalg.eigh(primals[0])
     split = len(values) - count
     rest, kept = vectors[:, :split], vectors[:, split:]
-    gap = values[split:] - values[:split, None]
+    gap = values[None, split:] - values[:split, None]
     tied = gap <= jnp.finfo(values.dtype).eps * values[-1]
     turned = matmul(rest.T, matmul(tangents[0], kept))
     return kept, matmul(rest, jnp.where(tied, 0, turned / jnp.where(tied, 1, gap)))

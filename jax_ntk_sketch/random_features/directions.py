@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._numerics import is_zero, matmul, next_power_of_two
+from jax_ntk_sketch._numerics import is_zero, lift, matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch import PatchSRHT, Window
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
@@ -98,7 +98,7 @@ class SphereDirections(Directions):
         key = check_key("SphereDirections", key)
         w = jax.random.normal(key, (self.input_dim, self.output_dim), jnp.float32)
         lengths = jnp.linalg.norm(w, axis=0)
-        return {"w": w * (math.sqrt(self.input_dim) / lengths)}
+        return {"w": w * (math.sqrt(self.input_dim) / lengths)[None, :]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ class HadamardDirections(Directions):
         )
         y = pad_to(x, self.padded_dim)[..., None, :]
         for sign in (first, second, third):
-            y = hadamard_transform(y * sign)
+            y = hadamard_transform(y * lift(sign, y))
         y = y.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
         y = y[..., : self.output_dim]
         return y * jnp.asarray(math.sqrt(self.padded_dim), x.dtype)
@@ -275,7 +275,7 @@ class NormalLengths:
     def apply(self, params: dict[str, PyTree], x: ArrayLike) -> Array:
         """Return the projections w · x, in the dtype of `x`."""
         z = self.directions.apply(params["directions"], x)
-        return z * params["length"].astype(z.dtype)
+        return z * lift(params["length"].astype(z.dtype), z)
 
 
 # The kinds by the names that methods give them.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._numerics import is_zero, next_power_of_two
+from jax_ntk_sketch._numerics import is_zero, lift, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key, PyTree
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform, pad_to
 from jax_ntk_sketch.sketch.signs import random_signs
@@ -132,7 +132,8 @@ class PatchSRHT:
             # A sign for each column. One for all of them would be noise that no number
             # of columns averages, where columns are directions or factors of a product.
             value = self.bias * self._folded_dim**-0.5
-            z = z + jnp.asarray(value, z.dtype) * params["bias"].astype(z.dtype)
+            constant = jnp.asarray(value, z.dtype) * params["bias"].astype(z.dtype)
+            z = z + lift(constant, z)
         scale = math.sqrt(self._folded_dim / self.output_dim)
         return z * jnp.asarray(scale, z.dtype)
 
@@ -180,7 +181,7 @@ class _Fold:
         def signed_shift(k: int) -> Array:
             shifted = window.shift(x, window.offsets[k], out)
             begin = k // side_by_side % num_moves * roll
-            return shifted[..., begin : begin + width] * signs[k]
+            return shifted[..., begin : begin + width] * lift(signs[k], x)
 
         pieces = []
         for start in range(0, self.shifts, side_by_side):

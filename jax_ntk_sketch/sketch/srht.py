@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._checks import check_input, check_key, set_sizes
-from jax_ntk_sketch._numerics import matmul, next_power_of_two
+from jax_ntk_sketch._numerics import lift, matmul, next_power_of_two
 from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.hadamard import hadamard_flops, hadamard_transform
 from jax_ntk_sketch.sketch.signs import random_signs
@@ -77,8 +77,10 @@ class SignedHadamardRows:
     def _rotate(self, params: dict[str, Array], x: Array) -> Array:
         # In bounds by construction; checking each index costs more than the gather.
         x = x.at[..., params["order"]].get(mode="promise_in_bounds")
-        rotated = hadamard_transform(x[..., None, :] * params["sign"].astype(x.dtype))
-        flat = rotated.reshape(*x.shape[:-1], self.num_blocks * self.padded_dim)
+        signs = params["sign"].astype(x.dtype)
+        x = x[..., None, :]
+        rotated = hadamard_transform(x * lift(signs, x))
+        flat = rotated.reshape(*x.shape[:-2], self.num_blocks * self.padded_dim)
         return flat[..., : self.output_dim]
 
 

@@ -87,13 +87,13 @@ def _linear_scaling_step(
         """Return G (n, positions, positions), of queries and keys."""
         rows = _rows(f.nngp)
         covariance = jnp.einsum("nia,nja->nij", rows, rows, precision="highest")
-        variance = f.nngp_diag.reshape(len(rows), spec.pixels, 1)
+        variance = f.nngp_diag.reshape(rows.shape[0], spec.pixels, 1)
         same = jnp.eye(spec.pixels, dtype=bool)
         covariance = jnp.where(same, variance, covariance)
         scores = score_scale * keys.covariance(covariance)
         if mask is None:
             return mechanism(scores)
-        exists = mask.reshape(len(rows), 1, spec.pixels)
+        exists = mask.reshape(rows.shape[0], 1, spec.pixels)
         if layer.attention_mechanism == "SOFTMAX":
             return mechanism(jnp.where(exists, scores, _MASKED_SCORE))
         return jnp.where(exists, mechanism(scores), 0)
@@ -119,7 +119,7 @@ def _linear_scaling_step(
     )
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
-        check_mask(mask, (len(f.nngp), *spec.shape))
+        check_mask(mask, (f.nngp.shape[0], *spec.shape))
         g = attention_weights(f, mask)
 
         def mix(x: Array) -> Array:
@@ -133,7 +133,7 @@ def _linear_scaling_step(
             ntk = jnp.concatenate([ntk, math.sqrt(2) * nngp], axis=-1)
         extra: Array | float = 0.0
         if spec.after_dropout:
-            lost = dropout_variance(f).reshape(len(g), spec.pixels, 1)
+            lost = dropout_variance(f).reshape(g.shape[0], spec.pixels, 1)
             dropped = values.weight * lost
             extra = jnp.matmul((std * g) ** 2, dropped).reshape(f.nngp_diag.shape)
         return with_feature_norms(with_constant(nngp, layer.b_std), ntk, extra)
@@ -175,7 +175,7 @@ def _sqrt_scaling_step(
     )
 
     def apply(params: PyTree, f: Features, mask: Array | None = None) -> Features:
-        check_mask(mask, (len(f.nngp), *spec.shape))
+        check_mask(mask, (f.nngp.shape[0], *spec.shape))
         exists = 1.0 if mask is None else mask[..., None].astype(f.nngp.dtype)
 
         def product(name: str, x: Array, y: Array) -> Array:
@@ -338,4 +338,4 @@ def _embedding_covariances(layer: stax.GlobalSelfAttention, shape: Shape) -> np.
 
 def _rows(x: Array) -> Array:
     """Return x (n, *shape, c) as (n, positions, c)."""
-    return x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])

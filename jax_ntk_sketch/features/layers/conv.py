@@ -120,13 +120,13 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
         return {kind: jax.vmap(sketch.init)(own) for (kind, sketch), own in pairs}
 
     def decorrelate(kind: Kind, params: dict[Kind, PyTree], x: Array) -> Array:
-        rows = x.reshape(len(x), pixels, math.prod(x.shape[1:]) // pixels)
+        rows = x.reshape(x.shape[0], pixels, math.prod(x.shape[1:]) // pixels)
         if kind in sketches:
             apply_each = jax.vmap(sketches[kind].apply, in_axes=(0, 1), out_axes=1)
             rows = apply_each(params[kind], rows)
         elif dims[kind]:
             identity = jnp.eye(pixels, dtype=x.dtype)
-            rows = rows[:, :, None, :] * identity[:, :, None]
+            rows = rows[:, :, None, :] * identity[None, :, :, None]
         return rows.reshape(*x.shape[:-1], dims[kind])
 
     def apply(params: dict[Kind, PyTree], f: Features) -> Features:

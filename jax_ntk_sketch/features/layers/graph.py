@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import lift
 from jax_ntk_sketch._typing import Array, PyTree, Shape
 from jax_ntk_sketch.features.graph_inputs import describe, zero_masked
 from jax_ntk_sketch.features.state import (
@@ -43,14 +44,14 @@ def aggregate_steps(layer: stax.Aggregate, spec: Spec, context: Context) -> list
         mask: Array | None = None,
     ) -> Features:
         if dense:
-            weights = _dense_weights(layer, pattern, len(f.nngp), sizes)
+            weights = _dense_weights(layer, pattern, f.nngp.shape[0], sizes)
         else:
-            edges = _edges(layer, pattern, len(f.nngp), sizes)
+            edges = _edges(layer, pattern, f.nngp.shape[0], sizes)
 
         def aggregate(x: Array, squared: bool = False) -> Array:
             """Return the sums for x (n, *shape, c), with weights or their squares."""
             x = jnp.moveaxis(zero_masked(x, mask), places, front)
-            rows = x.reshape(len(x), nodes, math.prod(x.shape[1:]) // nodes)
+            rows = x.reshape(x.shape[0], nodes, math.prod(x.shape[1:]) // nodes)
             if dense:
                 w = weights.astype(x.dtype)
                 w = w**2 if squared else w
@@ -160,7 +161,7 @@ def _edges(layer: stax.Aggregate, pattern: PyTree, n: int, sizes: Shape) -> _Edg
     index = jnp.asarray(index).reshape(shape)
     limits = jnp.asarray(sizes, index.dtype)[:, None]
     padding = (index < 0).any((2, 3))
-    outside = (index >= limits).any((2, 3)) & ~padding
+    outside = (index >= lift(limits, index)).any((2, 3)) & ~padding
     if not isinstance(outside, jax.core.Tracer) and outside.any():
         raise ValueError(
             f"{layer!r}: pattern must name nodes below {sizes}, got {int(index.max())}"
@@ -169,9 +170,11 @@ def _edges(layer: stax.Aggregate, pattern: PyTree, n: int, sizes: Shape) -> _Edg
         weights = _check_signs(layer, jnp.asarray(weights))
         weights = jnp.where(outside, jnp.nan, weights)
     strides = [math.prod(sizes[i + 1 :]) for i in range(rank)]
-    node = jnp.sum(index * jnp.asarray(strides, index.dtype)[:, None], axis=2)
+    by_axis = jnp.asarray(strides, index.dtype)[:, None]
+    node = jnp.sum(index * lift(by_axis, index), axis=2)
     node = jnp.where(padding[..., None], -1, node)
-    node = jnp.where(outside[..., None], jnp.array([math.prod(sizes), 0]), node)
+    nowhere = jnp.asarray([math.prod(sizes), 0], index.dtype)
+    node = jnp.where(outside[..., None], lift(nowhere, node), node)
     return _Edges(node[..., 0], node[..., 1], weights)
 
 

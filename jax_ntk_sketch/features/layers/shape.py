@@ -104,7 +104,7 @@ def image_resize_steps(
     precision = jax.lax.Precision[layer.precision.upper()]
 
     def resize(x: Array) -> Array:
-        size = (len(x), *shape, x.shape[-1])
+        size = (x.shape[0], *shape, x.shape[-1])
         return jax.image.resize(x, size, layer.method, layer.antialias, precision)
 
     def resize_squared(x: Array) -> Array:

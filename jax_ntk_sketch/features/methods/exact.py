@@ -62,7 +62,7 @@ def factor(k: Array) -> Array:
     # Otherwise short rows would be rounding errors of long ones.
     length = safe_sqrt(jax.lax.stop_gradient(jnp.diagonal(k)))
     inverse = safe_reciprocal(length)
-    k = k * inverse[:, None] * inverse
+    k = k * inverse[:, None] * inverse[None, :]
 
     def add_column(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         columns, rest = state

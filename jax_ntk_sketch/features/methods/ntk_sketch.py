@@ -25,6 +25,7 @@ import numpy as np
 
 from jax_ntk_sketch._numerics import (
     evaluate_eagerly,
+    lift,
     next_power_of_two,
     normalize_rows,
     safe_sqrt,
@@ -237,9 +238,12 @@ def _dual_series(
         squares: np.ndarray, series: Callable[[Array, int], Array], last: int
     ) -> _Series:
         mask = np.arange(degree + 1) <= last
-        return _Series(
-            squares * mask, lambda s: series(s, degree) * jnp.asarray(mask, s.dtype)
-        )
+
+        def coefficients(s: Array) -> Array:
+            full = series(s, degree)
+            return full * lift(jnp.asarray(mask, full.dtype), full)
+
+        return _Series(squares * mask, coefficients)
 
     value, slope = reference_coefficients(dual, degree)
     return (

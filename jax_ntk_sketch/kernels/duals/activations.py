@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.special import erf
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._numerics import evaluate_eagerly, safe_sqrt
+from jax_ntk_sketch._numerics import evaluate_eagerly, lift, safe_sqrt
 from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine
 from jax_ntk_sketch.kernels.duals.base import (
@@ -254,14 +254,14 @@ def _quadrature(
     residual = q2 - regression**2
     residual = safe_sqrt(jnp.where(residual > 0, residual, 0))
     nodes = jnp.asarray(x, cov.dtype)
-    weights = jnp.asarray(w, cov.dtype)
+    weights, wide = jnp.asarray(w, cov.dtype), residual[..., None]
 
     def add_node(
         totals: tuple[Array, Array], node: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
         x_i, w_i = node
         u = root * x_i
-        v = regression[..., None] * x_i + residual[..., None] * nodes
+        v = regression[..., None] * x_i + wide * lift(nodes, wide)
         k, slope = (f(u) * jnp.matmul(f(v), weights) for f in (fn, df))
         return (totals[0] + w_i * k, totals[1] + w_i * slope), None
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._numerics import matmul, safe_sqrt
+from jax_ntk_sketch._numerics import lift, matmul, safe_sqrt
 from jax_ntk_sketch._typing import Array, ArrayLike
 
 # Nodes of the quadrature for a_l: exact for polynomials of degree 199.
@@ -140,10 +140,11 @@ class DualActivation:
                 raise ValueError(
                     f"kernels: {name} holds variances and must be >= 0, got {smallest}"
                 )
-        q1, q2 = diag1[..., :, None], diag2[..., None, :]
+        q1 = diag1[..., :, None]
+        q2 = lift(diag2[..., None, :], q1)
         value, slope = self.covariances(nngp, q1, q2)
         if same:
-            eye = jnp.eye(nngp.shape[-1], dtype=bool)
+            eye = lift(jnp.eye(nngp.shape[-1], dtype=bool), nngp)
             on_diagonal = (k[..., :, None] for k in self.diagonal(diag1))
             value, slope = (
                 jnp.where(eye, exact, k)
@@ -205,7 +206,7 @@ def _hermite_coefficients(
     function: Callable[[Array, Array], Array], s: Array, degree: int
 ) -> Array:
     z, weights = hermite_nodes(max(_NODES, degree + 1), degree)
-    values = function(jnp.asarray(z, s.dtype), s)
+    values = function(lift(jnp.asarray(z, s.dtype), s[..., None]), s)
     return matmul(values, jnp.asarray(weights, s.dtype))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.scipy.special import erf
 from numpy.polynomial import polynomial
 
-from jax_ntk_sketch._numerics import safe_sqrt
+from jax_ntk_sketch._numerics import lift, safe_sqrt
 from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine, kappa0, relu_covariance
 from jax_ntk_sketch.kernels.duals.base import DualActivation
@@ -58,7 +58,7 @@ class Homogeneous(DualActivation):
         k = self.power
         if k == 0:
             sides = self.negative + (self.positive - self.negative) * step(z)
-            return sides * (s > 0)[..., None]
+            return sides * (s > 0).astype(z.dtype)[..., None]
         out = self.positive * jnp.maximum(z, 0) ** k
         if self.negative:
             out = out + self.negative * jnp.maximum(-z, 0) ** k
@@ -76,7 +76,7 @@ class Homogeneous(DualActivation):
         out = self.positive * _rectified_mean(k, mean, deviation)
         if self.negative:
             out = out + self.negative * _rectified_mean(k, -mean, deviation)
-        return out * (s**k if k else s > 0)[..., None]
+        return out * (s**k if k else (s > 0).astype(s.dtype))[..., None]
 
     def smoothed_slope(self, z: Array, s: Array, kept: Array) -> Array:
         if self.derivative is None:
@@ -99,8 +99,9 @@ class Homogeneous(DualActivation):
 
     def diagonal(self, q: Array) -> tuple[Array, Array]:
         k, scale = self.power, self.positive**2 + self.negative**2
-        nonzero = (q > 0) if k == 0 else 1
-        value = scale * _double_factorial(2 * k - 1) / 2 * q**k * nonzero
+        value = scale * _double_factorial(2 * k - 1) / 2 * q**k
+        if k == 0:
+            value = jnp.where(q > 0, value, 0)
         slope = self.derivative
         if slope is None:
             return value, jnp.zeros_like(q)
@@ -113,7 +114,8 @@ class Homogeneous(DualActivation):
 
     def coefficients(self, s: Array, degree: int) -> Array:
         unit = jnp.asarray(self.unit_coefficients(degree), s.dtype)
-        return unit * (s**self.power if self.power else s > 0)[..., None]
+        power = s**self.power if self.power else (s > 0).astype(s.dtype)
+        return lift(unit, power[..., None]) * power[..., None]
 
     def slope_coefficients(self, s: Array, degree: int) -> Array:
         if self.derivative is None:
@@ -139,7 +141,8 @@ def step(z: Array) -> Array:
     The derivative is not 0 but a narrow bump of integral 1. Its mean over z then is
     nearly that of a Dirac delta, which the derivatives of kernels have.
     """
-    on = (z > 0) | ((z == 0) & (jnp.arange(z.shape[-1]) % 2 == 0))
+    even = jnp.arange(z.shape[-1]) % 2 == 0
+    on = (z > 0) | ((z == 0) & lift(even, z))
     return on.astype(z.dtype)
 
 

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from jax_ntk_sketch._numerics import lift
 from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.kernels.arc_cosine import cosine
 from jax_ntk_sketch.kernels.duals.base import DualActivation
@@ -80,7 +81,8 @@ class HermiteDual(DualActivation):
 
     def coefficients(self, s: Array, degree: int) -> Array:
         one = np.arange(degree + 1) == self.degree
-        return jnp.asarray(one, s.dtype) * s[..., None] ** self.degree
+        power = s[..., None] ** self.degree
+        return lift(jnp.asarray(one, s.dtype), power) * power
 
     def slope_coefficients(self, s: Array, degree: int) -> Array:
         if self.degree == 0:
@@ -127,11 +129,12 @@ class ExpNormalizedDual(DualActivation):
         return norms * unit, self.gamma * unit
 
     def coefficients(self, s: Array, degree: int) -> Array:
-        return jnp.asarray(self.unit_coefficients(degree), s.dtype) * s[..., None]
+        unit = jnp.asarray(self.unit_coefficients(degree), s.dtype)
+        return lift(unit, s[..., None]) * s[..., None]
 
     def slope_coefficients(self, s: Array, degree: int) -> Array:
         unit = math.sqrt(self.gamma) * self.unit_coefficients(degree)
-        return jnp.asarray(unit, s.dtype) * jnp.ones_like(s)[..., None]
+        return jnp.broadcast_to(jnp.asarray(unit, s.dtype), (*s.shape, len(unit)))
 
     def unit_coefficients(self, degree: int) -> np.ndarray:
         """Return a_l(1) for l = 0..degree, with the signs of the wave."""

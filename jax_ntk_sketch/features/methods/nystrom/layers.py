@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_ntk_sketch._numerics import at_least_float32, matmul, safe_sqrt
+from jax_ntk_sketch._numerics import at_least_float32, lift, matmul, safe_sqrt
 from jax_ntk_sketch._typing import Array, Key, Shape
 from jax_ntk_sketch.features.methods.nystrom import sampling
 from jax_ntk_sketch.features.patches import Patches
@@ -257,7 +257,7 @@ def _dual_kernels(
     x (...) and z (m,) are the variances; z is None where both sides are the same.
     """
     q_z = x.value if z is None else z.value
-    most = safe_sqrt(x.value)[..., None] * safe_sqrt(q_z)
+    most = safe_sqrt(x.value)[..., None] * lift(safe_sqrt(q_z), products)
     clipped = jnp.clip(products, -most, most)
     kernel, _ = dual.kernels(clipped, x.value, None if z is None else z.value)
     _, slopes = dual.kernels(products, x.slope, None if z is None else z.slope)
