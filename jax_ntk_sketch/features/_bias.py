@@ -5,6 +5,7 @@ import math
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch._arrays import finite_examples
@@ -124,7 +125,8 @@ def warn_of_bias(
     fmap: NetworkMap, key: Key, shape: Shape, sample: Examples | None
 ) -> None:
     """Warn of kernels with a large bias, unless `init` is traced."""
-    if isinstance(key, jax.core.Tracer):
+    # Within a trace, what is computed from known arrays is traced too.
+    if isinstance(key, jax.core.Tracer) or isinstance(jnp.zeros(()), jax.core.Tracer):
         return
     for kind in fmap.kinds:
         value = bias(fmap, kind, shape, sample)
