@@ -260,3 +260,32 @@ def test_no_examples(layers, method):
     x = np.zeros((0, 2, 2, 3), np.float32)
     phi = jax.eval_shape(lambda params: fmap.apply(params, x, **extras), params)
     assert phi.shape == (0, 70)
+
+
+@pytest.mark.xfail(strict=True, reason="Neural Tangents takes these; they are refused")
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: stax.Conv(1, ()), (6,)),
+        (lambda: stax.serial(DENSE, stax.GlobalAvgPool()), (6,)),
+        (lambda: stax.serial(stax.Aggregate(aggregate_axis=()), DENSE), (6,)),
+        (
+            lambda: stax.serial(
+                stax.ImageResize((3, 4, 4, 2)), stax.GlobalAvgPool(), DENSE
+            ),
+            (8, 8, 2),
+        ),
+    ],
+    ids=["filter of no axes", "pool of no axes", "sum over no axes", "all sizes"],
+)
+def test_layers_over_nothing(make, shape):
+    jns.feature_map(make(), num_features=36).plan(shape)
+
+
+def test_landmarks_are_compiled_once(caplog):
+    x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    fmap = jns.feature_map(NET, num_features=8, method="nystrom")
+    fmap.init(KEY, (6,), sample=x)
+    with jax.log_compiles():
+        fmap.init(jax.random.key(1), (6,), sample=x)
+    assert not [line for line in caplog.messages if "Finished XLA" in line]

@@ -371,7 +371,7 @@ def test_refuses():
     with pytest.raises(ValueError, match="at least one example"):
         fmap.init(KEY, x, sample=x[:0])
     x[3, 2] = np.nan
-    with pytest.raises(ValueError, match="finite, got NaN .* in example 3"):
+    with pytest.raises(ValueError, match=r"finite, got NaN .* in example 3"):
         fmap.init(KEY, x, sample=x)
     with pytest.raises(ValueError, match="Relu must follow"):
         features(stax.serial(RELU, dense()), rows(), num_features=8)
