@@ -382,11 +382,6 @@ PHI, Y = data(n=20)
             ValueError,
             "must have seen examples",
         ),
-        (
-            lambda: jax.jit(lambda s: lm.ridge_solve(s, 1.0))(lm.ridge_init(2, 1)),
-            TypeError,
-            "state must be concrete",
-        ),
         (lambda: lm.fit_ridge(PHI, Y, reg=-1), ValueError, "reg must be finite and"),
         (lambda: lm.fit_ridge(PHI, Y, reg=[1, np.nan]), ValueError, "reg must be fin"),
         (lambda: lm.fit_ridge(PHI, Y, reg=[]), ValueError, "reg must be a number or"),
@@ -451,3 +446,34 @@ def test_double_precision_features_need_a_double_precision_state():
         assert lm.fit_ridge(phi, y, reg=1e-3).weights.dtype == np.float64
         single = lm.fit_ridge(phi.astype(np.float32), y, reg=1e-3)
         assert single.weights.dtype == np.float32
+
+
+def test_traced_solutions_are_the_concrete_ones():
+    """Under jit, and with gradients by features and penalty."""
+    rng = np.random.default_rng(0)
+    phi, y = rng.normal(size=(20, 5)), rng.normal(size=(20, 2))
+
+    def solve(phi, reg, intercept=True):
+        state = lm.ridge_init(num_features=5, num_targets=2, dtype=phi.dtype)
+        state = lm.ridge_update(state, phi, y.astype(phi.dtype))
+        return lm.ridge_solve(state, reg, intercept=intercept)
+
+    with x64():
+        for intercept in (True, False):
+            for reg in (1e-2, jnp.array([1e-2, 1e-1])):
+                wanted = solve(jnp.asarray(phi), reg, intercept)
+                model = jax.jit(solve, static_argnums=2)(phi, reg, intercept)
+                for name in ("weights", "intercept", "reg"):
+                    ours, other = getattr(model, name), getattr(wanted, name)
+                    np.testing.assert_allclose(ours, other, rtol=1e-9, atol=1e-12)
+
+        def loss(phi, reg):
+            return jnp.sum(solve(phi, reg).weights ** 2)
+
+        slopes = jax.grad(loss, argnums=(0, 1))(jnp.asarray(phi), 1e-2)
+        moved = phi.copy()
+        moved[3, 2] += 1e-6
+        difference = loss(jnp.asarray(moved), 1e-2) - loss(jnp.asarray(phi), 1e-2)
+        np.testing.assert_allclose(slopes[0][3, 2], difference / 1e-6, rtol=1e-4)
+        difference = loss(jnp.asarray(phi), 1e-2 + 1e-7) - loss(jnp.asarray(phi), 1e-2)
+        np.testing.assert_allclose(slopes[1], difference / 1e-7, rtol=1e-4)

@@ -229,7 +229,8 @@ def make_model(
     weights, intercept = jnp.asarray(weights), jnp.asarray(intercept)
     if num_targets is None:
         weights, intercept = weights[..., 0], intercept[..., 0]
-    return RidgeModel(weights, intercept, np.asarray(reg), info, num_targets, classes)
+    regs: Any = reg if isinstance(reg, jax.core.Tracer) else np.asarray(reg)
+    return RidgeModel(weights, intercept, regs, info, num_targets, classes)
 
 
 def model_to_arrays(model: RidgeModel) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax_ntk_sketch._numerics import two_sum
 from jax_ntk_sketch._typing import Array, ArrayLike, Dtype
 from jax_ntk_sketch.linear_model._double_float import add_gram
 from jax_ntk_sketch.linear_model._shifted_solver import ShiftedSolver
+from jax_ntk_sketch.linear_model._traced_ridge import solve_traced
 from jax_ntk_sketch.linear_model.model import RidgeInfo, RidgeModel, make_model
 
 # The relative error, in spectral norm, of the sums of a state. Errors of 1e-12 to 1e-10
@@ -220,10 +221,13 @@ def ridge_solve(
 
     The system is solved in float64 on the host, whatever the dtype of the state. It is
     centered first if there is an intercept, and reduced once to tridiagonal form, which
-    serves all values of `reg`.
+    serves all values of `reg`. If the state or `reg` is traced, as under `jit` and
+    `grad`, the system is solved in the dtype of the state by Cholesky factorization.
+    Nothing is checked then, weights are NaN where the system is singular, and the
+    diagnostics but `info.count` are NaN.
 
     Args:
-      state: `RidgeState` of at least one example, concrete and not traced.
+      state: `RidgeState` of at least one example.
       reg: one number >= 0, or a sequence of r numbers. The unit is stated in
         `jax_ntk_sketch.linear_model`.
       intercept: whether to fit an intercept b, which is not penalized; otherwise b is
@@ -237,7 +241,7 @@ def ridge_solve(
       sequence.
 
     Raises:
-      TypeError: the state is traced, or `reg` is not a number.
+      TypeError: `reg` is not a number.
       ValueError: `reg` is negative or not finite, or the state is empty or not finite.
       numpy.linalg.LinAlgError: the system is singular, with any value of `reg` if
         `singular` is "raise", with all of them if it is "drop".
@@ -250,8 +254,10 @@ def ridge_solve(
     of the state.
     """
     owner = "ridge_solve"
-    penalties = check_reg(owner, reg)
     check_choice(owner, "singular", singular, ("raise", "drop"))
+    if any(isinstance(z, jax.core.Tracer) for z in (state.total, state.carry, reg)):
+        return _solve_traced(state, reg, intercept)  # type: ignore[arg-type]
+    penalties = check_reg(owner, reg)
     sums = sums_on_host(owner, state)
     m, n, num_rows = state.num_features, sums[-1, -1], _num_rows(state)
     means = sums[-1, :-1] / n if intercept else np.zeros(len(sums) - 1)
@@ -303,6 +309,17 @@ def ridge_solve(
     regs = np.atleast_1d(penalties)
     model = make_model(weights, biases, regs, info, state.num_targets)
     return model.select(0) if penalties.ndim == 0 else model
+
+
+def _solve_traced(state: RidgeState, reg: ArrayLike, intercept: bool) -> RidgeModel:
+    """Return the model of sums or penalties that are traced."""
+    sums, m = state.total + state.carry, state.num_features
+    weights, biases, regs = solve_traced(sums, m, reg, intercept)
+    if jnp.ndim(reg) == 0:
+        weights, biases, regs = weights[0], biases[0], regs[0]
+    unknown: Any = jnp.full_like(regs, jnp.nan)
+    info = RidgeInfo(sums[-1, -1], *[unknown] * 6)
+    return make_model(weights, biases, regs, info, state.num_targets)
 
 
 def _singular_message(
