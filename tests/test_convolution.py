@@ -35,11 +35,11 @@ def conv(*shape, strides=None, padding="VALID", W_std=1.3, b_std=None, order=Non
 
 
 def avg(*shape, strides=None, padding="VALID", edges=False, axis=-1):
-    return stax.AvgPool(shape, strides, padding, edges, axis)
+    return stax.AvgPool(shape, strides, padding, edges, channel_axis=axis)
 
 
 def add(*shape, strides=None, padding="VALID", axis=-1):
-    return stax.SumPool(shape, strides, padding, axis)
+    return stax.SumPool(shape, strides, padding, channel_axis=axis)
 
 
 def dense(b_std=None):

@@ -125,7 +125,8 @@ def build(activation, method="exact"):
     """Features of one layer, to the end."""
     fmap = jns.feature_map(dense(activation), num_features=16, method=method)
     x = jnp.asarray(X, jnp.float32)
-    return jax.jit(fmap.apply)(fmap.init(jax.random.key(0), x), x)
+    params = fmap.init(jax.random.key(0), x, sample=x)
+    return jax.jit(fmap.apply)(params, x)
 
 
 METHODS = ["exact", "ntk_random_features", "ntk_sketch", "variance_reduced"]

@@ -154,15 +154,15 @@ def test_shapes_of_finite_convolutional_networks(window):
     first = window == "channels first"
     axis, order = (1, ("NCHW", "OIHW", "NCHW")) if first else (-1, None)
     conv = stax.Conv(7, (3, 2), (2, 1), "SAME", dimension_numbers=order)
-    avg = stax.AvgPool((2, 2), None, "SAME", True, axis)
+    avg = stax.AvgPool((2, 2), None, "SAME", True, channel_axis=axis)
     body = (conv, stax.LayerNorm(axis), stax.Relu(), avg)
     total = stax.SumPool((2, 2), (1, 2), channel_axis=axis)
     image, pooled = ((4, 3, 9, 6), (4, 7, 4, 3))
     for layers, shape in (
         ((*body, total), pooled if first else (4, 4, 3, 7)),
         ((*body, total, stax.Flatten()), (4, 84)),
-        ((*body, stax.GlobalAvgPool(axis)), (4, 7)),
-        ((*body, stax.GlobalSumPool(axis), stax.Dense(2)), (4, 2)),
+        ((*body, stax.GlobalAvgPool(channel_axis=axis)), (4, 7)),
+        ((*body, stax.GlobalSumPool(channel_axis=axis), stax.Dense(2)), (4, 2)),
     ):
         init_fn, apply_fn, _ = jnt.to_stax(stax.serial(*layers))
         x = jnp.ones(image if first else (4, 9, 6, 3))
@@ -174,7 +174,7 @@ def test_to_stax_of_a_record_without_a_rule_names_it():
     class Strange(stax.Layer):
         pass
 
-    with pytest.raises(TypeError, match=r"Dense.*got Strange.*to_stax\.register"):
+    with pytest.raises(TypeError, match=r"Dense.*got Strange.*triple_rule\.register"):
         jnt.to_stax(stax.serial(stax.Dense(3), Strange()))
 
 
