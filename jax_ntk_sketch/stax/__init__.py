@@ -5,10 +5,9 @@ printed, compared, hashed and saved, and holds no arrays. `jax_ntk_sketch.featur
 reads a network as features, `jax_ntk_sketch.interop.neural_tangents.to_stax` as an
 exact kernel and a finite network, and `jax_ntk_sketch.kernels` as power series.
 
-Arguments have the names and meanings of Neural Tangents. Their order is not always the
-same, so give them by keyword; `benchmarks/LAYERS.md` lists the differences. Examples
-lie along the first axis and channels along the last, if a layer does not state another
-axis.
+Arguments have the names, the meanings and the order of Neural Tangents;
+`benchmarks/LAYERS.md` lists two that are additional. Examples lie along the first axis,
+and channels along the last if a layer does not state another axis.
 
 >>> from jax_ntk_sketch import stax
 >>> net = stax.serial(stax.Dense(512, W_std=2.0), stax.Relu(), stax.Dense(1))
