@@ -4,7 +4,8 @@ import contract
 import pytest
 import registry
 
-# Known faults, each with the check that shows it.
+# Known faults, each with the check that shows it. The root of a landmark kernel turns
+# with its rounding, which differs between machines.
 FAULTS = {
     ("nystrom-biased", "jit_and_vmap_over_keys_equal_a_loop"): "rounding of a root",
     ("nystrom-image", "jit_and_vmap_over_keys_equal_a_loop"): "rounding of a root",
@@ -15,7 +16,7 @@ def grid():
     for case in registry.LEARNED:
         for check in contract.CHECKS:
             reason = FAULTS.get((case.name, check))
-            marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+            marks = [pytest.mark.xfail(strict=False, reason=reason)] if reason else []
             yield pytest.param(case, check, marks=marks, id=f"{case}-{check}")
 
 
