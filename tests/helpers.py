@@ -34,6 +34,15 @@ def theirs(net, x1, x2, get, **extras):
     return run(x1, x2, extras)
 
 
+def kernels_in_float64(net, x1, x2, **extras):
+    """Both kernels of Neural Tangents, {kind: (n1, n2)}."""
+    kinds = ("nngp", "ntk")
+    with x64():
+        x1, x2 = (jnp.asarray(x, float) for x in (x1, x2))
+        out = theirs(net, x1, x2, kinds, **extras)
+        return {kind: np.asarray(getattr(out, kind)) for kind in kinds}
+
+
 def check_exact(net, x, dtype="float64"):
     """Exact features have Neural Tangents' kernels, also of examples and themselves."""
     kinds = ("nngp", "ntk")

@@ -9,12 +9,11 @@ some of them.
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from kinds_of_arrays import KINDS
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -141,17 +140,6 @@ def draw(number: int) -> Draw | None:
     return Draw(fmap, x, rng)
 
 
-def kinds_of_arrays(x: np.ndarray) -> Iterator[tuple[str, object]]:
-    """Yield the same examples as arrays of other kinds."""
-    yield "jax", jnp.asarray(x)
-    yield "list", list(x)
-    yield "big-endian", x.astype(x.dtype.newbyteorder(">"))
-    yield "Fortran", np.asfortranarray(x)
-    wide = np.repeat(x, 2, axis=0)[::2]
-    wide.flags.writeable = False
-    yield "strided, read-only", wide
-
-
 def close(a, b, name: str, tolerance: float) -> None:
     for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
@@ -192,8 +180,8 @@ def check(number: int) -> str:
     if not all(np.isfinite(z).all() for z in jax.tree.leaves(phi)):
         return f"{number}: overflow of float16"
     tolerance = 3e-2 if dtype == "float16" else 1e-4
-    for name, array in kinds_of_arrays(x):
-        other = fmap.apply(params, array)
+    for name, kind in KINDS.items():
+        other = fmap.apply(params, kind(x))
         # The Cholesky factor of a singular kernel turns with its rounding.
         pair = map(gram, (other, phi)) if exact else (other, phi)
         close(*pair, name, tolerance)

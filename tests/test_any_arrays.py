@@ -1,10 +1,10 @@
 """Whatever arrays come in: each function gives the result of the NumPy array."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kinds_of_arrays import KINDS as ARRAYS
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
@@ -25,13 +25,7 @@ def table(a, rng):
 
 
 KINDS = {
-    "rows": lambda a, rng: list(a),
-    "read-only": lambda a, rng: np.broadcast_to(a, (1, *a.shape))[0],
-    "Fortran": lambda a, rng: np.asfortranarray(a),
-    "backwards": lambda a, rng: a[::-1].copy()[::-1],
-    "big-endian": lambda a, rng: a.astype(a.dtype.newbyteorder(">")),
-    "longdouble": lambda a, rng: a.astype(np.longdouble) if a.dtype.kind == "f" else a,
-    "jax": lambda a, rng: a if a.dtype.kind == "U" else jnp.asarray(a),
+    **{name: lambda a, rng, kind=kind: kind(a) for name, kind in ARRAYS.items()},
     "pandas": table,
     "nullable": lambda a, rng: table(a, rng).convert_dtypes(),
 }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import theirs, x64
+from helpers import check_exact, theirs, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, stax
@@ -175,16 +175,7 @@ BOTH = ("nngp", "ntk")
     ],
 )
 def test_exact_is_neural_tangents(dtype, net, x):
-    tolerance = 1e-4 if dtype == "float32" else 1e-9
-    with x64(dtype == "float64"):
-        x = jnp.asarray(x, dtype)
-        fmap = jns.feature_map(net, num_features=1, get=BOTH, method="exact")
-        phi = jax.jit(fmap.apply)(fmap.init(jax.random.key(0), x), x)
-        wanted = theirs(net, x[:2], x[2:], BOTH)
-        for kind in BOTH:
-            z, k = np.asarray(getattr(phi, kind)), np.asarray(getattr(wanted, kind))
-            error = np.abs(z[:2] @ z[2:].T - k).max()
-            assert error <= tolerance * np.abs(k).max(), (kind, error)
+    check_exact(net, x, dtype)
 
 
 @pytest.mark.long

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import x64
+from helpers import kernels_in_float64, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
-from jax_ntk_sketch.interop import neural_tangents as jnt
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 BOTH = ("nngp", "ntk")
@@ -188,17 +187,6 @@ def exact_features(net, x, dtype="float64"):
         return {kind: np.asarray(getattr(out, kind)) for kind in BOTH}
 
 
-def neural_tangents(net, x1, x2):
-    """Both kernels in float64, {kind: (n1, n2)}."""
-    kernel_fn = jnt.to_stax(net)[2]
-
-    def run(x1, x2):
-        return kernel_fn(x1, x2, BOTH)._asdict()
-
-    with x64():
-        return jax.tree.map(np.asarray, registry.jit_once(run)(x1, x2))
-
-
 def assert_equal_kernels(features, exact, half, tolerance):
     for kind in BOTH:
         z = features[kind].astype(np.float64)
@@ -209,7 +197,7 @@ def assert_equal_kernels(features, exact, half, tolerance):
 
 def assert_equals_neural_tangents(shape, layers, n=4):
     net, x = stax.serial(*layers), examples(shape, n)
-    exact = neural_tangents(net, x[: n // 2], x[n // 2 :])
+    exact = kernels_in_float64(net, x[: n // 2], x[n // 2 :])
     for dtype, tolerance in TOLERANCE.items():
         features = exact_features(net, x, dtype)
         assert_equal_kernels(features, exact, n // 2, tolerance)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import registry
 import test_convolution
-from helpers import x64
+from helpers import kernels_in_float64, x64
 from test_convolution import (
     BOTH,
     FLAT,
@@ -22,7 +22,6 @@ from test_convolution import (
     exact_features,
     examples,
     first,
-    neural_tangents,
     same,
     wrapped,
 )
@@ -76,7 +75,7 @@ def test_dilated_convolutions_act_on_phases(name):
         index = [slice(None)] * begin
         index += [slice(i, None, step) for i, step in zip(phase, steps, strict=True)]
         part = x[tuple(index)]
-        kernel = neural_tangents(stax.serial(*layers), part[:2], part[2:])
+        kernel = kernels_in_float64(stax.serial(*layers), part[:2], part[2:])
         for kind in BOTH:
             exact[kind] = exact[kind] + kernel[kind] / len(phases)
     net = stax.serial(*dilated(layers, steps))
@@ -88,7 +87,7 @@ def test_dilation_with_strides():
     net = stax.serial(stax.Conv(1, (2, 3), (2, 1), dilation=(2, 1)), RELU, MEAN)
     x = examples((7, 4, 2))
     even = stax.serial(conv(2, 3, W_std=1.0), RELU, MEAN)
-    exact = neural_tangents(even, x[:2, ::2], x[2:, ::2])
+    exact = kernels_in_float64(even, x[:2, ::2], x[2:, ::2])
     assert_equal_kernels(exact_features(net, x), exact, 2, TOLERANCE["float64"])
 
 
@@ -98,7 +97,7 @@ def test_neural_tangents_has_no_dilation():
         jnt.to_stax(stax.serial(layer, MEAN))
     ones = stax.serial(stax.Conv(1, (2, 2), dilation=(1, 1)), MEAN)
     x = examples((3, 3, 1))
-    exact = neural_tangents(ones, x[:2], x[2:])
+    exact = kernels_in_float64(ones, x[:2], x[2:])
     assert_equal_kernels(exact_features(ones, x), exact, 2, TOLERANCE["float64"])
 
 
@@ -139,7 +138,7 @@ def test_linear_networks_are_exact_for_every_method(name, method):
     """Where their columns fit, as here."""
     shape, *layers = {**test_convolution.ALONE, **test_convolution.MIXED}[name]
     net, x = stax.serial(*layers), examples(shape)
-    exact = neural_tangents(net, x[:2], x[2:])
+    exact = kernels_in_float64(net, x[:2], x[2:])
     fmap = jns.feature_map(net, num_features=4000, get=BOTH, method=method)
     with x64():
         out = fmap.apply(fmap.init(jax.random.key(0), x), x)

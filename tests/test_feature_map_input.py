@@ -285,7 +285,9 @@ def test_layers_over_nothing(make, shape):
 def test_landmarks_are_compiled_once(caplog):
     x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
     fmap = jns.feature_map(NET, num_features=8, method="nystrom")
-    fmap.init(KEY, (6,), sample=x)
+    # Making a key compiles too, where the programs of former tests were dropped.
+    first, second = jax.random.key(0), jax.random.key(1)
+    fmap.init(first, (6,), sample=x)
     with jax.log_compiles():
-        fmap.init(jax.random.key(1), (6,), sample=x)
+        fmap.init(second, (6,), sample=x)
     assert not [line for line in caplog.messages if "Finished XLA" in line]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import registry
-from helpers import theirs, x64
+from helpers import kernels_in_float64, x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import stax
@@ -68,11 +68,8 @@ def exact(net, x, dtype="float64", **beside):
 
 
 def both_kernels(net, x, pattern, half=N // 2):
-    with x64():
-        x = jnp.asarray(x, float)
-        pair = pattern[:half], pattern[half:]
-        out = theirs(net, x[:half], x[half:], BOTH, pattern=pair)
-        return {kind: np.asarray(getattr(out, kind)) for kind in BOTH}
+    pair = pattern[:half], pattern[half:]
+    return kernels_in_float64(net, x[:half], x[half:], pattern=pair)
 
 
 def relative(a, b):

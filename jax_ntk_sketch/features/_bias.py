@@ -11,7 +11,7 @@ import numpy as np
 from jax_ntk_sketch._arrays import finite_examples
 from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
 from jax_ntk_sketch.features._steps_of import NetworkMap, steps_of
-from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
+from jax_ntk_sketch.features.expected_kernels import Kernels, after_network
 
 # A warning states a bias above this.
 LARGEST_BIAS = 0.05
@@ -88,11 +88,11 @@ def expected_kernels(
     """Return the exact and the expected kernel of examples with these mean products."""
     steps = steps_of(fmap, kind, shape)
     inputs = Kernels.of_inputs(inner, steps[0].single_spec.finite_channels)
-    exact = getattr(after_layer(fmap.net, inputs, None), kind)
+    exact = getattr(after_network(fmap.net, inputs, None), kind)
     for step in steps:
         if step.mean is not None:
             return exact, step.mean(inputs)
-    return exact, getattr(after_layer(fmap.net, inputs, fmap.method), kind)
+    return exact, getattr(after_network(fmap.net, inputs, fmap.method), kind)
 
 
 def _synthetic(single_numbers: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.features.state import Features
 from jax_ntk_sketch.kernels import DualActivation, dual
 from jax_ntk_sketch.kernels.duals.base import MissingFunctionError
+from jax_ntk_sketch.stax.combinators import follow
 
 
 class Degrees(NamedTuple):
@@ -40,7 +41,7 @@ _LINEAR = (
 @functools.lru_cache(maxsize=256)
 def degrees(net: stax.Layer) -> Degrees:
     """Return the degrees of homogeneity of a network."""
-    return _after(net, Degrees(1, 1))
+    return follow(net, Degrees(1, 1), _after)
 
 
 def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
@@ -79,18 +80,11 @@ def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
 
 
 @functools.singledispatch
-def _after(layer: stax.Layer, p: Any) -> Any:
-    """Return the degrees after a layer; a list of them in branches."""
+def _after(layer: stax.Layer, p: Any) -> Degrees:
+    """Return the degrees after a layer."""
     if not isinstance(layer, _LINEAR):
         return Degrees(None, None)
     return p._replace(short=None) if getattr(layer, "b_std", None) else p
-
-
-@_after.register
-def _after_serial(layer: stax.Serial, p: Any) -> Any:
-    return functools.reduce(
-        lambda before, inner: _after(inner, before), layer.layers, p
-    )
 
 
 @_after.register
@@ -125,16 +119,6 @@ def _is_linear_at_zero(activation: DualActivation) -> bool:
 @_after.register
 def _after_layer_norm(layer: stax.LayerNorm, p: Degrees) -> Degrees:
     return Degrees(None, None if p.long is None else 0)
-
-
-@_after.register
-def _after_fan_out(layer: stax.FanOut, p: Degrees) -> list[Degrees]:
-    return [p] * layer.num
-
-
-@_after.register
-def _after_parallel(layer: stax.Parallel, p: list[Degrees]) -> list[Degrees]:
-    return [_after(branch, own) for branch, own in zip(layer.layers, p, strict=True)]
 
 
 @_after.register(stax.FanInSum)

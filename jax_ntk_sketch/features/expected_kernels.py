@@ -21,6 +21,7 @@ from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.features.layers.activations import cached_dual, min_cosine_after
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
+from jax_ntk_sketch.stax.combinators import follow
 
 # Columns after an activation. From some hundreds on their number does not matter.
 _MANY_COLUMNS = 512
@@ -108,32 +109,26 @@ def after_activation(
     return k.through(dual, value, slope, same)
 
 
-# Kernels; in branches, a list of them.
-_State = Any
+def after_network(net: stax.Layer, k: Kernels, method: Method | None) -> Kernels:
+    """Return the expected kernels after a network."""
+    return follow(net, k, lambda layer, k: _after_layer(layer, k, method))
 
 
 @functools.singledispatch
-def after_layer(layer: stax.Layer, k: _State, method: Method | None) -> _State:
+def _after_layer(layer: stax.Layer, k: Any, method: Method | None) -> Any:
     """Return the expected kernels after a layer; by default it changes nothing."""
     return k
 
 
-@after_layer.register
-def _after_serial(layer: stax.Serial, k: _State, method: Method | None) -> _State:
-    for inner in layer.layers:
-        k = after_layer(inner, k, method)
-    return k
-
-
-@after_layer.register
+@_after_layer.register
 def _activation(layer: stax.Activation, k: Kernels, method: Method | None) -> Kernels:
     return after_activation(method, cached_dual(layer), k)
 
 
-@after_layer.register(stax.Dense)
-@after_layer.register(stax.Conv)
-@after_layer.register(stax.ConvTranspose)
-@after_layer.register(stax.ConvLocal)
+@_after_layer.register(stax.Dense)
+@_after_layer.register(stax.Conv)
+@_after_layer.register(stax.ConvTranspose)
+@_after_layer.register(stax.ConvLocal)
 def _after_linear(layer: Any, k: Kernels, method: Method | None) -> Kernels:
     square, bias = layer.W_std**2, (layer.b_std or 0.0) ** 2
     channels = getattr(layer, "out_dim", getattr(layer, "out_chan", 1))
@@ -156,7 +151,7 @@ def _after_linear(layer: Any, k: Kernels, method: Method | None) -> Kernels:
     )
 
 
-@after_layer.register
+@_after_layer.register
 def _after_attention(
     layer: stax.GlobalSelfAttention, k: Kernels, method: Method | None
 ) -> Kernels:
@@ -174,11 +169,11 @@ def _after_attention(
     )
 
 
-@after_layer.register(stax.AvgPool)
-@after_layer.register(stax.GlobalAvgPool)
-@after_layer.register(stax.GlobalSumPool)
-@after_layer.register(stax.Aggregate)
-@after_layer.register(stax.ImageResize)
+@_after_layer.register(stax.AvgPool)
+@_after_layer.register(stax.GlobalAvgPool)
+@_after_layer.register(stax.GlobalSumPool)
+@_after_layer.register(stax.Aggregate)
+@_after_layer.register(stax.ImageResize)
 def _after_average(layer: stax.Layer, k: Kernels, method: Method | None) -> Kernels:
     norm2 = np.diagonal(k.nngp)
     variances = norm2
@@ -194,20 +189,20 @@ def _after_average(layer: stax.Layer, k: Kernels, method: Method | None) -> Kern
     )
 
 
-@after_layer.register
+@_after_layer.register
 def _after_sum_pool(layer: stax.SumPool, k: Kernels, method: Method | None) -> Kernels:
     size = float(math.prod(layer.window_shape)) ** 2
     return _scaled(_after_average(layer, k, method), np.full(len(k.nngp), size))
 
 
-@after_layer.register
+@_after_layer.register
 def _after_layer_norm(
     layer: stax.LayerNorm, k: Kernels, method: Method | None
 ) -> Kernels:
     return _scaled(k, 1 / (k.variances + layer.eps))
 
 
-@after_layer.register
+@_after_layer.register
 def _after_dropout(layer: stax.Dropout, k: Kernels, method: Method | None) -> Kernels:
     if layer.mode == "test" or layer.rate == 1:
         return k
@@ -216,25 +211,14 @@ def _after_dropout(layer: stax.Dropout, k: Kernels, method: Method | None) -> Ke
     )
 
 
-@after_layer.register
-def _after_fan_out(layer: stax.FanOut, k: Kernels, method: Method | None) -> _State:
-    return [k] * layer.num
-
-
-@after_layer.register
-def _after_parallel(layer: stax.Parallel, k: _State, method: Method | None) -> _State:
-    pairs = zip(layer.layers, k, strict=True)
-    return [after_layer(branch, one, method) for branch, one in pairs]
-
-
-@after_layer.register
+@_after_layer.register
 def _after_fan_in_sum(
     layer: stax.FanInSum, k: list[Kernels], method: Method | None
 ) -> Kernels:
     return _weighted_sum(k, [1.0] * len(k))
 
 
-@after_layer.register
+@_after_layer.register
 def _after_fan_in_concat(
     layer: stax.FanInConcat, k: list[Kernels], method: Method | None
 ) -> Kernels:
@@ -243,7 +227,7 @@ def _after_fan_in_concat(
     return dataclasses.replace(joined, channels=total)
 
 
-@after_layer.register
+@_after_layer.register
 def _after_fan_in_prod(
     layer: stax.FanInProd, k: list[Kernels], method: Method | None
 ) -> Kernels:

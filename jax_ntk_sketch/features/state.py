@@ -304,6 +304,11 @@ def with_constant(x: Array, value: float | Array | None, first: bool = False) ->
     return jnp.concatenate([column, x] if first else [x, column], axis=-1)
 
 
+def by_position(x: Array) -> Array:
+    """Return x (n, *shape, c) as (n, positions, c)."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+
+
 def take_columns(x: Array, columns: tuple[int, ...]) -> Array:
     """Return columns of x (..., c), by slices of consecutive ones.
 

@@ -15,7 +15,7 @@ theorem 1; `neural_tangents.stax` for the scaling and for `LayerNorm`.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jax_ntk_sketch._checks import check_get
 from jax_ntk_sketch._numerics import at_least_float32, matmul
 from jax_ntk_sketch._typing import Array, ArrayLike, Get, kernels_tuple
 from jax_ntk_sketch.kernels.duals.activations import dual
+from jax_ntk_sketch.stax.combinators import follow
 
 _SUPPORTED = (
     stax.Dense,
@@ -69,10 +70,6 @@ class _Kernels(NamedTuple):
     def map_diagonals(self, function: Callable[[KernelPair], KernelPair]) -> "_Kernels":
         """Apply a function to the diagonals, and leave `cross` out."""
         return self._replace(cross=None).map(function)
-
-
-# `_Kernels`; between `FanOut` and a fan-in a list of them, one for each branch.
-_State: TypeAlias = Any
 
 
 def supports_exact_kernel(net: stax.Layer) -> bool:
@@ -158,12 +155,13 @@ def pairwise_kernels(net: stax.Layer, x: Array, z: Array | None = None) -> Kerne
     nngp = matmul(x, (x if z is None else z).T)
     second = None if z is None else _input_diagonal(z)
     start = _Kernels(KernelPair(nngp, jnp.zeros_like(nngp)), _input_diagonal(x), second)
-    return _after(net, start).cross
+    return follow(net, start, _after).cross
 
 
 def diagonal_kernels(net: stax.Layer, x: Array) -> KernelPair:
     """Return both kernels (n,) of each input (n, d) with itself, scaled likewise."""
-    return _after(net, _Kernels(None, _input_diagonal(x), None)).x
+    start = _Kernels(None, _input_diagonal(x), None)
+    return follow(net, start, _after).x
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -202,21 +200,14 @@ def _input_diagonal(x: Array) -> KernelPair:
 
 
 @functools.singledispatch
-def _after(layer: stax.Layer, k: _State) -> _State:
+def _after(layer: stax.Layer, k: Any) -> _Kernels:
     """Return the kernels after a layer; one implementation per record type."""
     raise TypeError(f"{layer!r} has no rule for exact kernels")
 
 
-@_after.register
-def _after_serial(layer: stax.Serial, k: _State) -> _State:
-    for inner in layer.layers:
-        k = _after(inner, k)
-    return k
-
-
 @_after.register(stax.Identity)
 @_after.register(stax.Flatten)
-def _after_identity(layer: stax.Layer, k: _State) -> _State:
+def _after_identity(layer: stax.Layer, k: _Kernels) -> _Kernels:
     return k
 
 
@@ -260,16 +251,6 @@ def _after_layer_norm(layer: stax.LayerNorm, k: _Kernels) -> _Kernels:
         return after
     rows, columns = scale(k.x), scale(k.x if k.z is None else k.z)
     return after._replace(cross=scaled(k.cross, rows[:, None] * columns[None, :]))
-
-
-@_after.register
-def _after_fan_out(layer: stax.FanOut, k: _Kernels) -> list[_Kernels]:
-    return [k] * layer.num
-
-
-@_after.register
-def _after_parallel(layer: stax.Parallel, k: list[_Kernels]) -> list[_State]:
-    return [_after(branch, one) for branch, one in zip(layer.layers, k, strict=True)]
 
 
 @_after.register

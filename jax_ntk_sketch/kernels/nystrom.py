@@ -242,7 +242,9 @@ def _leading_directions(a: Array, count: int) -> Array:
 
 
 @_leading_directions.defjvp
-def _(count: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _leading_directions_jvp(
+    count: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     """Return the derivative of the space, with no rotation within it.
 
     Equal eigenvalues on one side are no obstacle, as they are for those of `eigh`.

@@ -1,6 +1,9 @@
 """Networks with branches: several values between layers, and how they are joined."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 from jax_ntk_sketch._checks import check_size, set_checked, set_sizes
 from jax_ntk_sketch.stax.base import Layer, Serial, check_axis, check_layers, set_field
@@ -158,3 +161,29 @@ class FanInConcat(FanIn):
 
     def __post_init__(self) -> None:
         set_checked(self, check_axis, "axis")
+
+
+def follow(net: Layer, state: Any, after: Callable[[Layer, Any], Any]) -> Any:
+    """Return what a state becomes along a network.
+
+    Args:
+      net: the network.
+      state: what enters it. Between `FanOut` and the layer that joins the branches
+        there is a list, with the state of each branch.
+      after: takes a layer and the state before it, and returns the state after it. It
+        is called for all records but `Serial`, `Parallel` and `FanOut`.
+
+    >>> from jax_ntk_sketch import stax
+    >>> from jax_ntk_sketch.stax.combinators import follow
+    >>> net = stax.serial(stax.Dense(9), stax.Relu(), stax.Dense(1))
+    >>> follow(net, 0, lambda layer, count: count + isinstance(layer, stax.Dense))
+    2
+    """
+    if isinstance(net, Serial):
+        return functools.reduce(
+            lambda s, layer: follow(layer, s, after), net.layers, state
+        )
+    if isinstance(net, Parallel):
+        branches = zip(net.layers, state, strict=True)
+        return [follow(branch, one, after) for branch, one in branches]
+    return [state] * net.num if isinstance(net, FanOut) else after(net, state)

@@ -34,6 +34,7 @@ from jax_ntk_sketch.features.state import (
     Features,
     Spec,
     after_weighted_sum,
+    by_position,
     dropout_variance,
     with_constant,
     with_feature_norms,
@@ -85,7 +86,7 @@ def _linear_scaling_step(
 
     def attention_weights(f: Features, mask: Array | None) -> Array:
         """Return G (n, positions, positions), of queries and keys."""
-        rows = _rows(f.nngp)
+        rows = by_position(f.nngp)
         covariance = jnp.einsum("nia,nja->nij", rows, rows, precision="highest")
         variance = f.nngp_diag.reshape(rows.shape[0], spec.pixels, 1)
         same = jnp.eye(spec.pixels, dtype=bool)
@@ -123,7 +124,7 @@ def _linear_scaling_step(
         g = attention_weights(f, mask)
 
         def mix(x: Array) -> Array:
-            return (std * matmul(g.astype(x.dtype), _rows(x))).reshape(x.shape)
+            return (std * matmul(g.astype(x.dtype), by_position(x))).reshape(x.shape)
 
         nngp = mix(values.features(f.nngp))
         ntk = f.ntk
@@ -334,8 +335,3 @@ def _embedding_covariances(layer: stax.GlobalSelfAttention, shape: Shape) -> np.
             f"{between.shape} for distances of shape {distance.shape}"
         )
     return between
-
-
-def _rows(x: Array) -> Array:
-    """Return x (n, *shape, c) as (n, positions, c)."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])

@@ -16,6 +16,7 @@ from jax_ntk_sketch.features.state import (
     Features,
     PatchWindow,
     Spec,
+    by_position,
     dropout_variance,
     with_feature_norms,
 )
@@ -120,7 +121,7 @@ def _decorrelate_positions(spec: Spec, context: Context) -> Step:
         return {kind: jax.vmap(sketch.init)(own) for (kind, sketch), own in pairs}
 
     def decorrelate(kind: Kind, params: dict[Kind, PyTree], x: Array) -> Array:
-        rows = x.reshape(x.shape[0], pixels, math.prod(x.shape[1:]) // pixels)
+        rows = by_position(x)
         if kind in sketches:
             apply_each = jax.vmap(sketches[kind].apply, in_axes=(0, 1), out_axes=1)
             rows = apply_each(params[kind], rows)

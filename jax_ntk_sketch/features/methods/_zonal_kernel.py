@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Kind
-from jax_ntk_sketch.features.expected_kernels import Kernels, after_layer
+from jax_ntk_sketch.features.expected_kernels import Kernels, after_network
 from jax_ntk_sketch.features.state import Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer
 from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
@@ -49,7 +49,7 @@ class ZonalKernel:
         self, k: Kernels, function: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
         """Return the kernel (n, n) of inputs with another function in place of f."""
-        entering = after_layer(self.prefix, k, None)
+        entering = after_network(self.prefix, k, None)
         norms = np.sqrt(np.outer(entering.variances, entering.variances))
         alpha = np.divide(
             entering.nngp, norms, where=norms > 0, out=np.zeros_like(norms)
