@@ -14,6 +14,10 @@ JAX then ends processes that wait for one that is gone:
 - A process ends before the others: they end after 300 s, which is the default of JAX's
   shutdown.
 - `fit` raises in one process: it raises in all of them, a second or a batch later.
+- A process lives and does not call `fit`, or calls it with another mesh: the others
+  warn and name it after 10 s, and raise `TimeoutError` after 10 minutes.
+- A process gets SIGTERM during `fit`: all write their checkpoints and end, with exit
+  status 143.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,12 +13,14 @@ import time
 import warnings
 
 import jax
+import jax.experimental.multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import sharding, stax
+from jax_ntk_sketch.linear_model import _multihost
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
 FMAP = jns.feature_map(NET, num_features=200)
@@ -107,13 +109,14 @@ def processes(index, folder):
 
     def attempt(name, *args, **options):
         try:
-            fitted = fit(*args, mesh=mesh, **options)
+            fitted = fit(*args, **{"mesh": mesh} | options)
         except Exception as error:
             out[name] = f"{type(error).__name__}: {error}"
             return None
         out[name] = np.asarray(fitted.all_models.weights).tobytes().hex()
         return fitted
 
+    _multihost._PATIENCE = 1.0
     checkpoint = dict(checkpoint=pathlib.Path(folder) / "sums.jns")
     fitted = attempt("parts", x, y, params, **checkpoint)
     out["relative"] = relative(fitted, fit(X, Y, params))
@@ -161,6 +164,23 @@ def processes(index, folder):
     attempt("options", x, y, params, folds=index)
     attempt("singular", x[:20], y[:20], params, reg=0.0)
     attempt("again", x, y, params)
+    # A process that comes late, one that does not come, and one with another mesh.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        time.sleep(3 * index)
+        attempt("late", x, y, params)
+    out["warnings"] = [str(warning.message) for warning in caught]
+    _multihost._LIMIT = 3.0
+    if index == 0:
+        attempt("missing", x, y, params)
+    else:
+        fit(x, y, params, mesh=sharding.data_mesh(jax.local_devices()))
+    jax.experimental.multihost_utils.sync_global_devices("the first has waited")
+    if index == 1:
+        attempt("missing", x, y, params)
+    swapped = mesh if index == 0 else sharding.data_mesh(jax.devices()[::-1])
+    attempt("mesh", x, y, params, mesh=swapped)
+    attempt("at the end", x, y, params)
     return out
 
 

@@ -78,6 +78,7 @@ def test_two_processes_equal_one(two):
         assert said["features"] < 2e-6
         assert said["num_classes"] == 3
         assert said["resumed"] == said["parts"] == said["again"]
+        assert said["parts"] == said["late"] == said["at the end"]
         assert said["files"] == ["sums.process0.jns", "sums.process1.jns"]
         assert np.shape(said["fold errors"]) == (3, 2)
     for name in ("parts", "empty", "folds", "classes", "fold errors"):
@@ -110,6 +111,7 @@ def test_an_error_of_one_process_is_one_of_both(two):
         ("dtypes", "it is [[6], 'float32'] in process 0 and [[6], 'int32'] in process"),
         ("functions", "fmap must have the same features in all processes"),
         ("reg", "reg must be the same in all processes; it is [0.001] in process 0"),
+        ("mesh", "mesh must be the same in all processes; it is [0, 1, 2048, 2049] in"),
     ],
 )
 def test_processes_must_agree(two, name, message):
@@ -119,8 +121,19 @@ def test_processes_must_agree(two, name, message):
 
 
 @pytest.mark.long
+def test_processes_that_do_not_come_are_named(two):
+    """One sleeps before a fit; it then makes one with its own mesh."""
+    first, second = two
+    late = "fit: process 0 has waited for process 1 to call fit with this mesh for 1 s"
+    assert first["warnings"] == [late] and second["warnings"] == []
+    missing = "TimeoutError: fit: all processes of the mesh must call fit, but process "
+    assert first["missing"].startswith(f"{missing}1 did not within 3 s; make the same")
+    assert second["missing"].startswith("RuntimeError: fit: process 0 stopped with")
+
+
+@pytest.mark.long
 def test_killed_processes_end_the_others_and_resume(tmp_path):
-    """`kill -9` of each in turn, in the script that users start."""
+    """SIGTERM, and `kill -9` of each in turn, in the script that users start."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200_001, 6)).astype(np.float32)
     y = np.sin(x[:, 0])
@@ -147,14 +160,22 @@ def test_killed_processes_end_the_others_and_resume(tmp_path):
     for process in whole:
         result(process)
     before = [0, 0]
-    for victim in (1, 0):
+    for victim, kind in ((1, "SIGTERM"), (1, "SIGKILL"), (0, "SIGKILL")):
         both = launch("killed")
         # In the second round process 0 may have nothing left to do but wait.
         while max(np.subtract(done("killed"), before)) <= 0 or not min(done("killed")):
             assert all(process.poll() is None for process in both)
             time.sleep(0.05)
-        both[victim].send_signal(signal.SIGKILL)
+        both[victim].send_signal(signal.Signals[kind])
         moment = time.monotonic()
+        if kind == "SIGTERM":
+            for process in both:
+                _, errors = process.communicate(timeout=GRACE)
+                assert process.returncode == 128 + signal.SIGTERM, errors
+                assert "fit: ends because of SIGTERM after" in errors
+                assert "the same call resumes from" in errors
+            before = done("killed")
+            continue
         _, errors = both[1 - victim].communicate(timeout=HEARTBEAT + GRACE)
         # The other ends with an error, and soon: at once where process 0 is gone.
         assert both[1 - victim].returncode not in (0, None)

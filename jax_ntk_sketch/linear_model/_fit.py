@@ -106,7 +106,7 @@ def fit(
         messages while they read their examples; then one `psum` adds the sums. Every
         process returns the same model, bitwise. Each has its own checkpoint, with its
         number in the name ("sums.process1.jns"). If one raises an error, all do; for
-        killed processes see `jax_ntk_sketch.sharding`.
+        processes that end or do not come see `jax_ntk_sketch.sharding`.
       pattern, mask: the edges and nodes of x if they are graphs, as
         `NetworkFeatureMap.apply` takes them.
 
@@ -120,6 +120,8 @@ def fit(
         of other examples, arguments or features. Or the processes have different
         arguments or features.
       RuntimeError: another process stopped with an error.
+      SystemExit: one of several processes got SIGTERM. Each has written its checkpoint.
+      TimeoutError: another process did not call `fit` within 10 minutes.
       numpy.linalg.LinAlgError: the system is singular with all values of `reg`.
 
     If a checkpoint cannot be written, because the disk is full for example, there is a
@@ -161,7 +163,8 @@ def fit(
         )
         run = Pass(fmap, params, reader, folds, local, processes)
         options = {"reg": regs, "intercept": intercept, "num_classes": num_classes}
-        run.agree(options | {"task": task})
+        devices = mesh and [device.id for device in mesh.devices.flat]
+        run.agree(options | {"task": task, "mesh": devices})
         stack.enter_context(run.checkpoint(checkpoint))
         label = f"sums, batches of {reader.size}"
         last = time.monotonic()
@@ -174,6 +177,8 @@ def fit(
             if checkpoint is not None and now - last >= checkpoint_seconds:
                 run.save()
                 last = now
+        if processes.terminated:
+            run.end()
         run.check_restored()
         if not run.states:
             raise ValueError("fit: x must hold examples, got no examples")
@@ -183,9 +188,7 @@ def fit(
         warn_skipped("fit", skipped)
         states = run.states
         if mesh is not None:
-            states = processes.collective(
-                lambda: tuple(reduce_over(mesh, state) for state in run.states)
-            )
+            states = tuple(reduce_over(mesh, state) for state in run.states)
         arrays = processes.broadcast_from_first(lambda: _solve(states, regs, intercept))
     models = model_from_arrays(arrays, states[0].num_targets, reader.classes)
     if len(states) == 1:

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -15,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ntk_sketch._numerics import next_power_of_two, two_sum
+from jax_ntk_sketch._numerics import two_sum
 from jax_ntk_sketch._typing import Array
 from jax_ntk_sketch.linear_model.ridge import RidgeState
 from jax_ntk_sketch.sharding import axis_name
@@ -24,6 +26,12 @@ T = TypeVar("T")
 
 # Seconds of work between two messages, in which a process hears of the others' errors.
 _INTERVAL = 1.0
+# Seconds until a process names those that it waits for: before they have called, and
+# while they work. After `_LIMIT` seconds without a call it raises.
+_PATIENCE, _PATIENCE_AT_WORK, _LIMIT = 10.0, 60.0, 600.0
+# The number of calls so far, which is the same in all processes, and of checks for a
+# signal to end.
+_calls, _checks = itertools.count(), itertools.count()
 
 
 class Processes:
@@ -36,6 +44,7 @@ class Processes:
     Attributes:
       index: the number of this process among those of the mesh.
       count: the number of processes. A single process sends nothing.
+      terminated: whether one of the processes got SIGTERM, so that all are to end.
     """
 
     def __init__(self, owner: str, mesh: Mesh | None) -> None:
@@ -43,14 +52,15 @@ class Processes:
         self.owner = owner
         self.count = max(1, len({device.process_index for device in devices}))
         self.index = 0 if self.count == 1 else jax.process_index()
-        # Whether the other processes know, or will find out by themselves, that this
-        # one stops.
-        self._reported = False
-        if self.count not in (1, jax.process_count()):
+        self.terminated = False
+        if self.count == 1:
+            return
+        if self.count != jax.process_count():
             raise ValueError(
                 f"{owner}: mesh must have devices of one process or of all "
                 f"{jax.process_count()}, got devices of {self.count} processes"
             )
+        self._call, self._step = next(_calls), 0
 
     def __enter__(self) -> Self:
         return self
@@ -61,8 +71,14 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and self.count > 1 and not self._reported:
-            self._exchange({"error": f"{kind.__name__}: {str(error)[:2000]}"})
+        if kind is None or self.count == 1:
+            return
+        # It is stored where the others look for their next message.
+        message = {"error": f"{kind.__name__}: {str(error)[:2000]}"}
+        if self.index == 0:
+            self._store(self._step, "all", f"[{json.dumps(message)}]")
+        else:
+            self._store(self._step, str(self.index), json.dumps(message))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in the order of the processes.
@@ -72,6 +88,7 @@ class Processes:
 
         Raises:
           RuntimeError: another process stopped with an error.
+          TimeoutError: another process does not make the call.
         """
         if self.count == 1:
             return [value]
@@ -113,7 +130,8 @@ class Processes:
 
         The processes may have different numbers of items. A process without items
         continues to exchange messages until no process has any. No process thus waits
-        for longer than a second or an item, and an error of one soon reaches all.
+        for longer than a second or an item, and an error of one soon reaches all. After
+        a SIGTERM to one of them there are no more items, and `terminated` is True.
 
         Raises:
           RuntimeError: another process stopped with an error.
@@ -129,11 +147,12 @@ class Processes:
                 if i == num_items:
                     done = False
                     break
-            replies = self.gather([done, time.monotonic() - start])
-            if all(done for done, _ in replies):
+            replies = self.gather([done, time.monotonic() - start, _is_terminated()])
+            self.terminated = any(terminated for *_, terminated in replies)
+            if self.terminated or all(done for done, *_ in replies):
                 return
             # All processes compute the same number, from the time of the slowest.
-            slowest = max(seconds for _, seconds in replies)
+            slowest = max(seconds for _, seconds, _ in replies)
             wanted = round(num_items * _INTERVAL / max(slowest, 1e-6))
             num_items = min(max(wanted, 1), 10 * num_items)
 
@@ -153,37 +172,96 @@ class Processes:
             np.savez(buffer, **make())  # type: ignore[arg-type]
         size = self.gather(len(buffer.getvalue()))[0]
         data = np.frombuffer(buffer.getvalue() or bytes(size), np.uint8)
-        data = self.collective(lambda: multihost_utils.broadcast_one_to_all(data))
+        data = multihost_utils.broadcast_one_to_all(data)
         return dict(np.load(io.BytesIO(np.asarray(data).tobytes())))
-
-    def collective(self, run: Callable[[], T]) -> T:
-        """Return `run()`, a computation in which all processes take part.
-
-        If it fails, JAX ends it in all processes, so that no message is needed.
-        """
-        self._reported = True
-        result = run()
-        self._reported = False
-        return result
 
     def fail(self, kind: type[Exception], message: str) -> NoReturn:
         """Raise an error that the other processes raise too."""
-        self._reported = True
         raise kind(f"{self.owner}: {message}")
 
     def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the messages of all processes."""
-        text = json.dumps(message, default=int).encode()  # NumPy's integers
+        """Return the messages of all processes, which the first one collects.
 
-        def run() -> list[bytes]:
-            sizes = multihost_utils.process_allgather(np.int32(len(text)))
-            # Few different lengths, so that little is compiled.
-            padded = np.zeros(next_power_of_two(int(sizes.max())), np.uint8)
-            padded[: len(text)] = np.frombuffer(text, np.uint8)
-            rows = multihost_utils.process_allgather(padded)
-            return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+        They go through the key-value store of `jax.distributed` and not through a
+        computation, which would not end if a process did not take part.
+        """
+        start, step = time.monotonic(), self._step
+        text = json.dumps(message, default=int)  # NumPy's integers
+        self._store(step, str(self.index), text)
+        if self.index == 0:
+            others = range(1, self.count)
+            texts = [text, *(self._receive(step, str(i), start) for i in others)]
+            replies = f"[{','.join(texts)}]"
+            self._store(step, "all", replies)
+            # All processes have read the replies before those.
+            _client().key_value_delete(self._key(step - 1))
+            self._step += 1
+        else:
+            self._step += 1
+            replies = self._receive(step, "all", start)
+        return json.loads(replies)
 
-        return [json.loads(reply) for reply in self.collective(run)]
+    def _store(self, step: int, name: str, text: str) -> None:
+        _client().key_value_set(self._key(step, name), text)
+
+    def _receive(self, step: int, name: str, start: float) -> str:
+        """Return a message when it has been stored."""
+        patience = _PATIENCE_AT_WORK if step else _PATIENCE
+        warned = False
+        while True:
+            try:
+                # Signals are heeded once a second.
+                return _client().blocking_key_value_get(self._key(step, name), 1000)
+            except RuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            seconds = time.monotonic() - start
+            if seconds < patience:
+                continue
+            rest = f"process{'es' * (len(self._missing(step)) > 1)} "
+            rest += ", ".join(map(str, self._missing(step)))
+            if not step and seconds >= _LIMIT:
+                self.fail(
+                    TimeoutError,
+                    f"all processes of the mesh must call {self.owner}, but {rest} did "
+                    f"not within {seconds:.0f} s; make the same calls with the same "
+                    "mesh in all processes, and before a longer wait call jax."
+                    'experimental.multihost_utils.sync_global_devices("data") in all',
+                )
+            if not warned:
+                what = "work" if step else f"call {self.owner} with this mesh"
+                warnings.warn(
+                    f"{self.owner}: process {self.index} has waited for {rest} to "
+                    f"{what} for {seconds:.0f} s",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                warned = True
+
+    def _missing(self, step: int) -> list[int]:
+        """Return the processes that have not sent a message."""
+        found = _client().key_value_dir_get(self._key(step))
+        names = {key.rsplit("/", 1)[1] for key, _ in found}
+        return [i for i in range(self.count) if str(i) not in names]
+
+    def _key(self, step: int, *name: str) -> str:
+        return "/".join(["jax_ntk_sketch", str(self._call), str(step), *name])
+
+
+def _client() -> Any:
+    """Return the client of the key-value store that all processes share."""
+    # It has no public name; JAX's checkpoints (orbax) read it here too.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _is_terminated() -> bool:
+    """Return whether a process got SIGTERM, which JAX catches and passes on to all."""
+    try:
+        return multihost_utils.reached_preemption_sync_point(next(_checks))
+    except RuntimeError:  # the service is disabled, so that SIGTERM ends the process
+        return False
 
 
 def ridge_psum(state: RidgeState, axis: str) -> RidgeState:

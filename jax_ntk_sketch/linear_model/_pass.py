@@ -4,9 +4,10 @@ import contextlib
 import functools
 import os
 import pathlib
+import signal
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +237,21 @@ class Pass:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+    def end(self) -> NoReturn:
+        """Write the checkpoint, if there is one, and end this process after SIGTERM."""
+        what = "there is no checkpoint"
+        if self._path is not None:
+            # A checkpoint that is still being read again has more than these sums.
+            if self._saved is None:
+                self.save()
+            what = f"the same call resumes from {self._path}"
+        warnings.warn(
+            f"fit: ends because of SIGTERM after {self.batches_done} batches; {what}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        raise SystemExit(128 + signal.SIGTERM)
 
     def has_summed(self, batch: Batch) -> bool:
         """Return whether the checkpoint has the sums of the next batch.
