@@ -12,6 +12,7 @@ from jax_ntk_sketch._arrays import finite_examples
 from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
 from jax_ntk_sketch.features._steps_of import NetworkMap, steps_of
 from jax_ntk_sketch.features.expected_kernels import Kernels, after_network
+from jax_ntk_sketch.features.layers.activations import NUM_EXAMPLES
 
 # A warning states a bias above this.
 LARGEST_BIAS = 0.05
@@ -19,12 +20,9 @@ LARGEST_BIAS = 0.05
 # A gradient is right if its mean is off by at most this.
 _LARGEST_GRADIENT_BIAS = 0.03
 
-# The pairs of this many examples are compared. What JAX computes is compiled once,
-# since the number is always the same.
-_MAX_EXAMPLES = 32
-
 # Cosines of synthetic pairs, and numbers where examples are single numbers.
-_COSINES, _NUMBERS = np.linspace(0, 0.9, 31), np.linspace(-(3**0.5), 3**0.5, 32)
+_COSINES = np.linspace(0, 0.9, NUM_EXAMPLES - 1)
+_NUMBERS = np.linspace(-(3**0.5), 3**0.5, NUM_EXAMPLES)
 
 
 def bias(
@@ -111,9 +109,8 @@ def _synthetic(single_numbers: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_sample(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sample, n = sample.astype(np.float64), len(sample)
-    rows = sample[:: max(1, n // _MAX_EXAMPLES)][:_MAX_EXAMPLES].reshape(
-        -1, sample[0].size
-    )
+    rows = sample[:: max(1, n // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    rows = rows.reshape(-1, sample[0].size)
     inner = rows @ rows.T / rows.shape[1]
     # A sample has too few pairs, so that its diagonal would weigh too much.
     weight = np.full_like(inner, (n - 1) / max(1, len(rows) - 1))

@@ -8,17 +8,17 @@ change nothing. A method whose features are biased has a rule for an activation.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._numerics import evaluate_eagerly
-from jax_ntk_sketch._typing import Array
-from jax_ntk_sketch.features.layers.activations import cached_dual, min_cosine_after
+from jax_ntk_sketch.features.layers.activations import (
+    cached_dual,
+    duals,
+    min_cosine_after,
+    on_host,
+)
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
 from jax_ntk_sketch.stax.combinators import follow
@@ -77,21 +77,6 @@ class Kernels:
         )
 
 
-def on_host(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
-    """Return arrays that a compiled function returns, in NumPy and float64."""
-
-    def run() -> list[np.ndarray]:
-        out = function(*(jnp.asarray(array, jnp.float32) for array in arrays))
-        return [np.asarray(array, np.float64) for array in out]
-
-    return evaluate_eagerly(run)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _duals(dual: DualActivation, cov: Array, q: Array) -> tuple[Array, ...]:
-    return *dual.kernels(cov, q, q), *dual.diagonal(q)
-
-
 @functools.singledispatch
 def after_activation(
     method: Method | None, dual: DualActivation, k: Kernels
@@ -101,7 +86,7 @@ def after_activation(
     A method without a rule is unbiased.
     """
     value, slope, same, same_slope = on_host(
-        functools.partial(_duals, dual), k.nngp, k.variances
+        functools.partial(duals, dual), k.nngp, k.variances
     )
     if not k.after_dropout:
         np.fill_diagonal(value, same)

@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch import kernels, stax
 from jax_ntk_sketch._numerics import evaluate_eagerly
-from jax_ntk_sketch._typing import PyTree
+from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.patches import materialize_patches
 from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import (
@@ -81,6 +83,26 @@ def _nan_beyond(
 cached_dual = functools.lru_cache(maxsize=256)(kernels.dual)
 
 
+# The number of examples whose expected kernels are computed.
+NUM_EXAMPLES = 32
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def duals(dual: DualActivation, cov: Array, q: Array) -> tuple[Array, ...]:
+    """Return the kernels of values and slopes for all pairs, and their diagonals."""
+    return *dual.kernels(cov, q, q), *dual.diagonal(q)
+
+
+def on_host(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return arrays that a compiled function returns, in NumPy and float64."""
+
+    def run() -> list[np.ndarray]:
+        out = function(*(jnp.asarray(array, jnp.float32) for array in arrays))
+        return [np.asarray(array, np.float64) for array in out]
+
+    return evaluate_eagerly(run)
+
+
 @functools.lru_cache(maxsize=256)
 def reference_coefficients(
     dual: DualActivation, degree: int
@@ -90,15 +112,12 @@ def reference_coefficients(
     They are those at variance 1, (degree + 1,) each. Rounding errors are set to 0.
     """
 
-    def squares() -> list[np.ndarray]:
-        one = jnp.ones(())
-        functions = (dual.coefficients, dual.slope_coefficients)
-        return [np.asarray(f(one, degree), np.float64) ** 2 for f in functions]
+    @jax.jit
+    def coefficients(one: Array) -> tuple[Array, Array]:
+        return dual.coefficients(one, degree), dual.slope_coefficients(one, degree)
 
-    values, slopes = (
-        np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0)
-        for c in evaluate_eagerly(squares)
-    )
+    squares = (c**2 for c in on_host(coefficients, np.ones(())))
+    values, slopes = (np.where(c > 1e-9 * max(c.sum(), 1e-30), c, 0) for c in squares)
     return values, slopes
 
 
@@ -111,11 +130,10 @@ def min_cosine_after(dual: DualActivation, before: float) -> float:
     if dual.homogeneity_degree is None:
         return -1.0
 
-    def kernel() -> np.ndarray:
-        alpha, one = jnp.linspace(before, 1, 101), jnp.ones(())
-        return np.asarray(dual.covariances(alpha, one, one)[0], np.float64)
-
-    values = evaluate_eagerly(kernel)
+    # In the shape in which the expected kernels are computed, which is compiled once.
+    n = NUM_EXAMPLES
+    alpha = np.linspace(before, 1, n * n).reshape(n, n)
+    values = on_host(functools.partial(duals, dual), alpha, np.ones(n))[0].ravel()
     if not values[-1]:
         return -1.0
     # A little less, because the values are in single precision.

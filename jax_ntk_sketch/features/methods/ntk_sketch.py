@@ -34,9 +34,8 @@ from jax_ntk_sketch._typing import Array, Key, PyTree
 from jax_ntk_sketch.features.expected_kernels import (
     Kernels,
     after_activation,
-    on_host,
 )
-from jax_ntk_sketch.features.layers.activations import reference_coefficients
+from jax_ntk_sketch.features.layers.activations import on_host, reference_coefficients
 from jax_ntk_sketch.features.state import ExactColumns, Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, activation_rule
 from jax_ntk_sketch.features.widths import allocate_columns, polysketch_width

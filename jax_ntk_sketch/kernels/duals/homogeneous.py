@@ -225,14 +225,19 @@ def _double_factorial(n: int) -> int:
 
 @functools.lru_cache
 def _rectified_moments(k: int, degree: int) -> np.ndarray:
-    """Return E max(z, 0)^k h_l(z) for l = 0..degree, by Gauss-Legendre on [0, 40]."""
-    z, w = np.polynomial.legendre.leggauss(600)
-    z, w = 20 * (z + 1), 20 * w
-    # In logarithms: 40^k times the density underflows.
-    with np.errstate(divide="ignore"):
-        w = w * np.exp(k * np.log(z) - z * z / 2) / math.sqrt(2 * math.pi)
-    h, h_before, moments = np.ones_like(z), np.zeros_like(z), []
-    for i in range(degree + 1):
-        moments.append(w @ h)
-        h, h_before = (z * h - math.sqrt(i) * h_before) / math.sqrt(i + 1), h
-    return np.array(moments)
+    r"""Return :math:`M_{kl} = E \max(z, 0)^k h_l(z)` for l = 0..degree.
+
+    By parts, with :math:`\sqrt{l} h_l \phi = -(h_{l-1} \phi)'` for the density
+    :math:`\phi`, :math:`\sqrt{l} M_{kl} = k M_{k-1,l-1}`, and
+    :math:`\sqrt{l} M_{0l} = h_{l-1}(0) \phi(0)`.
+    """
+    first = 2 ** (k / 2 - 1) * math.gamma((k + 1) / 2) / math.sqrt(math.pi)
+    if k:
+        before = k * _rectified_moments(k - 1, degree)
+    else:
+        before = np.zeros(degree + 1)
+        before[0] = 1 / math.sqrt(2 * math.pi)
+        for i in range(2, degree + 1):
+            before[i] = -before[i - 2] * math.sqrt((i - 1) / i)
+    roots = np.sqrt(np.arange(1, degree + 1))
+    return np.concatenate([[first], before[:degree] / roots])

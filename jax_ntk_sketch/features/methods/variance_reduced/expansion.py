@@ -21,12 +21,14 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch._numerics import safe_sqrt
 from jax_ntk_sketch._typing import Array
-from jax_ntk_sketch.features.expected_kernels import Kernels, on_host
+from jax_ntk_sketch.features.expected_kernels import Kernels
+from jax_ntk_sketch.features.layers.activations import duals, on_host
 from jax_ntk_sketch.kernels import DualActivation, kappa0, kappa1
 from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
 from jax_ntk_sketch.kernels.gegenbauer import (
@@ -84,7 +86,9 @@ def expansion_weights(
         terms = _terms_of_series(coefficients, a2, rho)
         if signed:
             signs = jnp.moveaxis(jnp.where(coefficients < 0, -1, 1), -1, 0)
-    terms = [term * t2**j for j, term in enumerate(terms)]
+    power = t2
+    for j in range(1, len(terms)):
+        terms[j], power = terms[j] * power, power * t2
     # Row j has the coefficients of c^j in the Gegenbauer polynomials.
     change = np.stack([gegenbauer_coefficients(row, dim) for row in np.eye(DEGREE + 1)])
     weights = []
@@ -117,6 +121,7 @@ def _terms_with_kink(
     return [at_one * term for term in terms]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _kappa_terms(order: int, a2: Array, rho: Array) -> list[Array]:
     r"""Return kappa_order^(j)(a^2) rho^(2j) / j! for j = 0..6.
 
@@ -195,21 +200,17 @@ def expanded_kernels(
     c = np.clip(c, -1, 1)
     np.fill_diagonal(c, 1.0)
     signed, dim = not k.constants.any(), sphere_dim(k.dim)
-    *weights, itself, variances = on_host(
-        functools.partial(_weights, dual, dim, signed),
-        q,
-        a2,
-        np.sqrt(1 - a2),
-        t2,
-        norm2,
+    weights = on_host(
+        functools.partial(_weights, dual, dim, signed), q, a2, np.sqrt(1 - a2), t2
     )
+    *pairs, variances, _ = on_host(functools.partial(duals, dual), k.nngp, q)
     p = gegenbauer_values(c, DEGREE, dim)
     means = []
-    for of_slope, g, total in zip((False, True), weights, itself, strict=True):
+    for of_slope, g, pair in zip((False, True), weights, pairs, strict=True):
         mean = np.einsum("il,jl,ijl->ij", g, g, p)
         function = with_kink(dual, of_slope=of_slope)
         if with_high_degrees and function:
-            scale = np.sqrt(np.maximum(total - (g**2).sum(axis=1), 0))
+            scale = np.sqrt(np.maximum(np.diagonal(pair) - (g**2).sum(axis=1), 0))
             mean += np.outer(scale, scale) * _high_kernel(function.power, dim, c, p)
         means.append(mean)
     if not k.after_dropout:
@@ -244,9 +245,8 @@ def _weights(
     a2: Array,
     rho: Array,
     t2: Array,
-    norm2: Array,
 ) -> tuple[Array, ...]:
-    """Return the weights (n, 7) of both kernels, what they sum to, and k(q, q, q).
+    """Return the weights (n, 7) of both kernels.
 
     It is not compiled as a whole, which takes seconds.
     """
@@ -256,6 +256,4 @@ def _weights(
         )
         for of_slope in (False, True)
     )
-    itself = jnp.stack(dual.covariances(norm2, q, q))
-    diagonal = dual.diagonal(q)[0]
-    return jnp.stack(value, -1), jnp.stack(slope, -1), itself, diagonal
+    return jnp.stack(value, -1), jnp.stack(slope, -1)
