@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._typing import Array, Dtype
+from jax_ntk_sketch._typing import Array, Dtype, PyTree
 
 T = TypeVar("T")
 
@@ -82,6 +82,30 @@ def evaluate_eagerly(function: Callable[[], T]) -> T:
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
+
+
+def in_batches(run: Callable[[PyTree], PyTree], x: PyTree, size: int) -> PyTree:
+    """Return `run(x)`, computed for consecutive rows of x, `size` at a time.
+
+    Args:
+      run: a function of rows, which are independent of each other.
+      x: arrays with equally many rows.
+      size: at least 1.
+    """
+    total = len(jax.tree.leaves(x)[0])
+    count = total // size
+    if count == 0:
+        return run(x)
+
+    def blocks(z: Array) -> Array:
+        return z[: count * size].reshape(count, size, *z.shape[1:])
+
+    whole = jax.lax.map(run, jax.tree.map(blocks, x))
+    out = jax.tree.map(lambda z: z.reshape(count * size, *z.shape[2:]), whole)
+    if count * size == total:
+        return out
+    rest = run(jax.tree.map(lambda z: z[count * size :], x))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
 
 def native_dtype(dtype: Dtype) -> np.dtype:

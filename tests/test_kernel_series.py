@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_ntk_sketch import kernels, stax
+from jax_ntk_sketch.kernels.duals.homogeneous import Homogeneous
 from jax_ntk_sketch.kernels.polynomial_fit import fit_nonnegative
 from jax_ntk_sketch.kernels.power_series import relu_block_series, relu_block_values
 
@@ -225,3 +226,16 @@ def test_fit_on_a_part_of_the_range():
 def test_fit_of_what_is_not_finite():
     with pytest.raises(ValueError, match="target must be finite"):
         fit_nonnegative(lambda a: 1 / (a - a), 4)
+
+
+@pytest.mark.parametrize("power", range(4))
+def test_coefficients_of_rectified_powers(power):
+    """E max(z, 0)^k h_l(z), against quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    z, weights = 10 * (nodes + 1), 10 * weights
+    weights = weights * z**power * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    found = Homogeneous(power, 1.0, 0.0).unit_coefficients(12)
+    for degree, coefficient in enumerate(found):
+        hermite = np.polynomial.hermite_e.HermiteE.basis(degree)(z)
+        wanted = weights @ hermite / math.sqrt(math.factorial(degree))
+        assert coefficient == pytest.approx(wanted, abs=1e-12)

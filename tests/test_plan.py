@@ -1,5 +1,10 @@
 """The plan against parameters, and against the memory and operations of XLA."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,6 +62,38 @@ def test_nothing_is_allocated():
         NETS["deep"], num_features=10**8, method=methods.NTKRandomFeatures()
     )
     assert fmap.plan((1000,)).param_bytes > 10**8
+
+
+@pytest.mark.long
+def test_a_plan_compiles_little():
+    """In a process of its own, where nothing has been compiled before."""
+    code = """if True:
+    import jax, numpy as np, jax_ntk_sketch as jns
+    from jax_ntk_sketch import recipes, stax
+    compiled = []
+    def listen(name, seconds, **_):
+        if "backend_compile" in name: compiled.append(name)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jns.feature_map(recipes.myrtle(5), num_features=1024).plan((32, 32, 3))
+    plan = len(compiled)
+    net = stax.serial(stax.Conv(1, (3, 3)), stax.Relu(), stax.AvgPool((2, 2)))
+    net = stax.serial(net, stax.Flatten(), stax.Dense(1))
+    fmap = jns.feature_map(net, num_features=16, method="nystrom")
+    x = np.random.default_rng(0).standard_normal((70, 4, 4, 1)).astype(np.float32)
+    counts = []
+    for n in (70, 69):
+        before = len(compiled)
+        fmap.init(jax.random.key(0), x.shape[1:], sample=x[:n])
+        counts.append(len(compiled) - before)
+    print(plan, *counts)
+    """
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(jns.__file__).parent.parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
+    plan, first, again = map(int, run.stdout.split())
+    # They were more than 80 each when operations were compiled by themselves.
+    assert plan <= 30 and first <= 20 and again <= 12, run.stdout
 
 
 def test_the_bias_is_stated():

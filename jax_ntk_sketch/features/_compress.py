@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_key, check_size
-from jax_ntk_sketch._numerics import matmul
+from jax_ntk_sketch._numerics import in_batches, matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import (
     FeatureMap,
@@ -31,7 +31,6 @@ from jax_ntk_sketch.features._maps import (
     warn_few,
 )
 from jax_ntk_sketch.features._transform import for_each_batch, map_reader
-from jax_ntk_sketch.features.fitting import in_batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jax_ntk_sketch import _checks, methods, stax
 from jax_ntk_sketch._arrays import to_jax
+from jax_ntk_sketch._numerics import in_batches
 from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._protocol import KernelFeatures, Origin, as_kinds, in_order
 from jax_ntk_sketch._typing import (
@@ -174,7 +175,10 @@ class NetworkFeatureMap:
         for kind in self.kinds:
             first, *steps = scaled_steps(self, kind, shape, 1, scales)
             keys = jax.random.split(key, 1 + len(steps))
-            f = None if sample is None else self._enter(first, sample, inputs)[0]
+            f = None
+            if sample is not None:
+                f = first.run_on_sample((), first_features(sample), inputs)
+                f = scale_rows(self.net, f)[0]
             params[kind] = [
                 first.init(keys[0]),
                 *fitting.draw_params(steps, keys[1:], f, inputs),
@@ -259,7 +263,7 @@ class NetworkFeatureMap:
                 f"{owner}: batch_size must be None with {resolved.method}, whose "
                 f"features depend on the whole batch; got {batch_size}"
             )
-        return fitting.in_batches(
+        return in_batches(
             lambda rows: resolved._apply(params, rows[0], rows[1], scales),
             (x, inputs),
             batch_size,

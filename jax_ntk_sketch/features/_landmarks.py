@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_choice, check_input, check_key, check_size
-from jax_ntk_sketch._numerics import at_least_float32, matmul
+from jax_ntk_sketch._numerics import at_least_float32, in_batches, matmul
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._typing import (
     KINDS,
@@ -22,7 +22,6 @@ from jax_ntk_sketch._typing import (
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps
-from jax_ntk_sketch.features.fitting import in_batches
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky, warn_left_out
 
 

@@ -53,8 +53,12 @@ def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
       net: the network.
       f: the inputs (n, *shape, c) as features, with masked nodes at zero.
     """
-    short, long = degrees(net)
-    x = f.nngp
+    return _scale_rows(degrees(net), f)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scale_rows(of: Degrees, f: Features) -> tuple[Features, Array]:
+    (short, long), x = of, f.nngp
     info, axes = jnp.finfo(x.dtype), tuple(range(1, x.ndim))
     # Squares of squares neither overflow nor underflow within these lengths.
     exponent = (info.maxexp - 16) // (4 * max(1, short or 0, long or 0))

@@ -14,11 +14,15 @@ import jax
 import numpy as np
 
 from jax_ntk_sketch import stax
+from jax_ntk_sketch._numerics import in_batches
 from jax_ntk_sketch._plan import PlanRow
 from jax_ntk_sketch._typing import Key, Kind, PyTree
 from jax_ntk_sketch.features.state import AnyFeatures, Branches, Features, Spec
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
+
+# Examples of a sample that a step works on at a time.
+SAMPLE_BATCH = 32
 
 # Parameters from a key alone.
 Init = Callable[[Key], PyTree]
@@ -122,6 +126,21 @@ class Step:
           **inputs: all extra inputs of the map; the step reads its own.
         """
         return self.apply(params, f, **self._select(inputs))
+
+    @functools.cached_property
+    def run_on_sample(self) -> Callable[..., PyTree]:
+        """`run(params, f, inputs)` of a sample, some of its examples at a time.
+
+        It is one compiled function, which lives as long as this step.
+        """
+
+        def run(params: PyTree, f: AnyFeatures, inputs: dict[str, PyTree]) -> PyTree:
+            def run_rows(rows: tuple[AnyFeatures, dict[str, PyTree]]) -> PyTree:
+                return self.run(params, rows[0], **rows[1])
+
+            return in_batches(run_rows, (f, inputs), SAMPLE_BATCH)
+
+        return jax.jit(run)
 
     def learn(self, key: Key, f: AnyFeatures, **inputs: PyTree) -> PyTree:
         """Return parameters, from `fit` if the step has one, else from `init`."""

@@ -12,6 +12,7 @@ from jax import export
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_size
+from jax_ntk_sketch._numerics import in_batches
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds, in_order
 from jax_ntk_sketch._typing import (
@@ -26,7 +27,6 @@ from jax_ntk_sketch._typing import (
 )
 from jax_ntk_sketch.features._maps import check_shape, plan_sizes
 from jax_ntk_sketch.features._transform import apply_in_parts
-from jax_ntk_sketch.features.fitting import in_batches
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch._numerics import at_least_float32
 from jax_ntk_sketch._typing import Array, Key
@@ -76,7 +77,7 @@ def checked_sample(f: Features, columns: tuple[int, ...]) -> Features:
     usable = sum(min(rows, number) for number in columns)
     warn_few(owner, rows, usable, sum(columns))
     if not isinstance(f.nngp, jax.core.Tracer):
-        bad = ~jnp.isfinite(f.nngp).reshape(len(f.nngp), -1).all(1)
+        bad = ~np.isfinite(np.asarray(f.nngp)).reshape(len(f.nngp), -1).all(1)
         if bad.any():
             raise ValueError(
                 f"{owner}: sample must be finite, but its row "
