@@ -11,7 +11,7 @@ import pytest
 from helpers import draw, x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import _plan, recipes, stax
+from jax_ntk_sketch import _plan, linear_model, recipes, stax
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 # The name of the module is that of the function in the package.
@@ -171,6 +171,20 @@ def test_compiles_once():
     fmap = Counting(FMAP.net, FMAP.num_features, FMAP.get, FMAP.method)
     transform(fmap, PARAMS, X, batch_size=8)
     assert calls == [(8, 5)]
+
+
+def test_predictions_of_few_rows_compile_few_sizes(monkeypatch, caplog):
+    fitted = linear_model.fit(FMAP, PARAMS, X, X[:, 0], reg=1e-3)
+    with jax.log_compiles():
+        found = {n: fitted.predict(X[:n]) for n in range(1, 9)}
+    compiled = [line for line in caplog.messages if "Finished XLA" in line]
+    # Features and predictions, at 1, 2, 4 and 8 rows.
+    assert len(compiled) <= 8
+    for n in found:
+        close(found[n], found[8][:n])
+    # A plan takes longer than one row.
+    monkeypatch.setattr(NetworkFeatureMap, "plan", lambda *_, **__: pytest.fail())
+    np.testing.assert_array_equal(fitted.predict(X[:8]), found[8])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])

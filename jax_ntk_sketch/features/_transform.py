@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jax_ntk_sketch import sharding
 from jax_ntk_sketch._arrays import to_numpy
+from jax_ntk_sketch._plan import Plan
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_map
-from jax_ntk_sketch._typing import Array, Examples, PyTree
+from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
 from jax_ntk_sketch.batches.sparse_rows import is_sparse
@@ -74,9 +77,11 @@ def transform(
         a batch fails, `out` holds the features of all batches before it.
 
     Cost: that of `apply` on n examples, the last batch padded. `apply` is compiled once
-    for a feature map, batch size, shape and dtype, also over several calls. Besides
-    `out`, memory holds what the plan states and a few batches of x: while one batch is
-    computed, the host writes the batch before and reads the next one.
+    for a feature map, batch size, shape and dtype, also over several calls. Few sizes
+    are compiled, because the default batch size is a power of two; the rounding of a
+    row's features may depend on it. Besides `out`, memory holds what the plan states
+    and a few batches of x: while one batch is computed, the host writes the batch
+    before and reads the next one.
 
     >>> import jax
     >>> import jax_ntk_sketch as jns
@@ -141,12 +146,13 @@ def map_reader(
         )
     source = ArraySource(owner, x, extras=extras)
     if batch_size is None:
-        sparse = is_sparse(source.all.x)
-        x = source.all.x
-        example = x if sparse else to_numpy(owner, "x", x[:1]).shape[1:]
-        # Without a shape the reader raises.
-        if sparse or example:
-            plan = fmap.plan(example, batch_size=1)
+        x, plan = source.all.x, None
+        if is_sparse(x):
+            plan = fmap.plan(x, batch_size=1)
+        elif shape := to_numpy(owner, "x", x[:1]).shape[1:]:  # else the reader raises
+            hashable: Any = fmap
+            plan = _plan_of_one(hashable, shape, jnp.result_type(float))
+        if plan is not None:
             batch_size = plan.choose_batch_size(source.num_examples or 0, max_bytes)
     elif max_bytes is not None:
         raise ValueError(
@@ -156,6 +162,18 @@ def map_reader(
     return Reader(
         source, batch_size=batch_size, num_devices=devices, nonfinite=nonfinite
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_of_one(fmap: Any, shape: Shape, dtype: Dtype) -> Plan:
+    """Return the plan of one example, which takes longer than the features of one.
+
+    Args:
+      fmap: the map, which is hashable as those that `jax.jit` takes.
+      shape: the shape of the example.
+      dtype: the default dtype, which the bytes depend on.
+    """
+    return fmap.plan(shape, batch_size=1)
 
 
 def for_each_batch(

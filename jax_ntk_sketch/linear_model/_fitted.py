@@ -125,6 +125,9 @@ class FittedModel:
 
         Raises:
           TypeError, ValueError: as `transform`; or a column is missing.
+
+        Cost: that of `transform`. What is compiled serves all later calls with as many
+        rows, or as few as make the same power of two, at most 128 on a CPU.
         """
         extras = {"pattern": pattern, "mask": mask}
         return self._mapped(self.best.predict, x, extras, batch_size, progress, mesh)

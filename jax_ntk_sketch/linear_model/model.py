@@ -16,6 +16,15 @@ from jax_ntk_sketch._typing import Array, ArrayLike
 from jax_ntk_sketch.batches.labels import Label, decoder
 
 
+@partial(jax.jit, static_argnums=3)
+def _scores(phi: Array, weights: Array, intercept: Array, flat: bool) -> Array:
+    """Return the scores of features, where `flat` targets have no second axis."""
+    if flat:
+        weights, intercept = weights[..., None], intercept[..., None]
+    scores = matmul(phi, weights) + intercept[..., None, :]
+    return scores[..., 0] if flat else scores
+
+
 class RidgeInfo(NamedTuple):
     r"""Diagnostics of a solve, NaN where a fit does not compute them.
 
@@ -94,16 +103,13 @@ class RidgeModel:
         """
         phi = jnp.asarray(phi)
         flat = self.num_targets is None
-        weights = self.weights[..., None] if flat else self.weights
-        intercept = self.intercept[..., None] if flat else self.intercept
-        m = weights.shape[-2]
+        m = self.weights.shape[-1 if flat else -2]
         if phi.ndim != 2 or phi.shape[1] != m:
             raise ValueError(
                 f"RidgeModel.predict: phi must have shape (n, {m}), got {phi.shape}; "
                 "give the features that the model was fitted on"
             )
-        scores = matmul(phi, weights) + intercept[..., None, :]
-        return scores[..., 0] if flat else scores
+        return _scores(phi, self.weights, self.intercept, flat)
 
     def predict_class(self, phi: ArrayLike) -> Array | np.ndarray:
         """Return the label of the class of the largest score.
