@@ -8,7 +8,7 @@ import pytest
 from cli_files import check_mistake, run, write_files
 
 from jax_ntk_sketch import data, recipes, stax
-from jax_ntk_sketch.cli import compare, regression
+from jax_ntk_sketch.cli import compare, compare_report, regression
 from jax_ntk_sketch.cli.targets import Targets, error_of
 
 TINY = ["--num-train", "80", "--num-test", "40", "--num-compare", "30", "--depth", "1"]
@@ -64,6 +64,9 @@ def test_report_numbers(report):
             found = [row["kernel_error"][kind]["mean"] for row in (fine, coarse)]
             assert 0 < found[0] < found[1] < 2
         assert 0 < np.mean(fine["distance"]) < np.mean(coarse["distance"]) < 2
+    assert "standard error of 2 draws" in compare_report.legend(content)
+    content["options"]["num_seeds"] = 1
+    assert "±" not in compare_report.legend(content)
 
 
 @pytest.mark.long

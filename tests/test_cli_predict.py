@@ -54,7 +54,7 @@ def test_predictions_are_those_of_the_library(files, tmp_path, capsys):
     classes = predicted(files, tmp_path, "ok.jns", *argv)
     np.testing.assert_array_equal(classes, wanted.argmax(axis=1))
     wrong = np.mean(classes != y_test)
-    assert f"Error: {wrong:.2%} of them are wrong" in capsys.readouterr().out
+    assert f"Of them {wrong:.2%} are wrong" in capsys.readouterr().out
     run("predict", "--model", files / "ok.jns", *argv)  # without an output
     assert f"{wrong:.2%}" in capsys.readouterr().out
 
@@ -63,7 +63,7 @@ def test_columns_are_matched_by_name(files, tmp_path, capsys):
     """In another order, with an unknown column, and without the target."""
     argv = ["--data", files / "table.csv"]
     lines = predicted(files, tmp_path, "named.jns", *argv, suffix=".csv")
-    assert "Error: " in capsys.readouterr().out
+    assert "are wrong; the accuracy is " in capsys.readouterr().out
     assert lines[0] == "class" and set(lines[1:]) == {"low", "mid", "high"}
     assert len(lines) == 121  # all rows, in their order
     argv = ["--data", files / "turned.csv"]
@@ -71,7 +71,7 @@ def test_columns_are_matched_by_name(files, tmp_path, capsys):
     assert turned == lines
     printed = capsys.readouterr().out
     assert "columns left out, unknown to the model: 'extra'" in printed
-    assert "Error: " not in printed
+    assert "rror" not in printed and "wrong" not in printed
     scores = predicted(
         files, tmp_path, "named.jns", *argv, "--output-scores", suffix=".csv"
     )
@@ -90,7 +90,7 @@ def test_regression_with_several_targets(tmp_path, capsys):
     values = np.genfromtxt(lines, delimiter=",", names=True)
     assert values.dtype.names == ("prediction_0", "prediction_1")
     error = np.mean((values["prediction_1"] - y[:, 1]) ** 2)
-    assert error < 0.1 and "Error: mean squared error" in capsys.readouterr().out
+    assert error < 0.1 and "Their mean squared error is" in capsys.readouterr().out
     np.testing.assert_allclose(
         predicted(tmp_path, tmp_path, model, *argv)[:, 1], values["prediction_1"], 1e-5
     )

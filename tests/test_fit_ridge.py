@@ -7,6 +7,7 @@ import pytest
 from ridge_problems import data, difference, direct
 
 from jax_ntk_sketch import linear_model as lm
+from jax_ntk_sketch._progress import progress
 
 
 def test_fit_takes_arrays_batches_and_odd_batch_sizes():
@@ -127,3 +128,22 @@ def test_progress_shows_a_bar(capsys):
     phi, y = data()
     lm.fit_ridge(phi, y, reg=1e-3, batch_size=100, progress=True)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_the_first_batch_does_not_count_in_the_estimate(monkeypatch):
+    """It compiles: a run of two minutes was to take two hours."""
+    tqdm = pytest.importorskip("tqdm")
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    items = progress(range(3), "items", enabled=True)
+    next(items)
+    start, seen = bars[0].start_t, []
+    for _ in items:
+        seen.append((bars[0].initial, bars[0].start_t > start))
+    assert seen == [(1, True)] * 2 and bars[0].n == 3

@@ -361,6 +361,9 @@ def test_plots_join_a_line_for_each_label(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["one (slope -0.50)", "two (slope -0.50)"]
     assert axes.get_yscale() == "log" and "NTK" in axes.get_ylabel()
+    axes.figure.draw_without_rendering()
+    legend, curves = axes.get_legend().get_window_extent(), axes.get_window_extent()
+    assert legend.y1 < curves.y0
     assert validation.plot_comparisons(many, axes, measure="spectral") is axes
     axes.figure.savefig(tmp_path / "many.png")
     assert (tmp_path / "many.png").stat().st_size > 5000

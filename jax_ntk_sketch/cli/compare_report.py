@@ -68,8 +68,9 @@ def legend(content: Json) -> str:
             "spectral: the smallest e with (1-e)(K+L) <= K_hat+L <= (1+e)(K+L), where "
             "L is the penalty.",
         ]
+    if (draws := content["options"]["num_seeds"]) > 1:
+        lines.append(f"±: the standard error of {draws} draws.")
     lines += [
-        f"±: the standard error of {content['options']['num_seeds']} draws.",
         "memory: the parameters and one example.",
         "features s: the features of all rows, or the exact kernel with compilation.",
         "fit s: choosing the penalty and solving.",
@@ -134,7 +135,8 @@ def _plot(content: Json, comparisons: Sequence[Comparison]) -> bytes | None:
     right.set_xscale("log", base=2)
     ylabel = f"test error ({content['metric']})"
     right.set(xlabel="num_features", ylabel=ylabel)
-    right.legend()
+    # Below the axes, where it covers nothing.
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

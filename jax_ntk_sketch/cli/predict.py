@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> None:
         f"{saved['data']}, {saved['task']}.\nPredictions: {len(prediction)}."
     )
     if error is not None and classes is not None:
-        print(f"Error: {error:.2%} of them are wrong; accuracy {1 - error:.4f}.")
+        print(f"Of them {error:.2%} are wrong; the accuracy is {1 - error:.4f}.")
     elif error is not None:
-        print(f"Error: mean squared error {error:.5g}.")
+        print(f"Their mean squared error is {error:.5g}.")
     if output is not None:
         with options.usage_errors():
             if classes is not None and not args.output_scores:

@@ -77,7 +77,8 @@ def fit(
         labels. None if x yields batches.
       reg: one value >= 0, or several to choose from. The choice is by cross-validation
         if there are folds, else by generalized cross-validation (`RidgeInfo.gcv`).
-        Values that leave the system singular are dropped, with a warning.
+        Values that leave the system singular are dropped, with a warning. Usual values
+        are 1e-6 to 1 times the mean squared norm of the features, or mean K(x, x).
       intercept: whether to fit an intercept, which is not penalized.
       sample_weight: `(n,)`, >= 0; see `ridge_update`.
       num_classes: the number of classes if y holds labels from 0 to num_classes - 1.

@@ -68,7 +68,7 @@ def fit_cg(
         nonfinite, progress, pattern, mask: as `fit` takes them, but x must not be an
         iterator. One device computes all features.
       key: a PRNG key, for the random directions of the preconditioner.
-      reg: one number > 0.
+      reg: one number > 0, of the scale that `fit` states.
       tolerance: in (0, 1), the accuracy of the predictions on the training examples. It
         is the root mean square difference from those of the exact weights over the
         standard deviation of the targets (over their root mean square without an

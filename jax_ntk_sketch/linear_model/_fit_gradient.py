@@ -69,7 +69,7 @@ def fit_gradient(
       loss: "squared_error", "softmax_cross_entropy" for class labels, or a function of
         scores (n, t) and targets (n, t) that returns (n,). Its targets of classes are
         one-hot codes.
-      reg: the penalty per example, >= 0.
+      reg: the penalty per example, >= 0, of the scale that `fit` states.
       num_epochs: passes over the data, >= 1.
       key: a PRNG key, with which arrays are shuffled in each epoch. None (default)
         takes the examples in their own order, which needs no randomness. Batches always

@@ -50,7 +50,8 @@ def fit_ridge(
       y: targets `(n,)` or `(n, t)`, or labels `(n,)`. None if phi yields batches.
       reg: one number >= 0; or r numbers for a model each, at the cost of one.
         `RidgeModel.best` chooses one of them. Of several numbers, those that leave the
-        system singular are dropped, with a warning.
+        system singular are dropped, with a warning. Usual values are 1e-6 to 1 times
+        `(phi**2).sum(axis=1).mean()`, which is the mean of K(x, x).
       intercept: whether to fit an intercept, which is not penalized.
       sample_weight: `(n,)`, >= 0; see `ridge_update`.
       num_classes, task: as `fit` takes them.

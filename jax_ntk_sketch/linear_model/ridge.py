@@ -331,7 +331,8 @@ def _singular_message(
         f"with eigenvalues from {spectrum[0] + shift:.2g} to "
         f"{spectrum[-1] + shift:.2g} (m = {state.num_features} features, "
         f"{_num_rows(state):.0f} examples). Use a larger reg, fewer features or "
-        "more examples"
+        "more examples; usual values of reg are 1e-6 to 1 times the mean squared norm "
+        f"of the features, {max(spectrum.sum(), 0) / n:.2g}"
     )
 
 

@@ -64,7 +64,8 @@ def plot_comparisons(
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.set_xlabel("num_features")
     axes.set_ylabel(f"{TITLES[measure]} error of the {kind.upper()}")
-    axes.legend()
+    # Below the axes, where it covers nothing.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return axes
 
 
