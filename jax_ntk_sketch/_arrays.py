@@ -42,8 +42,10 @@ def to_numpy(owner: str, name: str, values: Examples) -> NDArray:
             "with .astype(float).filled(numpy.nan)"
         )
     if isinstance(values, Mapping | set | str | bytes) or hasattr(values, "data_vars"):
+        hint = "; params come before it" if isinstance(values, dict) else ""
         raise TypeError(
             f"{owner}: {name} must be one array or table, got {type(values).__name__}"
+            f"{hint}"
         )
     if isinstance(values, jax.Array):
         check_real(owner, name, values.dtype, complex_too=True)

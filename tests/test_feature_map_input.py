@@ -262,6 +262,28 @@ def test_no_examples(layers, method):
     assert phi.shape == (0, 70)
 
 
+def linear_kernel(a, b, get):
+    return a @ (a if b is None else b).T
+
+
+@pytest.mark.parametrize("kind", ["network", "landmarks", "sparse inputs"])
+def test_params_and_examples_are_swapped(kind):
+    """JAX said "entry not a 2- or 3- tuple"."""
+    fmap = jns.feature_map(NET, num_features=9, method="ntk_random_features")
+    if kind == "sparse inputs":
+        fmap = jns.with_sparse_inputs(fmap, sketch_dim=4)
+    if kind == "landmarks":
+        fmap = jns.landmark_features(linear_kernel, num_features=2)
+    params = fmap.init(KEY, (6,), sample=X)
+    for run in (fmap.apply, jax.jit(fmap.apply)):
+        with pytest.raises(TypeError, match=r"apply: params .* come first, apply\(par"):
+            run(X, params)
+    with pytest.raises(
+        TypeError, match=r"transform: x .* got dict; params come before"
+    ):
+        jns.transform(fmap, X, params)
+
+
 @pytest.mark.xfail(strict=True, reason="Neural Tangents takes these; they are refused")
 @pytest.mark.parametrize(
     ("make", "shape"),
