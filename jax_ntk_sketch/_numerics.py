@@ -84,6 +84,19 @@ def evaluate_eagerly(function: Callable[[], T]) -> T:
         return pool.submit(function).result()
 
 
+def known_size(owner: str, what: str, size: Any, remedy: str) -> int:
+    """Return a size, which is a number and not a symbol.
+
+    Raises:
+      ValueError: it is a symbol, as while a function is exported for any size.
+    """
+    if not isinstance(size, int):
+        raise ValueError(
+            f"{owner}: the number of {what} must be known, got {size}; {remedy}"
+        )
+    return size
+
+
 def in_batches(run: Callable[[PyTree], PyTree], x: PyTree, size: int) -> PyTree:
     """Return `run(x)`, computed for consecutive rows of x, `size` at a time.
 
@@ -91,8 +104,16 @@ def in_batches(run: Callable[[PyTree], PyTree], x: PyTree, size: int) -> PyTree:
       run: a function of rows, which are independent of each other.
       x: arrays with equally many rows.
       size: at least 1.
+
+    Raises:
+      ValueError: the number of rows is a symbol.
     """
-    total = len(jax.tree.leaves(x)[0])
+    total = known_size(
+        "apply with batch_size",
+        "examples",
+        jax.tree.leaves(x)[0].shape[0],
+        "export apply with batch_size=None",
+    )
     count = total // size
     if count == 0:
         return run(x)

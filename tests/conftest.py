@@ -26,7 +26,7 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 1
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 LONG = "long: statistics over many seeds, whole grids, processes; `pytest -m long`"
-LONG_CASES = "long_cases(*words): cases whose name holds one of the words are long"
+LONG_CASES = "long_cases(*words): other cases whose name holds one of them are long"
 QUICK_CASES = "quick_cases(*words): cases whose name holds one of the words are quick"
 
 
@@ -54,12 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = getattr(item, "callspec", None)
         if case is None or item.get_closest_marker("long"):
             continue
-        if names_case(item, case.id, "long_cases"):
+        quick = names_case(item, case.id, "quick_cases")
+        if not quick and names_case(item, case.id, "long_cases"):
             item.add_marker(pytest.mark.long)
             continue
         values = {(name, id(value)) for name, value in case.params.items()}
         function = item.nodeid.partition("[")[0]
-        quick = names_case(item, case.id, "quick_cases")
         if values <= seen[function] and not quick:
             item.add_marker(pytest.mark.long)
         seen[function] |= values

@@ -15,10 +15,18 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 from helpers import x64
+from jax import export
 from registry import DIM, Case, apply, features, init, jit_once
 
+# They compile functions of their own, or run without compiling.
+SLOW_CHECKS = (
+    "nothing_within_is_nan",
+    "compiled_calls_transfer_nothing",
+    "exported_for_any_batch_and_platform",
+)
 CHECKS = (
     "shapes_zeros_and_determinism",
     "jit_and_vmap_over_keys_equal_a_loop",
@@ -31,6 +39,7 @@ CHECKS = (
     "legacy_keys_are_keys",
     "no_key_is_used_twice",
     "strict_modes_are_no_obstacle",
+    *SLOW_CHECKS,
 )
 # Relative to the largest entry: one rounding of every operation, and some more.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
@@ -260,6 +269,48 @@ def strict_modes_are_no_obstacle(case: Case):
                 KEYS[0],
                 x,
             )
+
+
+def nothing_within_is_nan(case: Case):
+    """JAX's own check of each operation, also of those that `where` would hide."""
+    params, _ = prepared(case)
+
+    def total(x):
+        return sum(jnp.sum(z) for z in jax.tree.leaves(apply(case, params, x)))
+
+    with jax.debug_nans(True):
+        init(case, KEYS[0])
+        jax.grad(total)(jnp.asarray(X))
+
+
+def compiled_calls_transfer_nothing(case: Case):
+    """What is on the device suffices, when a function is traced too."""
+    key, x = jax.device_put((KEYS[0], X))
+    params, _ = prepared(case)
+    with jax.transfer_guard("disallow"):
+        if case.traced_init:
+            params = jit_once(functools.partial(init, case))(key)
+        jit_once(functools.partial(apply, case))(params, x)
+
+
+def exported_for_any_batch_and_platform(case: Case):
+    """As a program, read back from its bytes."""
+    params, run = prepared(case)
+    program = exported(functools.partial(apply, case), params, X)
+    for x in (X[:1], X):
+        assert_close(program(params, x), run(params, x))
+
+
+def exported(run, params, *examples):
+    """Return `run(params, *examples)` for any number of examples, exported and read."""
+    pytest.importorskip("flatbuffers")
+    (n,) = export.symbolic_shape("n")
+    like = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), params)
+    rows = [jax.ShapeDtypeStruct((n, *z.shape[1:]), z.dtype) for z in examples]
+    # Named tuples have no form in files.
+    leaves = jax.jit(lambda *args: jax.tree.leaves(run(*args)))
+    program = export.export(leaves, platforms=("cpu", "cuda", "tpu"))(like, *rows)
+    return export.deserialize(program.serialize()).call
 
 
 def no_key_is_used_twice(case: Case):

@@ -12,7 +12,11 @@ def quick_compilation():
 
 
 @pytest.mark.long_cases(
-    "jit_and", "retrace", "reduced-image-vmap", "reduced-image-grad"
+    "jit_and",
+    "retrace",
+    "reduced-image-vmap",
+    "reduced-image-grad",
+    *contract.SLOW_CHECKS,
 )
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.CONVOLUTIONS, ids=str)

@@ -25,8 +25,15 @@ def quick_compilation():
         yield
 
 
-@pytest.mark.quick_cases("rf-shallow-mom", "sketch-shallow-mom", "pass-shallow-mom")
-@pytest.mark.long_cases("deep-biased-vmap", "biased-legacy")
+@pytest.mark.quick_cases(
+    "rf-shallow-mom",
+    "sketch-shallow-mom",
+    "pass-shallow-mom",
+    "one_pass-headless-noth",
+    "linear-compiled",
+    "linear-exp",
+)
+@pytest.mark.long_cases("deep-biased-vmap", "biased-legacy", *contract.SLOW_CHECKS)
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.FEATURE_MAPS, ids=str)
 def test_contract(rule, case):

@@ -106,6 +106,9 @@ def test_a_map_with_a_function_is_a_program(tmp_path):
         again.fmap.init(KEY, (6,), sample=X)
     with pytest.raises(ValueError, match=r"must have shape \(n, 6\), for which the"):
         again.fmap.apply(again.params, X[:, :5])
+    like = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), 6), np.float32)
+    with pytest.raises(ValueError, match=r"stored program: .* export apply of landm"):
+        jax.eval_shape(again.fmap.apply, again.params, like)
     io.save(path, again)
     assert io.load(path).fmap == again.fmap
 

@@ -29,7 +29,9 @@ def grid():
     "no_retrace",
     "reduced-dtypes",
     "biased-dtypes",
+    *contract.SLOW_CHECKS,
 )
+@pytest.mark.quick_cases("sparse-exp")
 @pytest.mark.parametrize(("case", "check"), list(grid()))
 def test_contract(case, check):
     getattr(contract, check)(case)

@@ -19,6 +19,7 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.long_cases(*contract.SLOW_CHECKS)
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.RANDOM_FEATURES, ids=str)
 def test_contract(rule, case):

@@ -26,6 +26,8 @@ def quick_compilation():
         yield
 
 
+@pytest.mark.long_cases(*contract.SLOW_CHECKS)
+@pytest.mark.quick_cases("CountSketch-noth", "CountSketch-comp", "SRHT-exp")
 @pytest.mark.parametrize("rule", contract.CHECKS)
 @pytest.mark.parametrize("case", registry.SKETCHES, ids=str)
 def test_contract(rule, case):

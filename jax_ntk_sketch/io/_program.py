@@ -12,7 +12,7 @@ from jax import export
 
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_size
-from jax_ntk_sketch._numerics import in_batches
+from jax_ntk_sketch._numerics import in_batches, known_size
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds, in_order
 from jax_ntk_sketch._typing import (
@@ -105,7 +105,8 @@ class ProgramFeatureMap:
           ValueError: x has another shape, or params are those of another file.
         """
         x = check_shape("apply", x, self.input_shape, "for which the map was saved")
-        n, size = len(x), self.batch_size
+        remedy, size = f"export apply of {self.text} itself", self.batch_size
+        n = known_size("apply of a stored program", "examples", x.shape[0], remedy)
         rest = -n % size if n else size
         rows = jnp.pad(x.astype(jnp.float32), [(0, rest)] + [(0, 0)] * (x.ndim - 1))
         arrays = in_batches(lambda x: _called(self.program)(params, x), rows, size)

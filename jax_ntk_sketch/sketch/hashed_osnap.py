@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch._checks import check_input, check_key
+from jax_ntk_sketch._numerics import known_size
 from jax_ntk_sketch._typing import Array, ArrayLike, Key
 from jax_ntk_sketch.sketch.count_sketch import OSNAP
 
@@ -130,7 +131,9 @@ class HashedOSNAP(OSNAP):
         Returns:
           `(n, m)`, dtype of `values`, or the default float where these are integers.
         """
-        values = check_input("HashedOSNAP", "values", values, len(indices))
+        remedy = "export with a fixed number of entries, which padding reaches"
+        k = known_size("HashedOSNAP", "entries", indices.shape[0], remedy)
+        values = check_input("HashedOSNAP", "values", values, k)
         scale = jnp.asarray(self.sparsity**-0.5, values.dtype)
 
         def add_block(out: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
@@ -142,10 +145,10 @@ class HashedOSNAP(OSNAP):
             return out, None
 
         out = jnp.zeros((num_rows, self.output_dim), values.dtype)
-        if len(indices) <= _BLOCK:
+        if k <= _BLOCK:
             return add_block(out, (indices, rows, values))[0]
-        blocks = -(-len(indices) // _BLOCK)
-        padding = (0, blocks * _BLOCK - len(indices))
+        blocks = -(-k // _BLOCK)
+        padding = (0, blocks * _BLOCK - k)
         padded = tuple(
             jnp.pad(z, padding).reshape(blocks, _BLOCK) for z in (indices, rows, values)
         )

@@ -99,7 +99,9 @@ def apply(case: Case, params: Any, x: Any) -> Any:
     if case.edges is None:
         out = record.apply(params, x)
     else:
-        pattern = jnp.broadcast_to(jnp.array(case.edges), (len(x), len(case.edges), 2))
+        pattern = jnp.broadcast_to(
+            jnp.array(case.edges), (x.shape[0], len(case.edges), 2)
+        )
         out = record.apply(params, x, pattern=pattern)
     return jax.tree.map(lambda z: z.reshape(*lead, -1), out)
 

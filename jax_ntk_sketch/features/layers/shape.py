@@ -61,7 +61,7 @@ def flatten_steps(layer: stax.Flatten, spec: Spec, context: Context) -> list[Ste
         f = Features(f.nngp * scale, f.ntk * scale, variance)
         if sketch is not None:
             f = sketch.apply(params, f)
-        n = len(variance)
+        n = variance.shape[0]
         return Features(
             f.nngp.reshape(n, nngp_dim), f.ntk.reshape(n, ntk_dim), variance
         )
