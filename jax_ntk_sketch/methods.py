@@ -93,7 +93,8 @@ class NTKSketch(Method):
         linear in the input if they are at most half of `num_features`.
 
     Guarantee: the bias is the error of the polynomials, and O(1/num_features) for each
-    further layer.
+    further layer. The mean gradient by x is that of the polynomials. It is off most for
+    near duplicates, and higher degrees with "fit" mend it.
 
     Source: arXiv 2104.00415; arXiv 2106.07880, Algorithm 1.
     """
@@ -138,7 +139,9 @@ class NTKRandomFeatures(Method):
       nngp_fraction: the part of the columns that :math:`\phi'` gets, in (0, 1).
 
     Guarantee: features are unbiased for one hidden layer, up to a negligible error of
-    "hadamard" directions. Each further layer has a bias of O(1/num_features).
+    "hadamard" directions. Each further layer has a bias of O(1/num_features). So are
+    gradients by x and by scales, up to the width of the bumps that are the derivatives
+    of steps. Gradients of one draw have much noise.
 
     Source: arXiv 2106.07880, Algorithm 2 and section 3.2.
     """
@@ -174,7 +177,8 @@ class OnePass(Method):
         inputs, such as images that are not centered.
 
     Guarantee: features are unbiased for the kernel of the polynomial. The plan states
-    its error as the bias.
+    its error as the bias. The mean gradient by x is that of the polynomial. It is off
+    most for near duplicates, and a degree of 16 to 24 mends it.
 
     Source: the experiments of arXiv 2106.07880.
     """
@@ -214,6 +218,8 @@ class VarianceReduced(Method):
     Guarantee: for a function of the cosine the bias is that of the truncated series; it
     is largest for near duplicates. Layer by layer the degrees above 6 are left out too,
     and coefficients g(a) g(a') replace a function of a a'. The plan states the bias.
+    The mean gradient by x is that of the truncated series, and the noise of one draw is
+    the smallest of all methods. It is off most for near duplicates.
 
     Source: Schoenberg (1942) for zonal expansions; the exact low degrees are those of
     :math:`\kappa_1(\alpha) = \alpha/2 + E|w\cdot u||w\cdot v|/2`.
@@ -252,7 +258,9 @@ class Nystrom(Method):
 
     Guarantee: for fully connected networks :math:`K - \Phi\Phi^\top` is positive
     semidefinite for any examples, and zero on the landmarks if oversample is 1. The
-    features are biased toward zero and depend on the sample.
+    features are biased toward zero and depend on the sample. Gradients by x and by
+    scales are right where x and y are landmarks. Elsewhere they are those of the
+    projected kernel, which are off most for near duplicates.
 
     Source: Williams and Seeger (2000); Chen, Epperly, Tropp and Webber, arXiv
     2207.06503.

@@ -31,6 +31,8 @@ RUNS = {
     "--methods ntk_sketch nystrom " + TINY_MAPS,
     "fully_connected-throughput": "fully_connected.py throughput --num-timed 64 "
     "--methods ntk_random_features",
+    "gradients-means": "gradients.py means --num-features 16 --max-keys 20 "
+    "--cosines 0.8 --methods ntk_random_features exact one_pass",
     "graphs-accuracy": "graphs.py accuracy --blocks 2 --methods ntk_random_features "
     + TINY_MAPS,
     "pareto-regression": "pareto.py regression --methods variance_reduced "

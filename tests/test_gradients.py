@@ -1,96 +1,84 @@
-"""Gradients by x of inner products of features: their means, and who warns."""
+"""Gradients of inner products of features: their means, and who warns."""
 
-import functools
+import pathlib
+import sys
 import warnings
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-import registry
-from helpers import x64
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.features._bias import gradient_bias
-from jax_ntk_sketch.interop import neural_tangents as jnt
 
-NET = stax.serial(stax.Dense(1, 2**0.5), stax.Relu(), stax.Dense(1, 2**0.5))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+import gradients
+
 BIASED = stax.serial(*[stax.Dense(1, 1.4, 0.3), stax.Relu()] * 2, stax.Dense(1))
-COSINES = (0.0, 0.8, 0.99)
-RIGHT = (methods.NTKRandomFeatures(), methods.NTKRandomFeatures(product="tensor_srht"))
-WARN = (methods.VarianceReduced(), methods.NTKSketch(), methods.OnePass())
-D = 8
+RIGHT = (
+    methods.NTKRandomFeatures(),
+    methods.NTKRandomFeatures(product="tensor_srht"),
+    methods.Exact(),
+    methods.Nystrom(oversample=1.0),  # with x and y among the landmarks
+)
+SERIES = (methods.VarianceReduced(), methods.NTKSketch(), methods.OnePass())
+WARN = (*SERIES, methods.Nystrom())
+ignored = pytest.mark.filterwarnings("ignore:NetworkFeatureMap.apply. gradients")
 
 
-def pair(cosine):
-    """x and y with this cosine, of unit variance."""
-    x, y = np.linalg.qr(np.random.default_rng(0).normal(size=(D, 2)))[0].T
-    y = cosine * x + np.sqrt(1 - cosine**2) * y
-    return (D**0.5 * np.stack([x, y])).astype(np.float32)
-
-
-@functools.lru_cache
-def exact_gradient(net, cosine):
-    x, y = pair(cosine).astype(np.float64)
-    with x64():
-        kernel_fn = jnt.to_stax(net)[2]
-        return np.asarray(
-            jax.grad(lambda x: kernel_fn(x[None], y[None], "ntk")[0, 0])(jnp.array(x))
-        )
-
-
-def mean_gradient(net, method, cosine, keys, num_features=256):
-    """The relative error of the mean over keys, and its standard error."""
-    x, y = pair(cosine)
-    fmap = jns.feature_map(net, num_features=num_features, method=method)
-
-    def gradient(key):
-        params = fmap.init(key, (D,))
-
-        def product(x):
-            phi = fmap.apply(params, jnp.stack([x, y]))
-            return phi[0] @ jax.lax.stop_gradient(phi[1])
-
-        return jax.grad(product)(jnp.asarray(x))
-
-    run = registry.jit_once(lambda keys: jax.lax.map(gradient, keys))
-    g = np.asarray(run(jax.random.split(jax.random.key(0), keys)), np.float64)
-    exact = exact_gradient(net, cosine)
-    length = np.linalg.norm(exact)
-    error = np.linalg.norm(g.mean(0) - exact) / length
-    return error, np.sqrt((g.var(0, ddof=1) / keys).sum()) / length
-
-
+@ignored
 @pytest.mark.long
-@pytest.mark.parametrize("cosine", COSINES)
+@pytest.mark.parametrize("cosine", gradients.COSINES)
+@pytest.mark.parametrize("by", ["x", "scales"])
 @pytest.mark.parametrize("method", RIGHT)
-def test_mean_gradients_are_those_of_neural_tangents(method, cosine):
+def test_mean_gradients_are_those_of_neural_tangents(method, by, cosine):
     """Within 0.03; they were off by 0.15 at cosine 0.99, where steps had slope 0."""
-    error, deviation = mean_gradient(NET, method, cosine, 2000)
-    assert deviation < 0.012
-    assert error < 0.03
+    found = gradients.mean_error(method, by, cosine)
+    assert found["error_se"] < 0.01
+    assert found["error"] < 0.03
+
+
+@ignored
+@pytest.mark.long
+@pytest.mark.xfail(strict=True, reason="truncated series, or too few landmarks")
+@pytest.mark.parametrize("method", WARN)
+def test_mean_gradients_of_methods_that_warn(method):
+    assert gradients.mean_error(method, "x", 0.99)["error"] < 0.03
+
+
+@ignored
+@pytest.mark.long
+@pytest.mark.parametrize("method", SERIES)
+def test_stated_errors_are_those_of_means(method):
+    fmap = jns.feature_map(gradients.NETS["x"], num_features=256, method=method)
+    stated = gradient_bias(fmap, "ntk", (gradients.DIM,))
+    found = max(
+        (gradients.mean_error(method, "x", c) for c in gradients.COSINES),
+        key=lambda record: record["error"],
+    )
+    assert abs(found["error"] - stated) < 4 * found["error_se"]
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:NetworkFeatureMap.apply. gradients")
-@pytest.mark.parametrize("method", WARN)
-def test_stated_errors_are_those_of_means(method):
-    fmap = jns.feature_map(NET, num_features=256, method=method)
-    stated = gradient_bias(fmap, "ntk", (D,))
-    error, deviation = max(mean_gradient(NET, method, c, 500) for c in COSINES)
-    assert abs(error - stated) < 4 * deviation
+def test_more_degrees_mend_a_series():
+    found = gradients.mean_error(methods.OnePass(degree=24), "x", 0.99)
+    assert found["error_se"] < 0.01
+    assert found["error"] < 0.03
 
 
-@pytest.mark.parametrize("method", [*WARN, *RIGHT])
+@pytest.mark.parametrize("method", [*WARN, *RIGHT[:2]])
 def test_wrong_gradients_warn(method):
     """Where x is differentiated, and nowhere else."""
-    net = NET if isinstance(method, methods.OnePass) else BIASED
+    net = BIASED
+    if isinstance(method, methods.OnePass):
+        net = gradients.NETS["x"]
     fmap = jns.feature_map(net, num_features=36, method=method)
-    x = pair(0.8)
+    x = gradients.pair(0.8)
 
     def total(x, key):
-        return fmap.apply(fmap.init(key, (D,)), x).sum()
+        params = fmap.init(key, (gradients.DIM,), sample=gradients.SAMPLE)
+        return fmap.apply(params, x).sum()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -100,3 +88,12 @@ def test_wrong_gradients_warn(method):
     assert len(caught) == (method in WARN)
     if caught:
         assert 'use method="ntk_random_features"' in str(caught[0].message)
+
+
+def test_gradients_of_landmarks_of_any_kernel_warn():
+    fmap = jns.landmark_features(
+        lambda x, y, get: x @ (x if y is None else y).T + 1, num_features=2
+    )
+    params = fmap.init(jax.random.key(0), (3,), sample=jnp.eye(3)[:2])
+    with pytest.warns(UserWarning, match="LandmarkFeatureMap.apply: gradients by x of"):
+        jax.grad(lambda x: fmap.apply(params, x).sum())(jnp.eye(3))

@@ -3,12 +3,14 @@
 import functools
 import math
 import warnings
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_ntk_sketch._arrays import finite_examples
+from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, Kind, Shape
 from jax_ntk_sketch.features._steps_of import NetworkMap, steps_of
 from jax_ntk_sketch.features.expected_kernels import Kernels, after_network
@@ -138,23 +140,32 @@ def warn_of_bias(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def warn_if_differentiated(fmap: NetworkMap, x: Array) -> Array:
-    """Return x. Where it is differentiated, warn of gradients with a bias."""
+def warn_if_differentiated(fmap: FeatureMap, x: Array) -> Array:
+    """Return x. Where it is differentiated, warn of gradients that are not right."""
     return x
 
 
 @warn_if_differentiated.defjvp
 def _warn_if_differentiated_jvp(
-    fmap: NetworkMap, primals: tuple[Array], tangents: tuple[Array]
+    fmap: FeatureMap, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     for kind in fmap.kinds:
-        value = gradient_bias(fmap, kind, primals[0].shape[1:])
-        if value > _LARGEST_GRADIENT_BIAS:
+        reason = _why_gradients_are_wrong(fmap, kind, primals[0].shape[1:])
+        if reason is not None:
             warnings.warn(
-                f'NetworkFeatureMap.apply: gradients by x of the "{kind}" features of '
-                f"{fmap.method} are not those of the kernel: their mean is off by up "
-                f"to {value:.2g} at cosines of 0 to 0.99; use "
-                'method="ntk_random_features", "nystrom" or "exact"',
+                f'{type(fmap).__name__}.apply: gradients by x of the "{kind}" features '
+                f"of {fmap.method} are not those of the kernel: {reason}; use method="
+                '"ntk_random_features", whose mean is right and whose noise is larger, '
+                'or "exact"',
                 stacklevel=2,
             )
     return primals[0], tangents[0]
+
+
+def _why_gradients_are_wrong(fmap: FeatureMap, kind: Kind, shape: Shape) -> str | None:
+    if fmap.method.needs_sample:
+        return "they follow it near landmarks only, and least where x and y are close"
+    value = gradient_bias(cast(NetworkMap, fmap), kind, shape)
+    if value <= _LARGEST_GRADIENT_BIAS:
+        return None
+    return f"their mean is off by up to {value:.2g} at cosines of 0 to 0.99"

@@ -235,6 +235,11 @@ class NetworkFeatureMap:
             or another shape of examples; `batch_size` is given with method "exact"; the
             network needs a `pattern`, or cannot use the `pattern` or `mask` given;
             the method does not take `scales`.
+
+        Warns:
+          UserWarning: x is differentiated, and the mean gradient of inner products is
+            not that of the kernel. It is off by more than 0.03 at a cosine of 0 to
+            0.99, or the features are those of landmarks.
         """
         owner = "NetworkFeatureMap.apply"
         _maps.check_params(owner, params)

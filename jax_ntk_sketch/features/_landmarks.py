@@ -22,6 +22,7 @@ from jax_ntk_sketch._typing import (
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps
+from jax_ntk_sketch.features._bias import warn_if_differentiated
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky, warn_left_out
 
 
@@ -120,6 +121,10 @@ class LandmarkFeatureMap:
           TypeError: `x` is complex or sparse.
           ValueError: the examples have another shape than the landmarks; `params` are
             those of another map.
+
+        Warns:
+          UserWarning: x is differentiated. Inner products with a landmark have the
+            kernel's gradient, and others that of the projected kernel.
         """
         owner = "LandmarkFeatureMap.apply"
         _maps.check_params(owner, params)
@@ -132,7 +137,7 @@ class LandmarkFeatureMap:
                 f"{owner}: params must come from init of an equal feature map, with "
                 f"{self.num_features} columns, got {root.shape[1]}"
             )
-        x = check_input(owner, "x", x, shape[-1])
+        x = warn_if_differentiated(self, check_input(owner, "x", x, shape[-1]))
 
         def run(rows: Array) -> Array:
             return matmul(self._kernel(rows, landmarks), root)
