@@ -22,12 +22,13 @@ import pathlib
 import time
 
 import common
+import jax
 import maps
 import numpy as np
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch.cli.regression import ExactKernel
 from jax_ntk_sketch.interop import neural_tangents as jnt
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
 NET = jns.recipes.cntk(3)
 FC_DEPTH = 3
@@ -59,7 +60,7 @@ def exact_kernel(
     name = hashlib.sha256(repr(net).encode() + x.tobytes()).hexdigest()[:16]
     path = pathlib.Path(folder) / f"{kind}-{name}-{n}.npy"
     if not path.is_file():
-        run = ExactKernel(functools.partial(jnt.to_stax(net)[2], get=kind), block=20)
+        run = ExactKernel(jax.jit(functools.partial(jnt.to_stax(net)[2], get=kind)))
         parts = [run(x[:n], show=None)]
         if n < len(x):
             parts.append(run(x[n:], x[:n], show=None))

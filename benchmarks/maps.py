@@ -11,8 +11,9 @@ import scipy.linalg
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
-from jax_ntk_sketch.cli.regression import ExactKernel, ridge_weights
+from jax_ntk_sketch.cli.regression import ridge_weights
 from jax_ntk_sketch.methods import NTKSketch, OnePass
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
 METHODS: dict[str, methods.Method] = {
     # The published random features, and the published sketch at its best degree.
@@ -54,7 +55,7 @@ def relu_network(depth: int) -> stax.Layer:
 def exact(x: np.ndarray, z: np.ndarray | None, depth: int) -> np.ndarray:
     """Return the exact NTK `(len(x), len(z))` of `relu_network(depth)`, in float64."""
     kernel = functools.partial(jns.kernels.exact_kernel, relu_network(depth), get="ntk")
-    return ExactKernel(kernel)(x, z)
+    return ExactKernel(jax.jit(kernel))(x, z)
 
 
 def feature_map(

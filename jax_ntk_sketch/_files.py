@@ -74,13 +74,18 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
     return pathlib.Path(path).open("rb")
 
 
+def machine_bytes() -> int:
+    """Return the memory of the machine; 0 if the system does not state it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
 def check_memory(path: str | os.PathLike, needed: int) -> None:
     """Raise a ValueError if `needed` bytes are more than the memory of the machine."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # on other systems
-        return
-    if needed > memory:
+    memory = machine_bytes()
+    if memory and needed > memory:
         raise ValueError(
             f"{path} takes {format_bytes(needed)} of memory, and there are "
             f"{format_bytes(memory)}"

@@ -6,6 +6,7 @@ import math
 import jax
 
 from jax_ntk_sketch._checks import check_size
+from jax_ntk_sketch._files import machine_bytes
 from jax_ntk_sketch._typing import Shape
 from jax_ntk_sketch._units import format_bytes
 
@@ -27,17 +28,55 @@ def _on_cpu() -> bool:
 
 
 def memory_budget() -> int:
-    """Return the bytes that features in work may take, besides the parameters.
+    """Return the bytes that examples in work may take where the caller names none.
 
-    On a CPU it is 256 MiB. Elsewhere it is a quarter of the device's memory, because
-    the data, the sums of a fit and its solution need the rest. If the device does not
-    state its memory, it is 2 GiB.
+    On a CPU they are 256 MiB. Elsewhere they are a quarter of the device's memory,
+    because the data, the sums of a fit and its solution need the rest. If the device
+    does not state its memory, they are 2 GiB.
     """
     if _on_cpu():
         return 2**28
-    stats = jax.local_devices()[0].memory_stats() or {}
-    limit = int(stats.get("bytes_limit", 0))
+    limit = _device_bytes()
     return limit // 4 if limit else _UNKNOWN_DEVICE_BYTES
+
+
+def check_max_bytes(
+    owner: str, max_bytes: int | None, needed: int, what: str, remedy: str
+) -> int:
+    """Return the bytes that examples in work may take, the caller's or the default.
+
+    Args:
+      owner: the function to name in the message.
+      max_bytes: the caller's number; None for the default.
+      needed: the least bytes that the work takes.
+      what: what takes them, in the message.
+      remedy: what to do if they are too many.
+
+    Raises:
+      TypeError: `max_bytes` is not an integer.
+      ValueError: the work takes more than `max_bytes`; or more than all memory that
+        the device has, if the caller names no number.
+    """
+    if max_bytes is not None:
+        if check_size(owner, "max_bytes", max_bytes) < needed:
+            raise ValueError(
+                f"{owner}: max_bytes must be at least {needed}, which is what {what} "
+                f"takes, got {max_bytes}; raise max_bytes or {remedy}"
+            )
+        return max_bytes
+    limit = machine_bytes() if _on_cpu() else _device_bytes()
+    if limit and needed > limit:
+        raise ValueError(
+            f"{owner}: {what} takes {needed} bytes, and the device has {limit}; "
+            f"{remedy}, or give max_bytes if there are more"
+        )
+    return memory_budget()
+
+
+def _device_bytes() -> int:
+    """Return the memory that the device states; 0 if it states none."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,28 +162,48 @@ class Plan:
         is right within a factor of 2. Python, JAX and compiled code need about 0.4 GiB
         in addition.
         """
-        inputs = self.input_elements
-        if inputs is None:
-            inputs = math.prod(self.input_shape)
-        kept = self.num_examples * (inputs + self.num_features)
+        kept = self.num_examples * (self._inputs + self.num_features)
         return 4 * (kept + self.live_elements) + self.param_bytes
 
-    def choose_batch_size(self, num_examples: int, max_bytes: int | None = None) -> int:
-        """Return the largest power of two whose `peak_bytes` stay within `max_bytes`.
+    @property
+    def _inputs(self) -> int:
+        if self.input_elements is not None:
+            return self.input_elements
+        return math.prod(self.input_shape)
+
+    def work_bytes(self, itemsize: int = 4) -> int:
+        """Return the estimated bytes of one batch in a pass over many examples.
+
+        They are two copies of the inputs and features of `num_examples`, because one
+        batch is written or summed while the next one is computed, and what `batch_size`
+        of them need in the largest step. The parameters, sums and data are not counted.
+
+        Args:
+          itemsize: the bytes of a number, 8 for float64.
+        """
+        kept = 2 * self.num_examples * (self._inputs + self.num_features)
+        return itemsize * (kept + self.live_elements)
+
+    def choose_batch_size(
+        self, num_examples: int, max_bytes: int | None = None, itemsize: int = 4
+    ) -> int:
+        """Return the largest power of two whose `work_bytes` stay within `max_bytes`.
 
         Args:
           num_examples: how many examples there are, >= 0; the batch size is at most
             the next power of two.
-          max_bytes: the limit, >= 1. By default it is what the parameters take and, on
-            a CPU, 256 MiB; elsewhere a quarter of the device's memory. It is what one
-            example takes if that is more.
+          max_bytes: the bytes that examples in work may take besides the parameters,
+            >= 1. By default they are 256 MiB on a CPU, and elsewhere a quarter of the
+            device's memory; or what one example takes, if that is more.
+          itemsize: the bytes of a number, 8 for float64.
 
         Returns:
           The batch size, at most 128 on a CPU and at most 1024 elsewhere.
 
         Raises:
           TypeError: `max_bytes` is not an integer.
-          ValueError: `max_bytes` is less than what one example takes.
+          ValueError: one example takes more than `max_bytes`, or more than all memory
+            if there is no `max_bytes`.
 
         >>> import jax_ntk_sketch as jns
         >>> from jax_ntk_sketch import stax
@@ -152,35 +211,56 @@ class Plan:
         >>> jns.feature_map(net, num_features=64).plan((784,)).choose_batch_size(6)
         8
         """
-        owner = "Plan.choose_batch_size"
+        one = self.with_sizes(1, 1)
+        max_bytes = one.check_work("Plan.choose_batch_size", max_bytes, itemsize)
         largest = _LARGEST_BATCH_ON_CPU if _on_cpu() else _LARGEST_BATCH_ELSEWHERE
-        least = self._with_batch(1).peak_bytes
-        if max_bytes is None:
-            max_bytes = max(self.param_bytes + memory_budget(), least)
-        elif check_size(owner, "max_bytes", max_bytes) < least:
-            raise ValueError(
-                f"{owner}: max_bytes must be at least {least}, which is what one "
-                f"example takes, got {max_bytes}; raise max_bytes or lower num_features"
-            )
         size = 1
         while size < min(largest, num_examples):
-            if self._with_batch(2 * size).peak_bytes > max_bytes:
+            if self.with_sizes(2 * size, 2 * size).work_bytes(itemsize) > max_bytes:
                 break
             size *= 2
         return size
 
-    def rows_in_work(self) -> int:
-        """Return how many of the `batch_size` examples to work on at a time.
+    def limit_batch_size(self, max_bytes: int | None, itemsize: int = 4) -> int:
+        """Return the largest power of two whose inputs and features take half of it.
 
-        It is the largest power of two, at least 1, whose working memory fits: in the
-        caches on a CPU, and elsewhere in a quarter of the device's memory.
+        The other half is for what the steps need. It is at least 1.
         """
-        limit = _CACHE_BYTES if _on_cpu() else memory_budget()
-        rows = max(1, limit // (4 * self._with_batch(1).live_elements))
-        return min(self.batch_size, 1 << (rows.bit_length() - 1))
+        half = (memory_budget() if max_bytes is None else max_bytes) // 2
+        each = 2 * itemsize * (self._inputs + self.num_features)
+        return _power_of_two(half // each)
 
-    def _with_batch(self, size: int) -> "Plan":
-        return dataclasses.replace(self, batch_size=size, num_examples=size)
+    def rows_in_work(self, max_bytes: int | None = None, itemsize: int = 4) -> int:
+        """Return how many of `num_examples` to work on at a time.
+
+        It is the largest power of two, at least 1, whose `work_bytes` stay within
+        `max_bytes`, or the default. On a CPU what they need also fits in the caches.
+        """
+        limit = memory_budget() if max_bytes is None else max_bytes
+        each = itemsize * self.with_sizes(1, 1).live_elements
+        limit -= self.work_bytes(itemsize) - itemsize * self.live_elements
+        if _on_cpu():
+            limit = min(limit, _CACHE_BYTES)
+        return min(self.num_examples, _power_of_two(limit // each))
+
+    def check_work(self, owner: str, max_bytes: int | None, itemsize: int = 4) -> int:
+        """Return `max_bytes`, or the default, if one example of the batch fits.
+
+        Raises:
+          TypeError, ValueError: as `check_max_bytes`.
+        """
+        n = self.num_examples
+        needed = self.with_sizes(n, 1).work_bytes(itemsize)
+        what, remedy = "one example", "lower num_features"
+        if n > 1:
+            what, remedy = f"one example in a batch of {n}", "lower batch_size"
+        return check_max_bytes(owner, max_bytes, needed, what, remedy)
+
+    def with_sizes(self, num_examples: int, batch_size: int) -> "Plan":
+        """Return the plan for other numbers of examples in memory and in work."""
+        return dataclasses.replace(
+            self, num_examples=num_examples, batch_size=batch_size
+        )
 
     def __str__(self) -> str:
         head = ("step", "nngp", "ntk", "parameters", "flops/example", "live/example")
@@ -225,3 +305,8 @@ class Plan:
                 numbers = values if isinstance(values, tuple) else (values,)
                 lines.append(f"{title}: {', '.join(map(text, numbers))}")
         return "\n".join(lines)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest power of two that is at most `number`, at least 1."""
+    return 1 << max(number, 1).bit_length() - 1

@@ -16,6 +16,7 @@ from registry import quick_compilation
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
+from jax_ntk_sketch.features._steps_of import steps_of
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels import exact_kernel
 from jax_ntk_sketch.kernels.exact import diagonal_kernels
@@ -306,8 +307,9 @@ def test_sample_passes_in_batches(monkeypatch):
     x = np.random.default_rng(3).standard_normal((40, 4, 4, 2)).astype(np.float32)
     fmap = jns.feature_map(CONV, num_features=12, method="nystrom")
     batched = fmap.init(KEY, x, sample=x)
-    module = importlib.import_module("jax_ntk_sketch.features.fitting")
-    monkeypatch.setattr(module, "_FIT_BATCH", 100)
+    module = importlib.import_module("jax_ntk_sketch.features.step")
+    monkeypatch.setattr(module, "_SAMPLE_BATCH", 100)
+    steps_of.cache_clear()  # each step keeps a compiled function
     whole = fmap.init(KEY, x, sample=x)
     # Roots amplify rounding, and by how much depends on the processor: of them the
     # features are compared.

@@ -1,7 +1,6 @@
 """`transform`: the rows of `apply`, batch by batch, on the host."""
 
 import dataclasses
-import functools
 import importlib
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 from helpers import draw, x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import _plan, linear_model, recipes, stax
+from jax_ntk_sketch import linear_model, recipes, stax
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 
 # The name of the module is that of the function in the package.
@@ -51,49 +50,17 @@ def test_images_and_the_chosen_batch():
     close(transform(fmap, params, x), fmap.apply(params, x))
     plan = fmap.plan((4, 4, 2))
     for size in (1, 2, 4):
-        most = fmap.plan((4, 4, 2), batch_size=size).peak_bytes
+        most = plan.with_sizes(size, size).work_bytes()
         assert plan.choose_batch_size(100, most) == size
         assert plan.choose_batch_size(100, most + 1) == size
     assert plan.choose_batch_size(5, 2**40) == 8
     largest = 128 if jax.default_backend() == "cpu" else 1024
     assert plan.choose_batch_size(10**6, 2**60) == largest
-    one = plan.peak_bytes
+    one = plan.work_bytes()
     with pytest.raises(ValueError, match=f"at least {one}, .* got {one - 1}"):
         transform(fmap, params, x, max_bytes=one - 1)
     # One example may take more than the default limit: then it is one at a time.
     assert dataclasses.replace(plan, input_elements=2**30).choose_batch_size(9) == 1
-
-
-def test_memory_in_work_is_bounded(monkeypatch):
-    """On a device that is not a CPU, in all that reads batches: fits, predictions."""
-    fmap = jns.feature_map(recipes.cntk(2), num_features=128, method="ntk_sketch")
-    params = jax.eval_shape(lambda key: fmap.init(key, (8, 8, 3)), jax.random.key(0))
-    x = jax.ShapeDtypeStruct((256, 8, 8, 3), np.float32)
-    run = jax.jit(functools.partial(module.apply_in_parts, fmap))
-    monkeypatch.setattr(_plan, "_on_cpu", lambda: False)
-    budget = fmap.plan(x.shape[1:], batch_size=16).live_elements * 4
-    used = []
-    for limit in (budget, 2**40):
-        jax.clear_caches()
-        monkeypatch.setattr(_plan, "memory_budget", lambda limit=limit: limit)
-        memory = run.lower(params, x, {}).compile().memory_analysis()
-        used.append(memory.temp_size_in_bytes)
-    # The plan is right within a factor of 2.
-    assert used[0] < 2 * budget < used[1]
-
-
-def test_the_budget_is_a_part_of_the_memory_that_a_device_states(monkeypatch):
-    stats = [{"bytes_limit": 2**34}]
-
-    class Device:
-        def memory_stats(self):
-            return stats[0]
-
-    monkeypatch.setattr(_plan, "_on_cpu", lambda: False)
-    monkeypatch.setattr(_plan.jax, "local_devices", lambda: [Device()])
-    assert _plan.memory_budget() == 2**32
-    stats[0] = None
-    assert _plan.memory_budget() == 2**31
 
 
 def test_both_kernels():
@@ -270,7 +237,7 @@ def test_one_batch_is_computed_at_a_time(monkeypatch):
     """The next starts when the one before is done; the host works beside it."""
     events = []
 
-    def apply(fmap, params, x, inputs):
+    def apply(fmap, max_bytes, params, x, inputs):
         events.append("start")
         return jnp.zeros((len(x), 16))
 

@@ -1,20 +1,23 @@
 """Error measures against their definitions, and reports of what was measured."""
 
+import dataclasses
 import json
-import types
 from collections import namedtuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ntk_sketch import validation
+from jax_ntk_sketch import methods, validation
+from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch.validation import measures
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 Both = namedtuple("Both", ["nngp", "ntk"])
 KEY = jax.random.key(0)
+METHOD = methods.NTKRandomFeatures()
 N, D = 40, 6
 X = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
 
@@ -37,19 +40,34 @@ def projection(num_features, get="ntk"):
         phi = x @ w / num_features**0.5
         return phi if isinstance(get, str) else Both(2**0.5 * phi, phi)
 
-    return types.SimpleNamespace(get=get, init=init, apply=apply, plan=plan)
+    return Map(init, apply, get, num_features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """A feature map of two functions."""
+
+    init: Callable = lambda key, shape, sample=None: None
+    function: Callable = lambda params, x: x
+    get: str | tuple = "ntk"
+    num_features: int = D
+    method: methods.Method = METHOD
+
+    @property
+    def kinds(self):
+        return (self.get,) if isinstance(self.get, str) else self.get
+
+    def apply(self, params, x, batch_size=None):
+        return self.function(params, x)
+
+    def plan(self, example, sample=None, batch_size=None):
+        rows = (PlanRow("all", 0, self.num_features, 0, 0, 1),)
+        return Plan(rows, "a method", example, self.num_features, 1, 1)
 
 
 def identity():
     """The exact features of the linear kernel."""
-    return types.SimpleNamespace(
-        get="ntk", init=lambda key, shape, sample=None: None,
-        apply=lambda params, x: x, plan=plan,
-    )  # fmt: skip
-
-
-def plan(shape):
-    return types.SimpleNamespace(method="a method")
+    return Map()
 
 
 def psd(n=12, rank=12, seed=0):
@@ -215,8 +233,9 @@ def test_the_kernel_is_computed_once():
     calls = []
 
     def kernel_fn(x1, x2, get):
+        result = linear_kernel(x1, x2, get)  # it cannot be traced
         calls.append((x2, get))
-        return linear_kernel(x1, x2, get)
+        return result
 
     validation.compare(projection(8), kernel_fn, X, key=KEY)
     assert calls == [(None, "ntk")]
@@ -228,7 +247,7 @@ def test_the_sample_is_what_init_sees():
     def init(key, shape, sample=None):
         seen.append((shape, sample is not None and sample.shape))
 
-    fmap = types.SimpleNamespace(get="ntk", init=init, apply=lambda _, x: x, plan=plan)
+    fmap = Map(init)
     validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1)
     validation.compare(fmap, linear_kernel, X, key=KEY, num_seeds=1, sample=X[:5])
     assert seen == [((D,), False), ((D,), (5, D))]
@@ -241,10 +260,7 @@ def with_nan():
 
 
 def broken(value):
-    return types.SimpleNamespace(
-        get="ntk", init=lambda key, shape, sample=None: None,
-        apply=lambda params, x: value, plan=plan,
-    )  # fmt: skip
+    return Map(function=lambda params, x: value)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +293,10 @@ def broken(value):
             TypeError,
             "with the attributes",
         ),
-        ({"fmap": broken(jnp.ones(3))}, ValueError, r"shape \(40, m\), got \(3,\)"),
+        ({"fmap": broken(jnp.ones(3))}, ValueError, r"\(64, m\) .* got shape \(3,\)"),
+        ({"fmap": len}, TypeError, "fmap must be a feature map"),
         (
-            {"fmap": broken(jnp.ones((N, 2)).at[5].set(jnp.nan))},
+            {"fmap": broken(jnp.ones((64, 2)).at[5].set(jnp.nan))},
             ValueError,
             "ntk features must be finite, but those of seed 0 are not in rows 5",
         ),

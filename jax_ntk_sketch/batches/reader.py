@@ -8,7 +8,7 @@ shapes and dtypes, finds examples that are not finite, and pads the last batch.
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -83,6 +83,8 @@ class Reader:
       nonfinite: "raise" or "skip"; None is "raise" for an owner without this option.
       pad: whether the last batch is padded to the size of the others.
       dtype: the dtype of x; by default its own, or what JAX makes of it.
+      most: a function of some examples, which returns the most that a batch may have
+        where no size is given.
 
     Attributes:
       size: examples in a batch, on all devices.
@@ -109,6 +111,7 @@ class Reader:
         nonfinite: Nonfinite | None = None,
         pad: bool = True,
         dtype: Dtype = None,
+        most: Callable[[Examples], int] | None = None,
     ) -> None:
         self.source, self.owner, self.name = source, source.owner, source.name
         self.num_examples = source.num_examples
@@ -117,7 +120,7 @@ class Reader:
         self.nonfinite, self._pad, self._dtype = nonfinite, pad, dtype
         self._split = num_devices is not None
         if batch_size is None:
-            batch_size = self._default_size()
+            batch_size = self._default_size(most)
         batch_size = check_size(self.owner, "batch_size", batch_size)
         self.size = batch_size * (num_devices or 1)
         self.task = task
@@ -183,16 +186,19 @@ class Reader:
         self._refuse(f"the features of {self.name}", batch.numbers, good)
         return int(np.sum(~(good & batch.finite)))
 
-    def _default_size(self) -> int:
+    def _default_size(self, most: Callable[[Examples], int] | None) -> int:
         rows = self.source.first(1)
         if rows is None:
             return _EXAMPLES
-        if is_sparse(rows.x):
-            size = 12 * rows.x.nnz
+        x, largest = rows.x, _EXAMPLES
+        if is_sparse(x):
+            size = 12 * x.nnz
         else:
-            x = to_numpy(self.owner, self.name, rows.x)
+            x = to_numpy(self.owner, self.name, x)
             size = x.size * np.dtype(self._dtype or x.dtype).itemsize
-        return min(_EXAMPLES, 1 << max(_BYTES // max(size, 1), 1).bit_length() - 1)
+        if most is not None and x.ndim > 1:
+            largest = min(largest, most(x))
+        return min(largest, 1 << max(_BYTES // max(size, 1), 1).bit_length() - 1)
 
     def _checked(self, rows: Rows) -> Batch:
         owner, x = self.owner, rows.x

@@ -23,13 +23,14 @@ from jax_ntk_sketch._typing import Key, Shape
 from jax_ntk_sketch.cli import compare_report, options, report
 from jax_ntk_sketch.cli.data_source import training_data
 from jax_ntk_sketch.cli.inputs import init_from, inputs_from_options
-from jax_ntk_sketch.cli.regression import ExactKernel, Regression
+from jax_ntk_sketch.cli.regression import Regression
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap
 from jax_ntk_sketch.features._transform import transform
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.preprocessing.inputs import Inputs
 from jax_ntk_sketch.validation import measures
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 SUMMARY = "Compare features of several methods and sizes with the exact kernel."
@@ -43,9 +44,9 @@ _METHODS = {
 # Default numbers of training and test rows; fewer for exact regression on images.
 _ROWS, _IMAGES = (4000, 2000), (200, 200)
 
-# The exact kernel of an image network takes about 24 bytes for each pair of pixels of
-# each pair of images, and a second for some ten million of them.
-_PAIR_BYTES, _BLOCK_BYTES, _PIXEL_PAIRS = 24, 2**28, 2**28
+# Exact regression on images is left out if it has more pairs of pixels of pairs of
+# images. A second suffices for some ten million.
+_PIXEL_PAIRS = 2**28
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-memory", type=options.positive, metavar="GB", help=memory)
     product = "folder of the report; if not given, report, report-2, report-3, ..."
     options.add_output_options(parser, product, "DIR", required=False)
+    options.add_max_bytes_option(parser)
 
 
 class _Task(NamedTuple):
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         net = options.network(args)
         data, inputs, exact = _data(args)
         maps, notes = _feature_maps(net, inputs.shape, args)
-        kernel = _exact_kernel(net, inputs.shape, exact, args)
+        kernel = _exact_kernel(net, exact, args)
         regression = Regression(data, args.reg, args.seed)
         inputs = inputs.learned(data.x_train)
         x = inputs(data.x_train)
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         with _few_threads(len(x)):
             task, found = _with_exact(task, kernel, exact, show)
             compared = [
-                _evaluate(*named, map_keys, task)
+                _evaluate(*named, map_keys, task, args.max_bytes)
                 for named, map_keys in progress(pairs, "feature maps", enabled=show)
             ]
     except np.linalg.LinAlgError as error:
@@ -219,7 +221,7 @@ def _feature_maps(
 
 
 def _exact_kernel(
-    net: stax.Layer, shape: Shape, exact: bool, args: argparse.Namespace
+    net: stax.Layer, exact: bool, args: argparse.Namespace
 ) -> ExactKernel | None:
     """Return the exact kernel; None where an image network has none to compare with.
 
@@ -228,8 +230,7 @@ def _exact_kernel(
     """
     if args.network == "fc":
         closed_form: Any = functools.partial(kernels.exact_kernel, net, get=args.kernel)
-        return ExactKernel(closed_form)
-    pairs = _BLOCK_BYTES // (_PAIR_BYTES * math.prod(shape[:-1]) ** 2)
+        return ExactKernel(jax.jit(closed_form), args.max_bytes)
     try:
         kernel_fn: Any = jnt.to_stax(net)[2]
     except ImportError:
@@ -237,7 +238,7 @@ def _exact_kernel(
             raise
         return None
     function = functools.partial(kernel_fn, get=args.kernel)
-    return ExactKernel(function, max(math.isqrt(pairs), 1))
+    return ExactKernel(jax.jit(function), args.max_bytes)
 
 
 def _with_exact(
@@ -266,12 +267,18 @@ def _with_exact(
 
 
 def _evaluate(
-    method: str, fmap: NetworkFeatureMap, keys: Key, task: _Task
+    method: str,
+    fmap: NetworkFeatureMap,
+    keys: Key,
+    task: _Task,
+    max_bytes: int | None,
 ) -> tuple[report.Json, Comparison | None]:
     """Return errors and times of one feature map, over a draw for each key."""
     regression, x, x_test = task[:3]
     train = Inputs(x.shape[1:]).prepare(x)
-    featurize: Any = functools.partial(transform, fmap, progress=False)
+    featurize: Any = functools.partial(
+        transform, fmap, max_bytes=max_bytes, progress=False
+    )
     start = time.perf_counter()
     featurize(init_from(fmap, keys[0], train), x[:1])
     seconds = {"compile": time.perf_counter() - start, "features": 0.0, "fit": 0.0}

@@ -8,7 +8,6 @@ report only.
 import argparse
 import dataclasses
 import json
-import math
 import pathlib
 import time
 
@@ -70,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     every = "seconds between two checkpoints"
     add("--checkpoint-seconds", type=options.number, default=60.0, help=every)
     options.add_output_options(parser, ".jns file of the model", "JNS", required=True)
+    options.add_max_bytes_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> None:
             checkpoint.unlink(missing_ok=True)
         test = None
         if len(data.x_test):
-            prediction = fitted.predict(data.x_test, progress=show)
+            prediction = fitted.predict(
+                data.x_test, max_bytes=args.max_bytes, progress=show
+            )
             error = error_of(prediction, data.y_test, targets.classes)
             test = {"error": error, "baseline": targets.baseline(data.y_test)}
     content = {
@@ -176,13 +178,14 @@ def _bytes_needed(
     """
     m, t, size = fmap.num_features, targets.num_targets, args.batch_size
     square = (m + t + 1) ** 2
-    plan = fmap.plan(inputs.shape, batch_size=min(size, 128))
+    plan = fmap.plan(inputs.shape, batch_size=1).with_sizes(size, size)
+    plan = plan.with_sizes(size, plan.rows_in_work(args.max_bytes))
     learn = 0
     if fmap.method.needs_sample:
         shape = (min(len(targets.y), num_candidates(fmap)), *inputs.shape)
         sample = jax.ShapeDtypeStruct(shape, np.float32)
         learn = fmap.plan(inputs.shape, sample=sample).fit_bytes
-    batch = 4 * size * (math.prod(inputs.shape) + 3 * m) + plan.peak_bytes
+    batch = plan.param_bytes + plan.work_bytes()
     solve = 24 * m**2 + 32 * m * t * len(args.reg or _POWERS)
     return max(learn, 8 * square + max(batch + 16 * square, solve))
 
@@ -198,7 +201,8 @@ def _fit(
     """Fit the model, from the checkpoint on where there is one."""
     regs = args.reg
     if regs is None:
-        phi = transform(fmap, params, train.spaced(_SCALE_SAMPLE), progress=False)
+        named = {"max_bytes": args.max_bytes, "progress": False}
+        phi = transform(fmap, params, train.spaced(_SCALE_SAMPLE), **named)
         scale = float(np.square(phi, dtype=np.float64).sum(axis=1).mean()) or 1.0
         # Two digits, so that they can be read and given again.
         regs = [float(f"{scale * 10.0**power:.2g}") for power in _POWERS]
@@ -211,6 +215,7 @@ def _fit(
             reg=sorted(set(regs)),
             task="regression" if targets.classes is None else "classification",
             batch_size=args.batch_size,
+            max_bytes=args.max_bytes,
             nonfinite=args.nonfinite,
             checkpoint=checkpoint,
             checkpoint_seconds=args.checkpoint_seconds,

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import jax_ntk_sketch
 from jax_ntk_sketch import methods, recipes, stax
+from jax_ntk_sketch._files import machine_bytes
 from jax_ntk_sketch._typing import Kind
 from jax_ntk_sketch._units import format_bytes
 from jax_ntk_sketch.data._dataset import TASKS
@@ -168,6 +169,15 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add("--kernel", choices=kernels, default="ntk", help="kernel of the network")
 
 
+def add_max_bytes_option(parser: argparse.ArgumentParser) -> None:
+    """Add --max-bytes, which commands that compute features have."""
+    text = (
+        "bytes that examples may take while their features are computed, besides the "
+        "parameters; if not given, 256 MiB on a CPU and a quarter of a device's memory"
+    )
+    parser.add_argument("--max-bytes", metavar="B", type=at_least(1), help=text)
+
+
 def add_output_options(
     parser: argparse.ArgumentParser, product: str, metavar: str, *, required: bool
 ) -> None:
@@ -256,10 +266,8 @@ def require_memory(
       subject: the subject of the message, which takes `needed` bytes.
       remedy: the advice in the message.
     """
-    limit = None if limit_gb is None else int(limit_gb * 1e9)
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if limit is not None and needed > limit:
+    limit = machine_bytes() if limit_gb is None else int(limit_gb * 1e9)
+    if limit and needed > limit:
         raise UsageError(
             f"{subject} takes about {format_bytes(needed)} and there are "
             f"{format_bytes(limit)}; {remedy}"

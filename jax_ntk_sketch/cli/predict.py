@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-scores", action="store_true", help=scores)
     product = ".npy or .csv file of predictions; without it only the error is printed"
     options.add_output_options(parser, product, "FILE", required=False)
+    options.add_max_bytes_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         if output is None and y is None:
             raise ValueError("nothing to do: give --output, or data with targets")
         show = options.show_progress(args)
-        prediction = fitted.predict(x, progress=show)
+        prediction = fitted.predict(x, max_bytes=args.max_bytes, progress=show)
         error = None if y is None else error_of(prediction, y, classes)
     if inputs.pixels and x.dtype.kind == "f" and np.max(x[:1000]) > 1.5:
         options.warn(

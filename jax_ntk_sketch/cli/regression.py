@@ -1,68 +1,16 @@
 """Kernel ridge regression and ridge regression on features, chosen and judged alike."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 import scipy.linalg
 
-from jax_ntk_sketch._progress import progress
 from jax_ntk_sketch.cli.targets import Targets, error_of
 from jax_ntk_sketch.data import Dataset
 from jax_ntk_sketch.linear_model import fit_ridge
 
 # Candidates for the penalty, relative to the mean of the kernel's diagonal.
 RELATIVE_REGS = tuple(10.0**power for power in range(-6, 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactKernel:
-    """An exact kernel, evaluated in blocks of one size.
-
-    Attributes:
-      function: `function(x, z) -> (n, k)`; None as z means x itself, for which single
-        precision knows that the cosines on the diagonal are 1.
-      block: the most rows per call.
-    """
-
-    function: Callable[[jax.Array, jax.Array | None], jax.Array]
-    block: int = 2000
-
-    def __call__(
-        self, x: np.ndarray, z: np.ndarray | None = None, *, show: bool | None = False
-    ) -> np.ndarray:
-        """Return the kernel of the rows of x with those of z, float64 on the host.
-
-        Args:
-          x: (n, ...).
-          z: (k, ...), or None for x; then blocks above the diagonal are mirrored.
-          show: whether to show a progress bar; None for where stderr is a terminal.
-        """
-        function = jax.jit(self.function)
-        rows = self._blocks(x)
-        columns = rows if z is None else self._blocks(z)
-        height, width = len(rows[0]), len(columns[0])
-        out = np.empty((len(rows) * height, len(columns) * width))
-        places = list(np.ndindex(len(rows), len(columns)))
-        if z is None:
-            places = [(i, j) for i, j in places if j <= i]
-        for i, j in progress(places, "exact kernel, blocks", enabled=show):
-            same = z is None and i == j
-            block = np.asarray(function(rows[i], None if same else columns[j]))
-            down = slice(i * height, (i + 1) * height)
-            across = slice(j * width, (j + 1) * width)
-            out[down, across] = block
-            if z is None:
-                out[across, down] = block.T
-        return out[: len(x), : len(x if z is None else z)]
-
-    def _blocks(self, x: np.ndarray) -> np.ndarray:
-        """Return blocks of one size; the last is padded with repeated rows."""
-        count = -(-len(x) // self.block)
-        size = -(-len(x) // count)
-        rows = np.minimum(np.arange(count * size), len(x) - 1)
-        return x[rows].reshape(count, size, *x.shape[1:])
 
 
 class Regression:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
         example: Shape | Examples,
         *,
         sample: Examples | None = None,
+        max_bytes: int | None = None,
         pattern: PyTree = None,
         mask: PyTree = None,
     ) -> PyTree:
@@ -97,6 +100,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
           example: the shape of one example, or examples of which only the shape counts.
           sample: n examples `(n, *shape)`, what `compress` takes as x. At most n
             columns of the features are not zero.
+          max_bytes: as `compress` takes it.
           pattern, mask: the edges and nodes of the sample, if they are graphs.
 
         Returns:
@@ -116,9 +120,13 @@ class CompressedFeatureMap(DerivedFeatureMap):
             require_sample(owner, "directions are learned from data", shape)
         base_key, sample_key = jax.random.split(key)
         extras = _given(pattern=pattern, mask=mask)
-        params = self.base.init(base_key, shape, sample=sample, **extras)
-        reader = map_reader("compress", self.base, sample, extras=extras)
-        return _learn(self, params, reader, sample_key, None, None)
+        options = extras | _given(max_bytes=max_bytes)
+        params = self.base.init(base_key, shape, sample=sample, **options)
+        reader = map_reader(
+            "compress", self.base, sample, extras=extras, max_bytes=max_bytes
+        )
+        options = {"max_bytes": max_bytes, "progress": None}
+        return _learn(self, params, reader, sample_key, None, **options)
 
     def apply(
         self,
@@ -196,6 +204,10 @@ class CompressedFeatureMap(DerivedFeatureMap):
             )
             for kind in self.kinds
         )
+        # Sparse examples are not split, so that all have features of `base` at once.
+        inputs = plan.input_elements
+        if inputs is not None and is_sparse(example):
+            inputs += wide * len(self.kinds)
         n = None if sample is None else num_examples(sample)
         size = min(_principal_directions.sample_size(m), wide)
         state_bytes = _principal_directions.state_bytes(wide, m, size, n)
@@ -204,6 +216,7 @@ class CompressedFeatureMap(DerivedFeatureMap):
             rows=plan.rows + rows,
             method=f"compressed {plan.method}",
             num_features=m * len(self.kinds),
+            input_elements=inputs,
             relative_error=None,  # it depends on the data
             bias=None,
             fit_bytes=len(self.kinds) * state_bytes + plan.peak_bytes,
@@ -232,6 +245,7 @@ def compress(
     key: Key | None = None,
     num_samples: int | None = None,
     batch_size: int | None = None,
+    max_bytes: int | None = None,
     nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
     pattern: PyTree = None,
@@ -259,6 +273,9 @@ def compress(
       num_samples: s, from m to n, the examples that the test matrix is made of. By
         default 4 m, at most m + 3072. With s >= n or s >= M the directions are exact.
       batch_size: examples per step; by default as `transform` chooses it.
+      max_bytes: the bytes that examples in work may take besides the parameters, >= 1.
+        By default they are 256 MiB on a CPU, and elsewhere a quarter of the device's
+        memory; or what one example takes, if that is more.
       nonfinite: "raise" to raise an error that names examples with NaN or infinity;
         "skip" to leave them out, with a warning.
       progress: True to show progress on stderr, False not to, None (default) to show it
@@ -311,9 +328,11 @@ def compress(
         x,
         extras=_given(pattern=pattern, mask=mask),
         batch_size=batch_size,
+        max_bytes=max_bytes,
         nonfinite=nonfinite,
     )
-    return compressed, _learn(compressed, params, reader, key, num_samples, progress)
+    options = {"max_bytes": max_bytes, "progress": progress}
+    return compressed, _learn(compressed, params, reader, key, num_samples, **options)
 
 
 def _projected(phi: Array, directions: Array) -> Array:
@@ -327,10 +346,11 @@ def _learn(
     reader: Reader,
     key: Key | None,
     num_samples: int | None,
-    progress: bool | None,
+    **options: Any,
 ) -> PyTree:
-    """Return the parameters of the compressed map."""
+    """Return the parameters of the compressed map; options are of `for_each_batch`."""
     base, m = compressed.base, compressed.num_features
+    each = functools.partial(for_each_batch, base, params, reader, **options)
     wide, n = base.num_features, reader.num_examples
     template = reader.template()
     assert n is not None and template is not None
@@ -350,14 +370,14 @@ def _learn(
     if size >= wide and n > wide:
         # Every direction is a test of its own: the sums are the second moment itself.
         tests = [np.eye(wide, dtype=dtype) for dtype in dtypes]
-        factors, skipped = _factors(base, params, reader, tests, progress)
+        factors, skipped = _factors(each, tests)
     else:
         order = _sample_positions(n, size, key)
-        factors, skipped = _features(base, params, reader, order, dtypes, progress)
+        factors, skipped = _features(each, order, dtypes)
         if size < n:
             tests = [_principal_directions.whiten(z) for z in factors]
             del factors
-            factors, skipped = _factors(base, params, reader, tests, progress)
+            factors, skipped = _factors(each, tests)
     warn_skipped("compress", skipped, stacklevel=4)
     project = [
         jnp.asarray(_principal_directions.directions(factor, m), leaf.dtype)
@@ -377,12 +397,7 @@ def _sample_positions(n: int, size: int, key: Key | None) -> NDArray:
 
 
 def _features(
-    base: FeatureMap,
-    params: PyTree,
-    reader: Reader,
-    order: NDArray,
-    dtypes: list[np.dtype],
-    progress: bool | None,
+    each: Callable[..., int], order: NDArray, dtypes: list[np.dtype]
 ) -> tuple[list[NDArray], int]:
     """Return the features of the examples at `order`, and how many are skipped."""
     parts: list[list[NDArray]] = [[] for _ in dtypes]
@@ -391,9 +406,7 @@ def _features(
         for part, z in zip(parts, jax.tree.leaves(phi), strict=True):
             part.append(np.asarray(z)[: len(batch.finite)][batch.finite])
 
-    skipped = for_each_batch(
-        base, params, reader, consume, order=order, progress=progress
-    )
+    skipped = each(consume, order=order)
     joined = []
     for dtype in dtypes:
         joined.append(_check_finite(np.concatenate(parts.pop(0)).astype(dtype)))
@@ -405,11 +418,7 @@ def _features(
 
 
 def _factors(
-    base: FeatureMap,
-    params: PyTree,
-    reader: Reader,
-    tests: list[NDArray],
-    progress: bool | None,
+    each: Callable[..., int], tests: list[NDArray]
 ) -> tuple[list[NDArray], int]:
     """Return factors of the second moment of all examples, and how many are skipped.
 
@@ -424,9 +433,7 @@ def _factors(
         sums[:] = jax.block_until_ready(added)
 
     label = f"directions, {format_bytes(sum(3 * t.nbytes for t in on_device))} of sums"
-    skipped = for_each_batch(
-        base, params, reader, consume, progress=progress, label=label
-    )
+    skipped = each(consume, label=label)
     factors = []
     while sums:
         total, carry = sums.pop(0)

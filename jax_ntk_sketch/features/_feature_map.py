@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch import _checks, methods, stax
+from jax_ntk_sketch import _checks, _plan, methods, stax
 from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._numerics import in_batches
 from jax_ntk_sketch._plan import Plan
@@ -84,6 +84,7 @@ class NetworkFeatureMap:
         example: Shape | Examples,
         *,
         sample: Examples | None = None,
+        max_bytes: int | None = None,
         pattern: PyTree = None,
         mask: ArrayLike | None = None,
         scales: PyTree = None,
@@ -97,6 +98,8 @@ class NetworkFeatureMap:
             examples, `(n, d)` or `(n, h, w, c)`, of which only the shape is taken.
           sample: examples `(n, *shape)` to learn from, finite and like those to come.
             "nystrom" needs them, and other methods do not read them.
+          max_bytes: the bytes that examples in work may take while they are learned
+            from, >= 1. By default they are all memory.
           pattern, mask: the edges and nodes of the sample, as for `apply`.
           scales: the scales of the network that is learned from, as for `apply`.
 
@@ -107,7 +110,8 @@ class NetworkFeatureMap:
           TypeError: `key` is not a PRNG key; the sample is complex or sparse.
           ValueError: `example` is neither a shape nor examples; the method does not
             support the network or needs more columns; the method needs a sample and
-            there is none; the sample has another shape.
+            there is none; the sample has another shape, or learning from it takes more
+            than `max_bytes`.
 
         Warns:
           RuntimeWarning: the sample is too small for the columns of "nystrom".
@@ -125,6 +129,9 @@ class NetworkFeatureMap:
         scales = resolved._check_scales(owner, scales, dtype)
         if rows is None:
             return resolved._draw(key, shape)
+        needed = resolved._fit_bytes(shape, len(rows)) * max(4, dtype.itemsize) // 4
+        what, remedy = f"learning from {len(rows)} examples", "give fewer examples"
+        _plan.check_max_bytes(owner, max_bytes, needed, what, remedy)
         inputs = resolved._extra_inputs(owner, rows, pattern, mask)
         return resolved._draw(key, shape, rows, inputs, scales)
 
@@ -151,6 +158,11 @@ class NetworkFeatureMap:
         _maps.check_takes_scales(owner, self.method)
         check_scales(owner, self.net, scales)
         return jax.tree.map(lambda scale: jnp.asarray(scale, dtype), scales)
+
+    def _fit_bytes(self, shape: Shape, count: int) -> int:
+        """Return the peak bytes of learning from `count` examples; 0 if none is."""
+        kinds = (steps_of(self, kind, shape, 1) for kind in self.kinds)
+        return max(fitting.fit_peak_bytes(steps, count) for steps in kinds)
 
     def _learns(self, shape: Shape) -> bool:
         return any(
@@ -360,7 +372,7 @@ class NetworkFeatureMap:
         if sample is not None:
             _maps.check_sample(owner, sample, shape, None)
             learned = np.shape(sample)[0]
-        rows, biases, width, fit_bytes = [], [], 0, 0
+        rows, biases, width = [], [], 0
         for kind in self.kinds:
             steps = steps_of(resolved, kind, shape, batch)
             own_rows = [
@@ -370,7 +382,6 @@ class NetworkFeatureMap:
             rows += own_rows
             biases.append(_bias.bias(resolved, kind, shape, sample))
             width += steps[-1].single_spec.dim(kind)
-            fit_bytes = max(fit_bytes, fitting.fit_peak_bytes(steps, learned))
         return Plan(
             rows=tuple(rows),
             method=repr(resolved.method),
@@ -378,7 +389,7 @@ class NetworkFeatureMap:
             num_features=width,
             batch_size=batch,
             num_examples=max(count, batch),
-            fit_bytes=fit_bytes,
+            fit_bytes=resolved._fit_bytes(shape, learned),
             relative_error=resolved.expected_error(shape, sample=sample),
             bias=tuple(biases) if len(biases) > 1 else biases[0],
         )

@@ -1,6 +1,7 @@
 """`landmark_features`: the feature map of any kernel that is given as a function."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from jax_ntk_sketch import methods
 from jax_ntk_sketch._checks import check_choice, check_input, check_key, check_size
 from jax_ntk_sketch._numerics import at_least_float32, in_batches, matmul
-from jax_ntk_sketch._plan import Plan, PlanRow
+from jax_ntk_sketch._plan import Plan, PlanRow, memory_budget
+from jax_ntk_sketch._traced_memory import traced_bytes
 from jax_ntk_sketch._typing import (
     KINDS,
     Array,
@@ -23,6 +25,7 @@ from jax_ntk_sketch._typing import (
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _maps
 from jax_ntk_sketch.features._bias import warn_if_differentiated
+from jax_ntk_sketch.features._transform import check_work
 from jax_ntk_sketch.kernels.nystrom import inverse_sqrt, rpcholesky, warn_left_out
 
 
@@ -64,6 +67,7 @@ class LandmarkFeatureMap:
         example: Shape | Examples,
         *,
         sample: Examples | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, Array]:
         """Choose the landmarks among the examples of a sample.
 
@@ -72,6 +76,9 @@ class LandmarkFeatureMap:
           example: the shape of one example, or examples of which only the shape counts.
           sample: real examples `(n, *shape)`. All are landmarks if there are at most
             `num_features`; otherwise landmarks are chosen by randomly pivoted Cholesky.
+          max_bytes: the bytes that examples in work may take in calls of `kernel_fn`,
+            >= 1. By default they are 256 MiB on a CPU, and elsewhere a quarter of the
+            device's memory; or what one example takes, if that is more.
 
         Returns:
           A dictionary: "landmarks" Z, `(m, *shape)`, and "root" R, `(m, num_features)`
@@ -82,7 +89,8 @@ class LandmarkFeatureMap:
           TypeError: `key` is not a PRNG key; the sample is complex or sparse.
           ValueError: there is no sample, or none of its examples; `kernel_fn` returns
             a matrix of another shape, or one that is not finite, not symmetric or not
-            positive semidefinite. Values are not checked under `jit`.
+            positive semidefinite. Values are not checked under `jit`. Or one example
+            takes more than `max_bytes`, or than all memory.
 
         Warns:
           RuntimeWarning: there are fewer examples than columns.
@@ -95,9 +103,10 @@ class LandmarkFeatureMap:
         if not len(z):
             raise ValueError(f"{owner}: sample must have an example, got none")
         _maps.warn_few(owner, len(z), len(z), self.num_features)
+        check_work(owner, self, z, max_bytes, 1)
         if len(z) > self.num_features:
-            z = z[self._choose(key, z)]
-        k = self._kernel(z, None)
+            z = z[self._choose(key, z, max_bytes)]
+        k = self._symmetric_kernel(z, max_bytes)
         _check_kernel_matrix(k)
         root, left_out = inverse_sqrt(k)
         warn_left_out(owner, left_out, len(z))
@@ -155,8 +164,9 @@ class LandmarkFeatureMap:
     ) -> Plan:
         """Return sizes and bytes, and the operations besides those of `kernel_fn`.
 
-        Of a call of `kernel_fn` only the inner products of examples and landmarks are
-        counted, because nothing is known of the function.
+        The memory of `kernel_fn` is that of its operations one by one, as JAX traces
+        them. If it cannot be traced, only the inner products of examples and landmarks
+        are counted, as for the operations.
 
         Args:
           example: the shape of one example, or examples `(n, *shape)`.
@@ -177,11 +187,11 @@ class LandmarkFeatureMap:
         columns = (0, m) if self.get == "ntk" else (m, 0)
         rows = (
             PlanRow(
-                f"{self.get}[0] kernel_fn with {m} landmarks, inner products only",
+                f"{self.get}[0] kernel_fn with {m} landmarks",
                 *columns,
                 param_bytes=4 * m * size,
                 flops=2 * m * size,
-                live_elements=size + m,
+                live_elements=max(size + m, _kernel_elements(self, shape, m)),
             ),
             PlanRow(
                 f"{self.get}[1] inverse square root of the landmarks' kernel",
@@ -202,18 +212,38 @@ class LandmarkFeatureMap:
             fit_bytes=4 * (n * (size + m + 2) + 4 * m**2),
         )
 
-    def _choose(self, key: Key, examples: Array) -> Array:
+    def _choose(self, key: Key, examples: Array, max_bytes: int | None) -> Array:
         """Return the indices of the landmarks."""
 
         def diagonal(one: Array) -> Array:
             return self._kernel(one[None], None)[0, 0]
 
         def column(index: Array) -> Array:
-            return self._kernel(examples, examples[index])
+            return self._rows(examples, examples[index], max_bytes)
 
         return rpcholesky(
             key, column, jax.lax.map(diagonal, examples), self.num_features
         )
+
+    def _symmetric_kernel(self, z: Array, max_bytes: int | None) -> Array:
+        """Return the kernel of examples with themselves."""
+        if self._rows_in_work(z, z, max_bytes) == len(z):
+            return self._kernel(z, None)
+        k = self._rows(z, z, max_bytes)
+        # `kernel_fn` knows the cosine on the diagonal only without a second argument.
+        diagonal = jax.lax.map(lambda one: self._kernel(one[None], None)[0, 0], z)
+        return jnp.fill_diagonal(k, diagonal, inplace=False)
+
+    def _rows(self, x1: Array, x2: Array, max_bytes: int | None) -> Array:
+        """Return the kernel of two batches, for as many of x1 at a time as fit."""
+        rows = self._rows_in_work(x1, x2, max_bytes)
+        return in_batches(lambda part: self._kernel(part, x2), x1, rows)
+
+    def _rows_in_work(self, x1: Array, x2: Array, max_bytes: int | None) -> int:
+        """Return how many examples of x1 a call of `kernel_fn` with x2 takes."""
+        limit = memory_budget() if max_bytes is None else max_bytes
+        each = x1.dtype.itemsize * _kernel_elements(self, x1.shape[1:], len(x2))
+        return max(1, min(len(x1), limit // max(each, 1)))
 
     def _kernel(self, x1: Array, x2: Array | None) -> Array:
         k = jnp.asarray(self.kernel_fn(x1, x2, self.get))
@@ -286,6 +316,17 @@ def landmark_features(
         check_size("landmark_features", "num_features", num_features),
         check_choice("landmark_features", "get", get, KINDS),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel_elements(fmap: LandmarkFeatureMap, shape: Shape, count: int) -> int:
+    """Return the numbers in memory for the kernel of one example with `count` others.
+
+    The others themselves are not counted. It is 0 if `kernel_fn` cannot be traced.
+    """
+    one, others = (jax.ShapeDtypeStruct((n, *shape), jnp.float32) for n in (1, count))
+    taken = traced_bytes(fmap._kernel, one, others)
+    return max(0, taken // 4 - count * math.prod(shape))
 
 
 def _check_kernel_matrix(k: Array) -> None:

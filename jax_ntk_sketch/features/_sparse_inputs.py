@@ -86,6 +86,7 @@ class SparseFeatureMap(DerivedFeatureMap):
         example: Shape | Examples,
         *,
         sample: Examples | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, PyTree]:
         """Return parameters, whose size does not depend on d.
 
@@ -95,6 +96,7 @@ class SparseFeatureMap(DerivedFeatureMap):
             the shape is taken.
           sample: examples (n, d), sparse or dense. A map that learns from data is given
             their sketches.
+          max_bytes: as `init` of `base` takes it.
 
         Returns:
           A dictionary: "hash", the seeds of S; "base", the parameters of `base`; and
@@ -118,7 +120,10 @@ class SparseFeatureMap(DerivedFeatureMap):
             sketched = self._sketched(
                 params, _float_examples(owner, sample, "sample", d)
             )
-        params["base"] = self.base.init(base_key, (self.sketch_dim,), sample=sketched)
+        # A map that someone else wrote need not take `max_bytes`.
+        named = {} if max_bytes is None else {"max_bytes": max_bytes}
+        shape = (self.sketch_dim,)
+        params["base"] = self.base.init(base_key, shape, sample=sketched, **named)
         return params
 
     @property

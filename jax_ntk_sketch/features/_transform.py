@@ -17,7 +17,7 @@ from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, check_feature_m
 from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
-from jax_ntk_sketch.batches.sparse_rows import is_sparse
+from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
 
 
 def transform(
@@ -48,11 +48,12 @@ def transform(
         `SparseFeatureMap` also takes `SparseRows` and scipy.sparse. Values are real.
         Integers and booleans, such as uint8 images, become floats without rescaling.
       batch_size: examples per call, >= 1. By default it is the largest power of two, at
-        most 128 on a CPU and 1024 elsewhere, whose plan stays within `max_bytes`. On a
-        CPU, fewer examples are worked on at a time if they do not fit in its caches.
-      max_bytes: a limit for `fmap.plan(shape, batch_size=...).peak_bytes`. By default
-        it is 256 MiB more than the parameters take on a CPU, and elsewhere a quarter of
-        the device's memory more. It must be None if `batch_size` is given.
+        most 128 on a CPU and 1024 elsewhere, that fits in `max_bytes`. Fewer examples
+        of a batch are worked on at a time if not all fit there, or on a CPU in the
+        caches.
+      max_bytes: the bytes that examples in work may take besides the parameters, >= 1.
+        By default they are 256 MiB on a CPU, and elsewhere a quarter of the device's
+        memory; or what one example takes, if that is more.
       out: where to write: an array or memory map `(n, num_features)` of the features'
         dtype, or a pair of them if `fmap.get` is a tuple. By default a new array.
       nonfinite: "raise" to raise an error that names examples with NaN or infinity;
@@ -73,8 +74,9 @@ def transform(
     Raises:
       TypeError: `fmap` is not a feature map, or an argument has the wrong type.
       ValueError: an example is not finite; the method is "exact"; `out` does not fit;
-        one example takes more than `max_bytes`; or `fmap.apply` refuses x or params. If
-        a batch fails, `out` holds the features of all batches before it.
+        one example takes more than `max_bytes`, or than all memory; or `fmap.apply`
+        refuses x or params. If a batch fails, `out` holds the features of all batches
+        before it.
 
     Cost: that of `apply` on n examples, the last batch padded. `apply` is compiled once
     for a feature map, batch size, shape and dtype, also over several calls. Few sizes
@@ -108,13 +110,21 @@ def transform(
     # This also raises, before any work, what `apply` raises for the shapes.
     template = reader.template()
     assert template is not None and reader.num_examples is not None
-    features = _apply.eval_shape(fmap, params, template.x, template.extras)
+    rows = template.x, template.extras
+    features = _apply.eval_shape(fmap, max_bytes, params, *rows)
+    for array in jax.tree.leaves(features):
+        if array.ndim != 2 or len(array) != reader.size:
+            raise ValueError(
+                f"transform: fmap.apply must return features ({reader.size}, m) of "
+                f"{reader.size} examples, got shape {array.shape}"
+            )
     written = _outputs(out, features, reader.num_examples)
     skipped = for_each_batch(
         fmap,
         params,
         reader,
         functools.partial(_write, written),
+        max_bytes=max_bytes,
         mesh=mesh,
         progress=progress,
     )
@@ -145,23 +155,55 @@ def map_reader(
             "in one batch; use fmap.apply(params, x)"
         )
     source = ArraySource(owner, x, extras=extras)
-    if batch_size is None:
-        x, plan = source.all.x, None
-        if is_sparse(x):
-            plan = fmap.plan(x, batch_size=1)
-        elif shape := to_numpy(owner, "x", x[:1]).shape[1:]:  # else the reader raises
-            hashable: Any = fmap
-            plan = _plan_of_one(hashable, shape, jnp.result_type(float))
-        if plan is not None:
-            batch_size = plan.choose_batch_size(source.num_examples or 0, max_bytes)
-    elif max_bytes is not None:
-        raise ValueError(
-            f"{owner}: max_bytes must be None if batch_size is given, got {max_bytes}"
-        )
+    x = source.all.x
+    x = x if is_sparse(x) else to_numpy(owner, "x", x[:1])
+    # Without a shape the reader raises.
+    work = work_plan(fmap, x) if x.ndim > 1 else None
+    if batch_size is None and work is not None:
+        plan, itemsize = work
+        plan.check_work(owner, max_bytes, itemsize)
+        count = source.num_examples or 0
+        batch_size = plan.choose_batch_size(count, max_bytes, itemsize)
     devices = None if mesh is None else sharding.local_mesh(owner, mesh).size
-    return Reader(
+    reader = Reader(
         source, batch_size=batch_size, num_devices=devices, nonfinite=nonfinite
     )
+    if work is not None:
+        plan, itemsize = work
+        plan = plan.with_sizes(reader.size // (devices or 1), 1)
+        plan.check_work(owner, max_bytes, itemsize)
+    return reader
+
+
+def work_plan(fmap: FeatureMap, x: Examples) -> tuple[Plan, int]:
+    """Return the plan for one example of x, and the bytes of one of its numbers."""
+    if is_sparse(x):
+        plan = fmap.plan(x, batch_size=1).with_sizes(1, 1)
+    else:
+        hashable: Any = fmap
+        plan = _plan_of_one(hashable, x.shape[1:], jnp.result_type(float))
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    # Half precision is computed in float32, and integers become floats.
+    return plan, max(4, jnp.result_type(dtype, float).itemsize)
+
+
+def most_examples(fmap: FeatureMap, max_bytes: int | None, x: Examples) -> int:
+    """Return how many examples like x a batch of a fit may have."""
+    plan, itemsize = work_plan(fmap, x)
+    return plan.limit_batch_size(max_bytes, itemsize)
+
+
+def check_work(
+    owner: str, fmap: FeatureMap, x: Examples, max_bytes: int | None, num: int
+) -> None:
+    """Check that `max_bytes` holds one of `num` examples in work, and the batch.
+
+    Raises:
+      TypeError: `max_bytes` is not an integer.
+      ValueError: one example takes more than `max_bytes`, or than all memory.
+    """
+    plan, itemsize = work_plan(fmap, x)
+    plan.with_sizes(num, 1).check_work(owner, max_bytes, itemsize)
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,6 +224,7 @@ def for_each_batch(
     reader: Reader,
     consume: Callable[[Batch, Array | KernelFeatures], None],
     *,
+    max_bytes: int | None,
     order: NDArray | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = False,
@@ -209,7 +252,7 @@ def for_each_batch(
             rows = jax.device_put(rows) if mesh is None else sharding.split(mesh, rows)
             # Two batches at a time would take twice the memory.
             done = jax.block_until_ready(running)
-            running = batch, run(fmap, params, *rows)
+            running = batch, run(fmap, max_bytes, params, *rows)
             skipped += batch.num_skipped
             if done is not None:
                 consume(*done)
@@ -221,22 +264,33 @@ def for_each_batch(
 
 
 def apply_in_parts(
-    fmap: FeatureMap, params: PyTree, x: Examples, extras: dict[str, PyTree]
+    fmap: FeatureMap,
+    max_bytes: int | None,
+    params: PyTree,
+    x: Examples,
+    extras: dict[str, PyTree],
 ) -> Array | KernelFeatures:
-    """Return the features of a batch, working on as many rows as memory holds."""
-    plan = fmap.plan(x.shape[1:], batch_size=x.shape[0])
-    return fmap.apply(params, x, batch_size=plan.rows_in_work(), **extras)
+    """Return the features of a batch, working on as many rows as `max_bytes` hold."""
+    plan, itemsize = work_plan(fmap, x)
+    n = num_examples(x)
+    rows = plan.with_sizes(n, 1).rows_in_work(max_bytes, itemsize)
+    return fmap.apply(params, x, batch_size=rows, **extras)
 
 
 # At the level of the module, so that all calls share its compiled functions.
-_apply = functools.partial(jax.jit, static_argnums=0)(apply_in_parts)
+_apply = functools.partial(jax.jit, static_argnums=(0, 1))(apply_in_parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply_over(
-    mesh: Mesh, fmap: FeatureMap, params: PyTree, x: Array, extras: dict[str, PyTree]
+    mesh: Mesh,
+    fmap: FeatureMap,
+    max_bytes: int | None,
+    params: PyTree,
+    x: Array,
+    extras: dict[str, PyTree],
 ) -> Array | KernelFeatures:
-    run = sharding.over(mesh, functools.partial(apply_in_parts, fmap))
+    run = sharding.over(mesh, functools.partial(apply_in_parts, fmap, max_bytes))
     return run(params, x, extras)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jax_ntk_sketch._typing import Key, PyTree
 from jax_ntk_sketch.features.state import AnyFeatures
-from jax_ntk_sketch.features.step import SAMPLE_BATCH, Step
+from jax_ntk_sketch.features.step import Step
 
 
 def run_steps(
@@ -49,11 +49,10 @@ def draw_params(
 def fit_peak_bytes(steps: Sequence[Step], count: int) -> int:
     """Return the peak bytes of `draw_params` with a sample of `count`, in float32."""
     last = max((i for i, step in enumerate(steps) if step.fit), default=0)
-    batch = min(count, SAMPLE_BATCH)
     peaks = [
         count * (before.spec.live_elements() + step.spec.live_elements())
         + step.fit_elements
-        + batch * step.live_elements
+        + min(count, step.sample_batch) * step.live_elements
         for before, step in itertools.pairwise(steps[: last + 1])
     ]
     return 4 * max(peaks, default=0)

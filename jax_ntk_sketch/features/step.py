@@ -21,8 +21,9 @@ from jax_ntk_sketch.features.state import AnyFeatures, Branches, Features, Spec
 from jax_ntk_sketch.kernels import DualActivation
 from jax_ntk_sketch.methods import Method
 
-# Examples of a sample that a step works on at a time.
-SAMPLE_BATCH = 32
+# The most examples of a sample that a step works on at a time, and the bytes that they
+# may take if they are several.
+_SAMPLE_BATCH, _SAMPLE_BYTES = 32, 2**26
 
 # Parameters from a key alone.
 Init = Callable[[Key], PyTree]
@@ -127,6 +128,12 @@ class Step:
         """
         return self.apply(params, f, **self._select(inputs))
 
+    @property
+    def sample_batch(self) -> int:
+        """How many examples of a sample the step works on at a time."""
+        fitting = _SAMPLE_BYTES // (4 * max(self.live_elements, 1))
+        return max(1, min(_SAMPLE_BATCH, fitting))
+
     @functools.cached_property
     def run_on_sample(self) -> Callable[..., PyTree]:
         """`run(params, f, inputs)` of a sample, some of its examples at a time.
@@ -138,7 +145,7 @@ class Step:
             def run_rows(rows: tuple[AnyFeatures, dict[str, PyTree]]) -> PyTree:
                 return self.run(params, rows[0], **rows[1])
 
-            return in_batches(run_rows, (f, inputs), SAMPLE_BATCH)
+            return in_batches(run_rows, (f, inputs), self.sample_batch)
 
         return jax.jit(run)
 

@@ -148,7 +148,7 @@ def export_map(
     leaves, tree = jax.tree.flatten(params)
 
     def run(leaves: list[Array], x: Array) -> list[Array]:
-        phi = apply_in_parts(fmap, jax.tree.unflatten(tree, leaves), x, {})
+        phi = apply_in_parts(fmap, None, jax.tree.unflatten(tree, leaves), x, {})
         if not isinstance(phi, KernelFeatures):
             return [phi]
         return [getattr(phi, kind) for kind in fmap.kinds]

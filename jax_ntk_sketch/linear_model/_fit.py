@@ -15,6 +15,7 @@ from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Examples, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import Batches, open_source
+from jax_ntk_sketch.features._transform import most_examples
 from jax_ntk_sketch.linear_model._fitted import (
     FittedModel,
     check_one_kernel,
@@ -47,6 +48,7 @@ def fit(
     task: Task | None = None,
     folds: int = 0,
     batch_size: int | None = None,
+    max_bytes: int | None = None,
     nonfinite: Nonfinite = "raise",
     checkpoint: str | os.PathLike | None = None,
     checkpoint_seconds: float = 60.0,
@@ -90,7 +92,11 @@ def fit(
       folds: 0, or k >= 2 for k-fold cross-validation: example i of a batch of
         `batch_size` examples is in fold i mod k.
       batch_size: examples whose features are summed at a time, on each device. By
-        default 1024, or fewer if they take more than 64 MiB.
+        default 1024, or fewer if they take more than 64 MiB, or if they and their
+        features take more than half of `max_bytes`.
+      max_bytes: the bytes that examples in work may take besides the parameters, >= 1.
+        By default they are 256 MiB on a CPU, and elsewhere a quarter of the device's
+        memory; or what one example takes, if that is more.
       nonfinite: "raise" to raise an error that names examples whose values, targets or
         features are NaN or infinite; "skip" to leave them out, with a warning.
       checkpoint: a file that receives the sums every `checkpoint_seconds`. If the file
@@ -117,9 +123,10 @@ def fit(
     Raises:
       TypeError: an argument, a batch or a label has the wrong type.
       ValueError: shapes or labels do not fit, or an example is not finite; the example
-        or the batch is named. Or the checkpoint is damaged, in use, or of another run:
-        of other examples, arguments or features. Or the processes have different
-        arguments or features.
+        or the batch is named. Or one example takes more than `max_bytes`, or than all
+        memory. Or the checkpoint is damaged, in use, or of another run: of other
+        examples, arguments or features. Or the processes have different arguments or
+        features.
       RuntimeError: another process stopped with an error.
       SystemExit: one of several processes got SIGTERM. Each has written its checkpoint.
       TimeoutError: another process did not call `fit` within 10 minutes.
@@ -130,8 +137,8 @@ def fit(
 
     Cost: the features of n examples, 4 n m^2 flops for their sums, and the solves of
     `ridge_solve`. The memory is 8 (m + t + 1)^2 bytes of sums (times `folds` + 1 with
-    folds), 24 m^2 bytes to solve, and one batch. With a mesh each device holds sums and
-    its part of the batch.
+    folds), 24 m^2 bytes to solve, and `max_bytes`. With a mesh each device holds sums
+    and its part of the batch.
 
     >>> import jax
     >>> import jax_ntk_sketch as jns
@@ -161,8 +168,9 @@ def fit(
             task=task,
             nonfinite=nonfinite,
             num_devices=None if local is None else local.size,
+            most=functools.partial(most_examples, fmap, max_bytes),
         )
-        run = Pass(fmap, params, reader, folds, local, processes)
+        run = Pass(fmap, params, reader, folds, max_bytes, local, processes)
         options = {"reg": regs, "intercept": intercept, "num_classes": num_classes}
         devices = mesh and [device.id for device in mesh.devices.flat]
         run.agree(options | {"task": task, "mesh": devices})

@@ -27,6 +27,7 @@ from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Targets, Task
 from jax_ntk_sketch.batches.reader import Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import Batches, open_source
+from jax_ntk_sketch.features._transform import most_examples
 from jax_ntk_sketch.linear_model._fitted import (
     CGInfo,
     FittedModel,
@@ -54,6 +55,7 @@ def fit_cg(
     max_steps: int = 100,
     rank: int = 256,
     batch_size: int | None = None,
+    max_bytes: int | None = None,
     nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
     pattern: PyTree = None,
@@ -65,8 +67,8 @@ def fit_cg(
 
     Args:
       fmap, params, x, y, intercept, sample_weight, num_classes, task, batch_size,
-        nonfinite, progress, pattern, mask: as `fit` takes them, but x must not be an
-        iterator. One device computes all features.
+        max_bytes, nonfinite, progress, pattern, mask: as `fit` takes them, but x must
+        not be an iterator. One device computes all features.
       key: a PRNG key, for the random directions of the preconditioner.
       reg: one number > 0, of the scale that `fit` states.
       tolerance: in (0, 1), the accuracy of the predictions on the training examples. It
@@ -88,7 +90,7 @@ def fit_cg(
 
     Cost: one pass for each step and two more. A pass costs the features of n examples
     and 4 n m t flops, the preconditioner 2 n m `rank` flops. The memory is
-    16 m (t + `rank`) bytes.
+    16 m (t + `rank`) bytes, and `max_bytes`.
 
     >>> import jax
     >>> import jax_ntk_sketch as jns
@@ -117,8 +119,9 @@ def fit_cg(
         num_classes=num_classes,
         task=task,
         nonfinite=nonfinite,
+        most=functools.partial(most_examples, fmap, max_bytes),
     )
-    passes = _Passes(fmap, params, reader, progress)
+    passes = _Passes(fmap, params, reader, max_bytes, progress)
     m = passes.num_features
     omega = np.asarray(jax.random.normal(key, (m, min(rank, m))), np.float64)
     omega = np.linalg.qr(omega)[0] if omega.size else omega
@@ -212,12 +215,17 @@ class _Passes:
     """Products with the features of a reader's examples, batch by batch."""
 
     def __init__(
-        self, fmap: FeatureMap, params: PyTree, reader: Reader, progress: bool | None
+        self,
+        fmap: FeatureMap,
+        params: PyTree,
+        reader: Reader,
+        max_bytes: int | None,
+        progress: bool | None,
     ) -> None:
         self.fmap, self.params, self.reader = fmap, params, reader
-        self.progress = progress
+        self.max_bytes, self.progress = max_bytes, progress
         self.count = self.skipped = 0
-        phi, self.num_targets = first_shapes(fmap, params, reader)
+        phi, self.num_targets = first_shapes(fmap, params, reader, max_bytes)
         self.num_features, self.dtype = phi.shape[1], phi.dtype
 
     def product(self, v: NDArray) -> NDArray:
@@ -251,7 +259,13 @@ class _Passes:
         progress = self.progress if with_targets else False
         for batch in self.reader.batches(label=label, progress=progress):
             total, carry, phi, finite = _add(
-                self.fmap, self.params, total, carry, right, batch.inputs
+                self.fmap,
+                self.max_bytes,
+                self.params,
+                total,
+                carry,
+                right,
+                batch.inputs,
             )
             if not with_targets:
                 continue
@@ -266,9 +280,10 @@ class _Passes:
         return sums, moments
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _add(
     fmap: FeatureMap,
+    max_bytes: int | None,
     params: PyTree,
     total: Array,
     carry: Array,
@@ -276,7 +291,7 @@ def _add(
     inputs: Inputs,
 ) -> tuple[Array, Array, Array, Array]:
     """Add phi^T W phi v to a sum; also return phi, and which of its rows are finite."""
-    phi, weight, finite = batch_features(fmap, params, inputs)
+    phi, weight, finite = batch_features(fmap, max_bytes, params, inputs)
     phi = phi.astype(v.dtype)
     rows = weight.astype(v.dtype)[:, None] * matmul(phi, v)
     total, error = two_sum(total, matmul(phi.T, rows))

@@ -48,6 +48,7 @@ def fit_gradient(
     task: Task | None = None,
     key: Key | None = None,
     batch_size: int = 256,
+    max_bytes: int | None = None,
     nonfinite: Nonfinite = "raise",
     progress: bool | None = None,
     pattern: PyTree = None,
@@ -61,9 +62,9 @@ def fit_gradient(
     The weights start at zero. The features are computed again in each epoch.
 
     Args:
-      fmap, params, x, y, intercept, sample_weight, num_classes, task, nonfinite,
-        progress, pattern, mask: as `fit` takes them. An iterator is read once, for one
-        epoch. One device computes all features.
+      fmap, params, x, y, intercept, sample_weight, num_classes, task, max_bytes,
+        nonfinite, progress, pattern, mask: as `fit` takes them. An iterator is read
+        once, for one epoch. One device computes all features.
       optimizer: an `optax.GradientTransformation`, which may contain schedules and
         clipping.
       loss: "squared_error", "softmax_cross_entropy" for class labels, or a function of
@@ -133,11 +134,11 @@ def fit_gradient(
             )
     num_classes = None if reader.classes is None else len(reader.classes)
     example_loss, center = _example_loss(loss, num_classes)
-    phi, num_targets = first_shapes(fmap, params, reader)
+    phi, num_targets = first_shapes(fmap, params, reader, max_bytes)
     t = num_targets or 1
     weights = jnp.zeros((phi.shape[1], t), phi.dtype), jnp.zeros(t, phi.dtype)
     run = weights, optimizer.init(weights)
-    step = _make_step(fmap, optimizer, example_loss, reg, intercept)
+    step = _make_step(fmap, max_bytes, optimizer, example_loss, reg, intercept)
     losses, skipped, count = [], 0, 0.0
     for epoch in range(num_epochs):
         order = None
@@ -202,6 +203,7 @@ def _example_loss(loss: str | Loss, num_classes: int | None) -> tuple[Loss, floa
 
 def _make_step(
     fmap: FeatureMap,
+    max_bytes: int | None,
     optimizer: "GradientTransformation",
     example_loss: Loss,
     reg: float,
@@ -223,7 +225,7 @@ def _make_step(
         params: PyTree, run: tuple[_Weights, PyTree], inputs: Inputs, y: Array
     ) -> tuple[tuple[_Weights, PyTree], Array, Array]:
         weights, state = run
-        phi, weight, finite = batch_features(fmap, params, inputs)
+        phi, weight, finite = batch_features(fmap, max_bytes, params, inputs)
         phi = phi.astype(weights[0].dtype)
         value, slope = jax.value_and_grad(objective)(weights, phi, y, weight)
         if not intercept:

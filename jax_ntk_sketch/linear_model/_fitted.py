@@ -19,6 +19,7 @@ from jax_ntk_sketch.batches.prepared import Prepared
 from jax_ntk_sketch.batches.reader import Batch, Reader
 from jax_ntk_sketch.features._transform import (
     apply_in_parts,
+    check_work,
     for_each_batch,
     map_reader,
 )
@@ -105,6 +106,7 @@ class FittedModel:
         x: Examples,
         *,
         batch_size: int | None = None,
+        max_bytes: int | None = None,
         progress: bool | None = False,
         mesh: Mesh | None = None,
         pattern: PyTree = None,
@@ -117,8 +119,8 @@ class FittedModel:
             table are matched by name if the model was fitted to a table with names;
             their order does not matter, and other columns are left out. The columns of
             an array are matched by position.
-          batch_size, progress, mesh, pattern, mask: as `transform` takes them. By
-            default no progress is shown.
+          batch_size, max_bytes, progress, mesh, pattern, mask: as `transform` takes
+            them. By default no progress is shown.
 
         Returns:
           `(n, t)`, or `(n,)` if the targets had this shape.
@@ -129,14 +131,20 @@ class FittedModel:
         Cost: that of `transform`. What is compiled serves all later calls with as many
         rows, or as few as make the same power of two, at most 128 on a CPU.
         """
-        extras = {"pattern": pattern, "mask": mask}
-        return self._mapped(self.best.predict, x, extras, batch_size, progress, mesh)
+        return self._mapped(
+            self.best.predict,
+            x,
+            {"pattern": pattern, "mask": mask},
+            {"batch_size": batch_size, "max_bytes": max_bytes, "mesh": mesh},
+            progress,
+        )
 
     def predict_class(
         self,
         x: Examples,
         *,
         batch_size: int | None = None,
+        max_bytes: int | None = None,
         progress: bool | None = False,
         mesh: Mesh | None = None,
         pattern: PyTree = None,
@@ -145,7 +153,8 @@ class FittedModel:
         """Return the label of the class with the largest score, for each example.
 
         Args:
-          x, batch_size, progress, mesh, pattern, mask: as `predict` takes them.
+          x, batch_size, max_bytes, progress, mesh, pattern, mask: as `predict` takes
+            them.
 
         Returns:
           Labels `(n,)`, integers or text as those of the fit.
@@ -154,24 +163,27 @@ class FittedModel:
           TypeError: as `transform`.
           ValueError: as `transform`; or the model was not fitted on class labels.
         """
-        extras, run = {"pattern": pattern, "mask": mask}, self.best.predict_class
-        return self._mapped(run, x, extras, batch_size, progress, mesh)
+        return self._mapped(
+            self.best.predict_class,
+            x,
+            {"pattern": pattern, "mask": mask},
+            {"batch_size": batch_size, "max_bytes": max_bytes, "mesh": mesh},
+            progress,
+        )
 
     def _mapped(
         self,
         run: Callable[[Array | NDArray], Array | NDArray],
         x: Examples,
         extras: dict[str, PyTree],
-        batch_size: int | None,
+        options: dict[str, Any],
         progress: bool | None,
-        mesh: Mesh | None,
     ) -> NDArray:
         x = match_columns("predict", "x", x, self.feature_names)
         if (step := self.preprocessing) is not None:
             x = Prepared(sliceable("predict", "x", x), step.shape, step)
-        reader = map_reader(
-            "predict", self.fmap, x, extras=extras, batch_size=batch_size, mesh=mesh
-        )
+        reader = map_reader("predict", self.fmap, x, extras=extras, **options)
+        max_bytes, mesh = options["max_bytes"], options["mesh"]
         parts: list[NDArray] = []
 
         def consume(batch: Batch, phi: PyTree) -> None:
@@ -180,7 +192,13 @@ class FittedModel:
             parts.append(np.asarray(rows)[: len(batch.finite)])
 
         for_each_batch(
-            self.fmap, self.params, reader, consume, mesh=mesh, progress=progress
+            self.fmap,
+            self.params,
+            reader,
+            consume,
+            max_bytes=max_bytes,
+            mesh=mesh,
+            progress=progress,
         )
         if not parts:
             return np.asarray(run(np.zeros((0, self.fmap.num_features), np.float32)))
@@ -208,7 +226,7 @@ def check_one_kernel(owner: str, fmap: FeatureMap) -> None:
 
 
 def batch_features(
-    fmap: FeatureMap, params: PyTree, inputs: Inputs
+    fmap: FeatureMap, max_bytes: int | None, params: PyTree, inputs: Inputs
 ) -> tuple[Array, Array, Array]:
     """Return the features of `Batch.inputs`, the weights, and which rows are finite.
 
@@ -216,7 +234,7 @@ def batch_features(
     features is not finite.
     """
     x, extras, weight = inputs
-    phi = apply_in_parts(fmap, params, x, extras)
+    phi = apply_in_parts(fmap, max_bytes, params, x, extras)
     assert isinstance(phi, jax.Array)
     # The sums of a fit have the squares of features, which overflow before features do.
     finite = jnp.isfinite(jnp.sum(jnp.square(at_least_float32(phi)), axis=1))
@@ -232,16 +250,17 @@ def features_like(
 
 
 def first_shapes(
-    fmap: FeatureMap, params: PyTree, reader: Reader
+    fmap: FeatureMap, params: PyTree, reader: Reader, max_bytes: int | None
 ) -> tuple[jax.ShapeDtypeStruct, int | None]:
     """Return `features_like` the first batch, and the number of targets or None.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, or they do not fit in `max_bytes`.
     """
     batch = None if reader.num_examples == 0 else reader.template()
     if batch is None or not len(batch.numbers):
         raise ValueError(f"{reader.owner}: x must hold examples, got no examples")
     assert batch.y is not None
+    check_work(reader.owner, fmap, batch.x, max_bytes, reader.size)
     t = None if batch.y.ndim == 1 else batch.y.shape[1]
     return features_like(fmap, params, batch.x, batch.extras), t

@@ -19,6 +19,7 @@ from jax_ntk_sketch._files import locked
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import Array, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.reader import Batch, Reader
+from jax_ntk_sketch.features._transform import check_work
 from jax_ntk_sketch.linear_model import checkpoint as files
 from jax_ntk_sketch.linear_model._fitted import Inputs, batch_features, features_like
 from jax_ntk_sketch.linear_model._multihost import Processes
@@ -47,10 +48,12 @@ class Pass:
         params: PyTree,
         reader: Reader,
         folds: int,
+        max_bytes: int | None,
         mesh: Mesh | None,
         processes: Processes,
     ) -> None:
         self.fmap, self.reader, self.mesh = fmap, reader, mesh
+        self.max_bytes = max_bytes
         self.processes = processes
         self.params = params if mesh is None else sharding.replicate(mesh, params)
         self.folds = max(1, folds)
@@ -137,6 +140,8 @@ class Pass:
 
     def _start(self, x: Examples, targets: Shape, extras: dict[str, PyTree]) -> None:
         """Make sums of nothing, for examples and targets of these shapes."""
+        size = self.reader.size // (1 if self.mesh is None else self.mesh.size)
+        check_work(self.reader.owner, self.fmap, x, self.max_bytes, size)
         phi = features_like(self.fmap, self.params, x, extras)
         t = targets[0] if targets else None
         # Each fold has its own arrays: they are updated in place.
@@ -171,7 +176,9 @@ class Pass:
         rows = inputs, y.astype(self.states[0].total.dtype)
         if self.mesh is not None:
             rows = sharding.split(self.mesh, rows)
-        return _add(self.fmap, self.mesh, self.params, self.states, *rows)
+        return _add(
+            self.fmap, self.max_bytes, self.mesh, self.params, self.states, *rows
+        )
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, Any]:
@@ -356,9 +363,10 @@ def _struct(layout: tuple[list[int], str]) -> jax.ShapeDtypeStruct:
 
 
 # The sums are updated in place: at m = 8192 they are half a gigabyte.
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _add(
     fmap: FeatureMap,
+    max_bytes: int | None,
     mesh: Mesh | None,
     params: PyTree,
     states: tuple[RidgeState, ...],
@@ -370,13 +378,13 @@ def _add(
     With a mesh, each device adds its rows to its states. They have an axis for devices.
     """
     if mesh is None:
-        return _add_rows(fmap, params, states, inputs, y)
+        return _add_rows(fmap, max_bytes, params, states, inputs, y)
 
     def add_on_device(
         params: PyTree, states: tuple[RidgeState, ...], inputs: Inputs, y: Array
     ) -> tuple[tuple[RidgeState, ...], Array]:
         states = jax.tree.map(lambda a: a[0], states)
-        states, finite = _add_rows(fmap, params, states, inputs, y)
+        states, finite = _add_rows(fmap, max_bytes, params, states, inputs, y)
         return jax.tree.map(lambda a: a[None], states), finite
 
     return sharding.over(mesh, add_on_device)(params, states, inputs, y)
@@ -384,12 +392,13 @@ def _add(
 
 def _add_rows(
     fmap: FeatureMap,
+    max_bytes: int | None,
     params: PyTree,
     states: tuple[RidgeState, ...],
     inputs: Inputs,
     y: Array,
 ) -> tuple[tuple[RidgeState, ...], Array]:
-    phi, weight, finite = batch_features(fmap, params, inputs)
+    phi, weight, finite = batch_features(fmap, max_bytes, params, inputs)
     folds = [slice(i, None, len(states)) for i in range(len(states))]
     added = [
         ridge_update(state, phi[rows], y[rows], sample_weight=weight[rows])

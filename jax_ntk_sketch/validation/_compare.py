@@ -1,5 +1,7 @@
 """`compare`: the errors of a feature map against the exact kernel, with error bars."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch._arrays import to_jax
 from jax_ntk_sketch._checks import check_key, check_size
-from jax_ntk_sketch._protocol import FeatureMap, as_kinds
+from jax_ntk_sketch._protocol import FeatureMap, as_kinds, check_feature_map
 from jax_ntk_sketch._typing import (
     Array,
     ArrayLike,
@@ -18,7 +20,9 @@ from jax_ntk_sketch._typing import (
     Kind,
     PyTree,
 )
+from jax_ntk_sketch.features._transform import check_work, transform
 from jax_ntk_sketch.validation import measures
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 
@@ -33,6 +37,7 @@ def compare(
     sample: Examples | None = None,
     reg: float = 1e-3,
     get: Get | None = None,
+    max_bytes: int | None = None,
     label: str = "",
 ) -> Comparison:
     r"""Compare :math:`\Phi \Phi^\top` with the exact kernel K on the rows of x.
@@ -46,7 +51,9 @@ def compare(
       fmap: a feature map.
       kernel_fn: the exact kernel, called once as `kernel_fn(x, None, get)`, as in
         Neural Tangents. It returns (n, n), or an object with the attributes that `get`
-        names.
+        names. It is traced before, to learn how much memory it takes. If that is more
+        than `max_bytes`, it is compiled and called for blocks of k examples, as
+        `kernel_fn(x[:k], None, get)` and `kernel_fn(x[:k], x[k:2*k], get)`.
       x: (n, ...), finite, n >= 2. A few hundred to a few thousand rows are enough.
       key: a PRNG key, which is split once for each draw. It is required unless `params`
         are given.
@@ -57,6 +64,10 @@ def compare(
         error on these examples themselves is below that on others.
       reg: the penalty per example in the spectral error, >= 0.
       get: "ntk", "nngp" or a tuple of both; by default `fmap.get`.
+      max_bytes: the bytes that examples in work may take besides the parameters, >= 1,
+        in calls of `kernel_fn` and of `fmap.apply`. By default they are 256 MiB on a
+        CPU, and elsewhere a quarter of the device's memory; or what one example takes,
+        if that is more.
       label: a name for tables and plots.
 
     Returns:
@@ -68,7 +79,7 @@ def compare(
       ValueError: a number is out of range; `params` are given together with `key`,
         `num_seeds` or `sample`; the map needs a `sample` and there is none; `get` is
         not among the kernels of the map; a kernel or the features have the wrong shape
-        or are not finite.
+        or are not finite; one example takes more than `max_bytes`, or than all memory.
       numpy.linalg.LinAlgError: K + reg n I is not positive definite.
 
     Cost: O(n^2 num_features + n^3) operations per draw and kernel, in float64; about
@@ -86,6 +97,7 @@ def compare(
     >>> 0.01 < report.ntk.relative.mean < 0.3
     True
     """
+    check_feature_map("compare", fmap)
     keys = _keys(key, num_seeds, params, sample)
     kinds = _kinds(fmap.get, get)
     x = to_jax("compare", "x", x)
@@ -99,8 +111,14 @@ def compare(
             f"compare: x must be finite, but its rows {_first(bad)} are not"
         )
     n = len(x)
-    result = kernel_fn(x, None, kinds[0] if len(kinds) == 1 else kinds)
-    exact = _matrices("kernel_fn", result, kinds)
+    if not fmap.method.batch_dependent:
+        check_work("compare", fmap, x, max_bytes, 1)
+    asked = kinds[0] if len(kinds) == 1 else kinds
+
+    def function(x1: Array, x2: Array | None) -> dict[Kind, Array]:
+        return _by_kind("kernel_fn", kernel_fn(x1, x2, asked), kinds)
+
+    exact = ExactKernel(function, max_bytes)(x)
     for kind, matrix in exact.items():
         if matrix.shape != (n, n) or not np.isfinite(matrix).all():
             found = ", not finite" if matrix.shape == (n, n) else ""
@@ -108,14 +126,17 @@ def compare(
                 f"compare: kernel_fn must return a finite ({n}, {n}) matrix for "
                 f"{kind!r}, got shape {matrix.shape}{found}"
             )
-    shape, apply = x.shape[1:], jax.jit(fmap.apply)
+    shape = x.shape[1:]
+    named = {} if max_bytes is None or sample is None else {"max_bytes": max_bytes}
     errors: dict[Kind, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
     width = 0
     for seed, own in enumerate(keys):
-        drawn = params if own is None else fmap.init(own, shape, sample=sample)
-        features = _matrices("fmap.apply", apply(drawn, x), kinds)
-        for kind, phi in features.items():
-            _check_features(seed, kind, phi, n)
+        drawn = params if own is None else fmap.init(own, shape, sample=sample, **named)
+        result = features(fmap, drawn, x, max_bytes)
+        rows = _by_kind("fmap.apply", result, kinds)
+        for kind in kinds:
+            phi = np.asarray(rows[kind], np.float64)
+            _check_features(seed, kind, phi)
             K, K_hat = exact[kind], phi @ phi.T
             errors[kind].append(
                 (
@@ -142,6 +163,15 @@ def compare(
         label=label,
         method=fmap.plan(shape).method,
     )
+
+
+def features(
+    fmap: FeatureMap, params: PyTree, x: ArrayLike, max_bytes: int | None
+) -> PyTree:
+    """Return the features of examples, of which as many are in work as fit."""
+    if fmap.method.batch_dependent:
+        return fmap.apply(params, x)
+    return transform(fmap, params, x, max_bytes=max_bytes, progress=False)
 
 
 def _keys(
@@ -177,26 +207,18 @@ def _kinds(supported: Get, get: Get | None) -> tuple[Kind, ...]:
     return kinds
 
 
-def _matrices(
-    owner: str, result: PyTree, kinds: tuple[Kind, ...]
-) -> dict[Kind, NDArray]:
+def _by_kind(owner: str, result: PyTree, kinds: tuple[Kind, ...]) -> dict[Kind, Array]:
     """Return matrices by kernel, from an array or from an object with attributes."""
     if len(kinds) > 1 and not all(hasattr(result, kind) for kind in kinds):
         raise TypeError(
             f"compare: {owner} must return an object with the attributes {kinds}, "
             f"since get asks for both kernels, got {type(result).__name__}"
         )
-    return {
-        kind: np.asarray(getattr(result, kind, result), np.float64) for kind in kinds
-    }
+    matrices: dict[Kind, Any] = {kind: getattr(result, kind, result) for kind in kinds}
+    return matrices
 
 
-def _check_features(seed: int, kind: Kind, phi: NDArray, n: int) -> None:
-    if phi.ndim != 2 or len(phi) != n:
-        raise ValueError(
-            f"compare: fmap.apply must return features of shape ({n}, m), got "
-            f"{phi.shape}"
-        )
+def _check_features(seed: int, kind: Kind, phi: NDArray) -> None:
     bad = _bad_rows(phi)
     if len(bad):
         raise ValueError(

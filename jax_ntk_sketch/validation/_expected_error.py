@@ -2,11 +2,12 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch._arrays import finite_examples
@@ -17,7 +18,10 @@ from jax_ntk_sketch._typing import Array, Examples, Key, Kind, PyTree, Shape
 from jax_ntk_sketch.features._compress import CompressedFeatureMap
 from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
 from jax_ntk_sketch.features._landmarks import LandmarkFeatureMap
+from jax_ntk_sketch.features._transform import check_work
 from jax_ntk_sketch.features.build import TooFewFeaturesError
+from jax_ntk_sketch.validation._compare import features
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
 # `suggest_num_features` suggests no more columns.
 _MAX_FEATURES = 2**17
@@ -32,6 +36,7 @@ def expected_error(
     num_examples: int | None = None,
     num_seeds: int | None = None,
     trial_size: int = 64,
+    max_bytes: int | None = None,
 ) -> float:
     r"""Return the expected error of the kernel matrix on data like a sample.
 
@@ -55,6 +60,9 @@ def expected_error(
       num_examples: the number of examples that the error is for; by default n.
       num_seeds: the number of draws in a trial, >= 1, by default 3.
       trial_size: the number of examples in a trial, >= 1; at most n / 2 are taken.
+      max_bytes: the bytes that examples in work may take besides the parameters, >= 1.
+        By default they are 256 MiB on a CPU, and elsewhere a quarter of the device's
+        memory; or what one example takes, if that is more.
 
     Returns:
       The error. Where it was tried, it was within a factor of 1.5 of the error on other
@@ -63,11 +71,12 @@ def expected_error(
     Raises:
       TypeError: `fmap` is another map; `key` is missing or is not a PRNG key.
       ValueError: `fmap.get` is a tuple; `sample` has fewer than 4 examples; a number is
-        out of range; `num_seeds` is given with `params`.
+        out of range; `num_seeds` is given with `params`; one example takes more than
+        `max_bytes`, or than all memory.
 
     Cost: for formulas, 256^2 evaluations of it. For a trial, the features and the exact
-    kernel of `trial_size` examples, which for images takes the square of
-    `trial_size` times the number of pixels.
+    kernel of `trial_size` examples, which for images takes the third power of the
+    number of pixels for each pair of examples.
 
     >>> import numpy as np
     >>> import jax_ntk_sketch as jns
@@ -115,51 +124,63 @@ def expected_error(
     order = np.asarray(jax.random.permutation(shuffle, len(sample)))
     count = min(trial_size, len(sample) // 2)
     compared, rest = sample[order[:count]], sample[order[count:]]
-    exact = exact_kernel(fmap, jnp.asarray(compared))
+    if not fmap.method.batch_dependent:
+        check_work("expected_error", fmap, compared, max_bytes, 1)
+    kernel = ExactKernel(kernel_of(fmap), max_bytes, "expected_error")
+    exact = kernel(jnp.asarray(compared))
     squares = np.zeros_like(exact)
     if params is None:
         keys = jax.random.split(draws, seeds)
-        trials = [fmap.init(draw, shape, sample=rest) for draw in keys]
+        named = {} if max_bytes is None else {"max_bytes": max_bytes}
+        trials = [fmap.init(draw, shape, sample=rest, **named) for draw in keys]
     else:
         trials = [params]
     for drawn in trials:
-        phi = fmap.apply(drawn, compared)
-        assert isinstance(phi, jax.Array)  # since `get` is one kernel
-        squares += (_gram(phi) - exact) ** 2 / len(trials)
+        phi = np.asarray(features(fmap, drawn, compared, max_bytes), np.float64)
+        squares += (phi @ phi.T - exact) ** 2 / len(trials)
     weight = np.full((count, count), (n - 1) / max(count - 1, 1))
     np.fill_diagonal(weight, 1.0)
     return float(np.sqrt((weight * squares).sum() / (weight * exact**2).sum()))
 
 
+# A kernel of two batches; None for the first one itself.
+_Kernel: TypeAlias = Callable[[Array, Array | None], Array]
+
+
 @functools.singledispatch
-def exact_kernel(fmap: FeatureMap, x: Array) -> NDArray:
-    """Return the kernel (n, n) that the inner products of a map approximate."""
+def kernel_of(fmap: FeatureMap) -> _Kernel:
+    """Return the kernel that the inner products of a map approximate."""
     raise TypeError(
         "expected_error: fmap must be a map of feature_map, landmark_features or "
         f"compress, got {type(fmap).__name__}"
     )
 
 
-@exact_kernel.register
-def network_kernel(fmap: NetworkFeatureMap, x: Array) -> NDArray:
+@kernel_of.register
+def network_kernel(fmap: NetworkFeatureMap) -> _Kernel:
     """Return the kernel of a network, by method "exact"."""
     exact = NetworkFeatureMap(fmap.net, 1, fmap.get, methods.Exact())
-    # The method draws nothing, whatever the key is.
-    phi = exact.apply(exact.init(jax.random.key(0), x.shape[1:]), x)
-    assert isinstance(phi, jax.Array)
-    return _gram(phi)
+
+    def kernel(x: Array, z: Array | None) -> Array:
+        both = x if z is None else jnp.concatenate([x, z])
+        # The method draws nothing, whatever the key is.
+        phi = exact.apply(exact.init(jax.random.key(0), x.shape[1:]), both)
+        assert isinstance(phi, jax.Array)
+        return matmul(phi[: len(x)], phi[0 if z is None else len(x) :].T)
+
+    return kernel
 
 
-@exact_kernel.register
-def landmark_kernel(fmap: LandmarkFeatureMap, x: Array) -> NDArray:
+@kernel_of.register
+def landmark_kernel(fmap: LandmarkFeatureMap) -> _Kernel:
     """Return the kernel of the map's own function."""
-    return np.asarray(fmap.kernel_fn(x, None, fmap.get))
+    return lambda x, z: fmap.kernel_fn(x, z, fmap.get)
 
 
-@exact_kernel.register
-def compressed_kernel(fmap: CompressedFeatureMap, x: Array) -> NDArray:
+@kernel_of.register
+def compressed_kernel(fmap: CompressedFeatureMap) -> _Kernel:
     """Return the kernel of the map that is compressed."""
-    return exact_kernel(fmap.base, x)
+    return kernel_of(fmap.base)
 
 
 def suggest_num_features(
@@ -171,6 +192,7 @@ def suggest_num_features(
     get: Kind = "ntk",
     method: str | methods.Method = "auto",
     key: Key | None = None,
+    max_bytes: int | None = None,
 ) -> int:
     """Return the smallest number of columns that reaches an expected relative error.
 
@@ -184,6 +206,7 @@ def suggest_num_features(
       method: as for `feature_map`. "auto" is "variance_reduced" with the objective
         "kernel" here, because the error of the kernel is what is asked for.
       key: a PRNG key, if errors are measured in trials; see `expected_error`.
+      max_bytes: as `expected_error` takes it, for trials.
 
     Returns:
       `num_features`, within 6 %.
@@ -224,7 +247,7 @@ def suggest_num_features(
                 f"{owner}: sample must be given, because the error of {record} has no "
                 "formula for this network; pass sample=x, examples like those to come"
             )
-        return expected_error(fmap, sample, key=key)
+        return expected_error(fmap, sample, key=key, max_bytes=max_bytes)
 
     floor = _floor(net, example, sample, record, get)
     if floor >= relative_error:
@@ -261,7 +284,3 @@ def _floor(
     bias = fmap.plan(example, sample=sample).bias
     assert isinstance(bias, float)
     return bias
-
-
-def _gram(phi: Array) -> NDArray:
-    return np.asarray(matmul(phi, phi.T))
