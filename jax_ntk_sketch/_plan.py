@@ -125,6 +125,8 @@ class Plan:
         the same at all positions.
       input_elements: numbers in memory per example as input; None for the product of
         `input_shape`.
+      traced_elements: numbers in memory at once per example as JAX traces the whole
+        map, operation by operation; 0 if that is not known.
     """
 
     rows: tuple[PlanRow, ...]
@@ -137,6 +139,7 @@ class Plan:
     relative_error: float | tuple[float, ...] | None = None
     bias: float | tuple[float, ...] | None = None
     input_elements: int | None = None
+    traced_elements: int = 0
 
     @property
     def param_bytes(self) -> int:
@@ -151,7 +154,8 @@ class Plan:
     @property
     def live_elements(self) -> int:
         """The numbers in memory at once in the largest step, for one batch."""
-        return max(row.live_elements for row in self.rows) * self.batch_size
+        most = max(row.live_elements for row in self.rows)
+        return max(most, self.traced_elements) * self.batch_size
 
     @property
     def peak_bytes(self) -> int:
@@ -175,14 +179,15 @@ class Plan:
         """Return the estimated bytes of one batch in a pass over many examples.
 
         They are two copies of the inputs and features of `num_examples`, because one
-        batch is written or summed while the next one is computed, and what `batch_size`
-        of them need in the largest step. The parameters, sums and data are not counted.
+        batch is written or summed while the next one is computed. To these come twice
+        the `live_elements`, because compilers change the order of operations. The
+        parameters, sums and data are not counted.
 
         Args:
           itemsize: the bytes of a number, 8 for float64.
         """
         kept = 2 * self.num_examples * (self._inputs + self.num_features)
-        return itemsize * (kept + self.live_elements)
+        return itemsize * (kept + 2 * self.live_elements)
 
     def choose_batch_size(
         self, num_examples: int, max_bytes: int | None = None, itemsize: int = 4
@@ -224,11 +229,12 @@ class Plan:
     def limit_batch_size(self, max_bytes: int | None, itemsize: int = 4) -> int:
         """Return the largest power of two whose inputs and features take half of it.
 
-        The other half is for what the steps need. It is at least 1.
+        The other half is for what the steps need, and for one example at least.
         """
-        half = (memory_budget() if max_bytes is None else max_bytes) // 2
-        each = 2 * itemsize * (self._inputs + self.num_features)
-        return _power_of_two(half // each)
+        limit = memory_budget() if max_bytes is None else max_bytes
+        step = self.with_sizes(0, 1).work_bytes(itemsize)
+        each = self.with_sizes(1, 0).work_bytes(itemsize)
+        return _power_of_two(min(limit // 2, limit - step) // each)
 
     def rows_in_work(self, max_bytes: int | None = None, itemsize: int = 4) -> int:
         """Return how many of `num_examples` to work on at a time.
@@ -237,10 +243,10 @@ class Plan:
         `max_bytes`, or the default. On a CPU what they need also fits in the caches.
         """
         limit = memory_budget() if max_bytes is None else max_bytes
-        each = itemsize * self.with_sizes(1, 1).live_elements
-        limit -= self.work_bytes(itemsize) - itemsize * self.live_elements
+        each = 2 * itemsize * self.with_sizes(1, 1).live_elements
+        limit -= self.with_sizes(self.num_examples, 0).work_bytes(itemsize)
         if _on_cpu():
-            limit = min(limit, _CACHE_BYTES)
+            limit = min(limit, 2 * _CACHE_BYTES)
         return min(self.num_examples, _power_of_two(limit // each))
 
     def check_work(self, owner: str, max_bytes: int | None, itemsize: int = 4) -> int:

@@ -8,11 +8,12 @@ import jax
 from jax.extend import core
 
 
-def traced_bytes(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> int:
+def traced_bytes(function: Callable[..., Any], *shapes: Any) -> int:
     """Return the most bytes that a function's values take at once, arguments included.
 
-    It is what the function takes if its operations run one by one. Compiled, operations
-    are fused, and it takes less. The result is 0 if the function cannot be traced.
+    Arguments are pytrees of arrays or shapes. The bytes are those of operations that
+    run one by one. Compilers fuse some and change the order of others: they took
+    between a half and twice as much. The result is 0 if the function cannot be traced.
 
     >>> import jax
     >>> from jax_ntk_sketch._traced_memory import traced_bytes

@@ -28,7 +28,7 @@ from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
 from jax_ntk_sketch.features import _bias, _maps, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features._row_scales import scale_rows
-from jax_ntk_sketch.features._steps_of import scaled_steps, steps_of
+from jax_ntk_sketch.features._steps_of import scaled_steps, steps_of, traced_elements
 from jax_ntk_sketch.features.build import layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
@@ -392,6 +392,7 @@ class NetworkFeatureMap:
             fit_bytes=resolved._fit_bytes(shape, learned),
             relative_error=resolved.expected_error(shape, sample=sample),
             bias=tuple(biases) if len(biases) > 1 else biases[0],
+            traced_elements=traced_elements(resolved, shape),
         )
 
     def expected_error(

@@ -1,6 +1,7 @@
 """`with_sparse_inputs`: a feature map of sparse examples, in time of their nonzeros."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -17,6 +18,7 @@ from jax_ntk_sketch._protocol import (
     Origin,
     check_feature_map,
 )
+from jax_ntk_sketch._traced_memory import traced_bytes
 from jax_ntk_sketch._typing import Array, Examples, Key, PyTree, Shape
 from jax_ntk_sketch.batches.sparse_rows import (
     SparseRows,
@@ -214,8 +216,8 @@ class SparseFeatureMap(DerivedFeatureMap):
           batch_size: sketched examples that `base` works on at a time.
 
         Returns:
-          A `Plan`. Its `input_elements` are the indices, rows, values and squares of
-          the nonzeros of an example, and the sketched example.
+          A `Plan`. Its `input_elements` are all that an example takes until it is
+          sketched.
 
         Raises:
           ValueError: `example` is neither a shape (d,) nor examples (n, d).
@@ -224,8 +226,7 @@ class SparseFeatureMap(DerivedFeatureMap):
         d = _input_dim(owner, example)
         _, count, batch = plan_sizes(owner, example, batch_size)
         nonzeros = -(-getattr(example, "nnz", count * d) // count)
-        # A dense example is also transposed, and copied with signs.
-        inputs = 4 * nonzeros if is_sparse(example) else 3 * d
+        inputs = _sketch_elements(self, d, nonzeros if is_sparse(example) else None)
         m = self.sketch_dim
         sketched = None
         if sample is not None:
@@ -245,7 +246,7 @@ class SparseFeatureMap(DerivedFeatureMap):
             rows=(row, *plan.rows),
             input_shape=(d,),
             num_examples=max(count, plan.batch_size),
-            input_elements=inputs + m,
+            input_elements=inputs,
             # The sketch adds an error and a bias of its own.
             relative_error=None,
             bias=None,
@@ -310,6 +311,27 @@ def with_sparse_inputs(
     (5, 128)
     """
     return SparseFeatureMap(fmap, sketch_dim, sparsity, exact_norms)
+
+
+@functools.lru_cache(maxsize=256)
+def _sketch_elements(fmap: SparseFeatureMap, d: int, nonzeros: int | None) -> int:
+    """Return the numbers in memory per example while examples are sketched.
+
+    They have this many nonzeros, or are dense if it is None.
+    """
+    count = 256
+
+    def run(seeds: PyTree, x: Array, index: Array | None = None) -> Array:
+        rows: SparseRows | Array = x
+        if index is not None:
+            rows = SparseRows(indices=index, rows=index, values=x, shape=(count, d))
+        return fmap._sketched({"hash": seeds}, rows)
+
+    seeds = jax.eval_shape(lambda: fmap._sketch(d).init(jax.random.key(0)))
+    shape = (count, d) if nonzeros is None else (count * max(nonzeros, 1),)
+    values = jax.ShapeDtypeStruct(shape, jnp.float32)
+    index = None if nonzeros is None else values.update(dtype=jnp.int32)
+    return traced_bytes(run, seeds, values, index) // (4 * count)
 
 
 def _float_examples(

@@ -3,9 +3,15 @@
 import functools
 from typing import Protocol
 
+import jax
+import jax.numpy as jnp
+
 from jax_ntk_sketch import stax
-from jax_ntk_sketch._typing import Get, Kind, PyTree, Shape
+from jax_ntk_sketch._traced_memory import traced_bytes
+from jax_ntk_sketch._typing import Array, Get, Kind, PyTree, Shape
+from jax_ntk_sketch.features._error_formula import first_features
 from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.fitting import draw_params, run_steps
 from jax_ntk_sketch.features.step import Step
 from jax_ntk_sketch.methods import Method
 
@@ -43,3 +49,30 @@ def scaled_steps(
         return steps_of(fmap, kind, shape, batch)
     m = fmap.num_features
     return build_steps(fmap.net, fmap.method, kind, m, shape, batch, scales)
+
+
+@functools.lru_cache(maxsize=256)
+def traced_elements(fmap: NetworkMap, shape: Shape) -> int:
+    """Return the numbers in memory per example in all steps, as JAX traces them.
+
+    It is 0 if the method depends on the batch, or if the network needs the edges of
+    graphs, whose number is not known.
+    """
+    if fmap.method.batch_dependent:
+        return 0
+    # So many that what does not grow with the examples hardly counts.
+    x = jax.ShapeDtypeStruct((256, *shape), jnp.float32)
+    most = max(_traced_bytes(steps_of(fmap, kind, shape), x) for kind in fmap.kinds)
+    return most // (4 * x.shape[0])
+
+
+def _traced_bytes(steps: list[Step], x: jax.ShapeDtypeStruct) -> int:
+    def draw() -> PyTree:
+        keys = jax.random.split(jax.random.key(0), len(steps))
+        return draw_params(steps, keys, None, {})
+
+    def run(x: Array, *leaves: Array) -> PyTree:
+        return run_steps(steps, jax.tree.unflatten(tree, leaves), first_features(x), {})
+
+    leaves, tree = jax.tree.flatten(jax.eval_shape(draw))
+    return traced_bytes(run, x, *leaves)
