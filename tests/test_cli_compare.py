@@ -203,16 +203,6 @@ def linear_kernel(x, z=None):
     return x @ (x if z is None else z).T + 1
 
 
-@pytest.mark.parametrize("block", [7, 1000])
-def test_kernels_in_blocks(block):
-    x, z = toy().x_train, toy().x_test
-    kernel = regression.ExactKernel(linear_kernel, block)
-    np.testing.assert_allclose(kernel(x), linear_kernel(x), rtol=1e-5, atol=1e-5)
-    wanted = linear_kernel(z, x)
-    np.testing.assert_allclose(kernel(z, x), wanted, rtol=1e-5, atol=1e-5)
-    assert kernel(x).dtype == np.float64
-
-
 def test_exact_regression_solves_kernel_ridge():
     task = regression.Regression(toy(), [0.1], seed=0)
     x, z = toy().x_train.astype(float), toy().x_test.astype(float)

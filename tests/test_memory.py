@@ -324,9 +324,7 @@ def test_landmarks_are_chosen_in_parts():
     np.testing.assert_array_equal(whole["landmarks"], parts["landmarks"])
     phi, psi = fmap.apply(whole, x), fmap.apply(parts, x)
     np.testing.assert_allclose(phi @ phi.T, psi @ psi.T, atol=2e-3)
-    with pytest.raises(
-        ValueError, match=r"max_bytes must be at least .* got 99;"
-    ):
+    with pytest.raises(ValueError, match=r"max_bytes must be at least .* got 99;"):
         fmap.init(KEY, (40,), sample=x, max_bytes=99)
 
 

@@ -13,6 +13,7 @@ import pytest
 from jax_ntk_sketch import methods, validation
 from jax_ntk_sketch._plan import Plan, PlanRow
 from jax_ntk_sketch.validation import measures
+from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 from jax_ntk_sketch.validation.report import Comparison, Estimate, KernelErrors
 
 Both = namedtuple("Both", ["nngp", "ntk"])
@@ -239,6 +240,22 @@ def test_the_kernel_is_computed_once():
 
     validation.compare(projection(8), kernel_fn, X, key=KEY)
     assert calls == [(None, "ntk")]
+
+
+@pytest.mark.parametrize("max_bytes", [1000, None])
+def test_kernels_in_blocks(max_bytes):
+    """All blocks have one size, and the last ones are padded."""
+
+    def kernel(x, z):
+        return x @ (x if z is None else z).T
+
+    x, z = X[:31], X[31:38]
+    for run in (kernel, jax.jit(kernel)):
+        exact = ExactKernel(run, max_bytes)
+        for pair in ((x, None), (z, x)):
+            found = exact(*pair)
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found, kernel(*pair), rtol=1e-5, atol=1e-5)
 
 
 def test_the_sample_is_what_init_sees():
