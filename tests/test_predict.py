@@ -9,7 +9,7 @@ import pytest
 from helpers import theirs, x64
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import NNGPFirst, stax
+from jax_ntk_sketch import NNGPFirst, kernels, stax
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.linear_model import (
     fit_ridge,
@@ -134,6 +134,77 @@ def test_ensemble_is_that_of_the_kernels(on, diag_reg, dtype):
     close(got.mean, wanted.mean, dtype)
     close(got.covariance, wanted.covariance, dtype)
     close(ours(times, where, "nngp"), theirs(times, there, "nngp"), dtype)
+
+
+def predictions(train, test, **options):
+    """Of the ensemble at a time and at the end, with covariances."""
+    predict_fn = gradient_descent_mse_ensemble(train, Y, diag_reg=0.05)
+    return [predict_fn(t, test, None, True, **options) for t in (3.0, None)]
+
+
+def test_fewer_examples_than_features_and_more():
+    """Columns of zeros change nothing but the matrix that is decomposed."""
+    rng = np.random.default_rng(1)
+    with x64():
+        few = [NNGPFirst(*rng.standard_normal((2, n, 7))) for n in (TRAIN, TEST)]
+        wide = [jax.tree.map(lambda z: np.pad(z, [(0, 0), (0, 9)]), phi) for phi in few]
+        for narrow, padded in zip(predictions(*few), predictions(*wide), strict=True):
+            jax.tree.map(functools.partial(close, dtype=np.float64), padded, narrow)
+        flows = [
+            gradient_descent_mse(phi.ntk, Y, diag_reg=0.1) for phi in (few[0], wide[0])
+        ]
+        for t in TIMES:
+            a, b = (
+                flow(t, F0, F0_TEST, phi.ntk)
+                for flow, phi in zip(flows, (few[1], wide[1]), strict=True)
+            )
+            jax.tree.map(functools.partial(close, dtype=np.float64), a, b)
+    with pytest.raises(ValueError, match="features and targets must be finite"):
+        gradient_descent_mse(wide[0].ntk * np.nan, Y)
+
+
+@pytest.mark.parametrize("on", ["test", "train"])
+def test_variances_are_the_diagonal_of_covariances(on):
+    train, test = features(np.float32)
+    predict_fn = gradient_descent_mse_ensemble(train, jnp.asarray(Y), diag_reg=0.05)
+    test = test if on == "test" else None
+    for t in (jnp.asarray([0.5, 3.0]), None):
+        whole = predict_fn(t, test, compute_cov=True)
+        short = predict_fn(t, test, compute_cov="diagonal")
+        for kind in ("nngp", "ntk"):
+            wanted = jnp.diagonal(getattr(whole, kind).covariance, axis1=-2, axis2=-1)
+            close(getattr(short, kind).covariance, wanted, np.float32)
+
+
+@pytest.mark.long
+def test_variances_have_the_part_that_features_leave_out():
+    """With the training examples as landmarks, only K(x, x) of others is missing."""
+    with x64():
+        x = jnp.asarray(X)
+        fmap = jns.feature_map(
+            NET, num_features=TRAIN, get=("nngp", "ntk"), method="nystrom"
+        )
+        params = fmap.init(jax.random.key(0), (6,), sample=x[:TRAIN])
+        train, test = (fmap.apply(params, z) for z in (x[:TRAIN], x[TRAIN:]))
+        diag = jnp.diagonal(kernels.exact_kernel(NET, x[TRAIN:], get="nngp"))
+        found = predictions(train, test, nngp_diag=diag)
+        without = predictions(train, test)
+        theirs = jnt.load().predict.gradient_descent_mse_ensemble(
+            kernel, x[:TRAIN], jnp.asarray(Y), diag_reg=0.05
+        )
+        for t, ours, small in zip((3.0, None), found, without, strict=True):
+            wanted = theirs(t, x[TRAIN:], None, compute_cov=True)
+            for kind in ("nngp", "ntk"):
+                a, b, c = (
+                    jnp.diagonal(getattr(z, kind).covariance)
+                    for z in (ours, wanted, small)
+                )
+                np.testing.assert_allclose(a, b, rtol=1e-4)
+                assert (c < 0.95 * b).all()
+        with pytest.raises(ValueError, match=r"nngp_diag must have shape \(5,\), one"):
+            predictions(train, test, nngp_diag=diag[1:])
+        with pytest.raises(ValueError, match="must be None without features_test"):
+            predictions(train, None, nngp_diag=diag)
 
 
 @pytest.mark.long

@@ -11,20 +11,21 @@ Gradient flow on the mean squared error changes the outputs of a wide network by
 This is the formula for kernels, after :math:`\Phi^\top (\Phi\Phi^\top)^k =
 (\Phi^\top\Phi)^k \Phi^\top`. It takes O(n m^2 + m^3) operations instead of O(n^3). The
 functions have the names, arguments and conventions of Neural Tangents, with features in
-place of kernels, so that results can be compared entry by entry.
+place of kernels, so that results can be compared entry by entry. Where n < m, the
+singular vectors of the features replace the eigenvectors, with O(n^2 m) operations.
 
 Source: Lee et al., arXiv 1902.06720, equations 10 to 16. The docstrings derive the
 formulas in features.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from jax_ntk_sketch._checks import check_get, check_number
 from jax_ntk_sketch._numerics import matmul
@@ -38,8 +39,8 @@ from jax_ntk_sketch._typing import (
     Kind,
     kernels_tuple,
 )
+from jax_ntk_sketch.linear_model._flow import GradientFlow
 from jax_ntk_sketch.linear_model.ridge import (
-    ROUNDING,
     RidgeState,
     ridge_init,
     ridge_update,
@@ -54,7 +55,7 @@ class Gaussian(NamedTuple):
 
     Attributes:
       mean: (..., n, k) or (..., n), for times (...).
-      covariance: (..., n, n), the same for all k targets.
+      covariance: (..., n, n), or variances (..., n), the same for all k targets.
     """
 
     mean: Array
@@ -107,7 +108,8 @@ def gradient_descent_mse(
       ValueError: shapes do not fit, the training data are not finite, or `diag_reg` is
         negative or not finite.
 
-    Cost: 4 n m^2 + 9 m^3 flops once, then O(p m^2) for each call; 24 m^2 bytes.
+    Cost: 4 n m^2 + 9 m^3 flops once, or O(n^2 m) where n < m; then O(p m r) for each
+    call with r = min(n, m). The memory is 24 r m bytes.
 
     >>> import jax.numpy as jnp
     >>> from jax_ntk_sketch import linear_model
@@ -119,24 +121,25 @@ def gradient_descent_mse(
     owner = "gradient_descent_mse"
     phi: Array | None = None
     y: Array | None = None
+    n: float
     if isinstance(phi_train, RidgeState):
         if y_train is not None:
             raise ValueError(
                 f"{owner}: y_train must be None with a RidgeState, which has its own "
                 "targets"
             )
-        state = phi_train
-        flat = state.num_targets is None
+        sums = sums_on_host(owner, phi_train)
+        flat, m = phi_train.num_targets is None, phi_train.num_features
+        n, k = float(sums[-1, -1]), len(sums) - 1 - m
+        mean = float(np.trace(sums[:m, :m])) / n
+        reg = _penalty(owner, diag_reg, diag_reg_absolute_scale, mean)
+        flow = GradientFlow.of_gram(sums[:m, :m], reg, phi_train.total.dtype)
+        moments = flow.coordinates(sums[:m, m:-1])
     else:
         phi, y, flat = _training_set(owner, phi_train, y_train)
-        state = _sums(phi, y)
-    sums = sums_on_host(owner, state)
-    m, n = state.num_features, sums[-1, -1]
-    k = sums.shape[0] - 1 - m
-    gram = sums[:m, :m]
-    reg = _penalty(owner, diag_reg, diag_reg_absolute_scale, gram, n)
-    flow = _GradientFlow(gram, reg, state.total.dtype)
-    moments = flow.coordinates(sums[:m, m:-1])
+        m, (n, k) = phi.shape[1], y.shape
+        penalty = functools.partial(_penalty, owner, diag_reg, diag_reg_absolute_scale)
+        flow, moments = _flow(owner, phi, y, penalty)
 
     def predict_fn(
         t: ArrayLike | None = None,
@@ -210,19 +213,24 @@ def gradient_descent_mse_ensemble(
       - features_test: the features of p test examples, (p, m') and (p, m), like
         `features_train`; None for the training set.
       - get: "nngp", "ntk", or a tuple of them; None for both.
-      - compute_cov: whether to compute covariances.
+      - compute_cov: whether to compute covariances; "diagonal" for the variances only.
+      - nngp_diag: the exact NNGP kernel of each test example with itself, (p,). The
+        part of it that the features leave out is added to the variances, which are too
+        small without it. For fully connected networks it is the diagonal of
+        `jax_ntk_sketch.kernels.exact_kernel(net, x, get="nngp")`.
 
       It returns a `Gaussian` if `compute_cov`, else the mean (..., p, k). Covariances
-      are (..., p, p). If `get` is a tuple, it returns a named tuple of these with the
-      fields in that order, and for None in the order "nngp", "ntk". It can be traced,
-      also in t.
+      are (..., p, p), and variances (..., p). If `get` is a tuple, it returns a named
+      tuple of these with the fields in that order, and for None in the order "nngp",
+      "ntk". It can be traced, also in t.
 
     Raises:
       TypeError: as `gradient_descent_mse`; or `features_train` lacks an attribute.
       ValueError: as `gradient_descent_mse`.
 
-    Cost: 4 n (m + m')^2 + 9 (m^3 + m'^3) flops once; O(p m (m + m') + p^2 m') for each
-    call and time.
+    Cost: 4 n ((m + m')^2 + m'^2) + 9 (m^3 + m'^3) flops once, or O(n^2 (m + m')) where
+    n is less than m and m'; then O(p m (m + m')) for each call and time, and O(p^2 m')
+    more for covariances that are not diagonal.
 
     >>> import jax.numpy as jnp
     >>> from jax_ntk_sketch import NNGPFirst, linear_model
@@ -244,19 +252,15 @@ def gradient_descent_mse_ensemble(
     phi, y, flat = _training_set(owner, features_train.ntk, y_train)
     psi, _, _ = _training_set(owner, features_train.nngp, y_train)
     psi = psi.astype(phi.dtype)
-    sums = sums_on_host(owner, _sums(phi, jnp.concatenate([psi, y], axis=1)))
-    m, n, num_values = phi.shape[1], len(y), y.size
+    n, num_values = len(y), y.size
     train: dict[Kind, Array] = {"ntk": phi, "nngp": psi}
-    columns = {"ntk": slice(0, m), "nngp": slice(m, m + psi.shape[1])}
-    targets = slice(m + psi.shape[1], -1)
-    flows: dict[Kind, _GradientFlow] = {}
+    penalty = functools.partial(_penalty, owner, diag_reg, diag_reg_absolute_scale)
+    right = {"ntk": jnp.concatenate([psi, y], axis=1), "nngp": y}
+    flows: dict[Kind, GradientFlow] = {}
     moments: dict[Kind, Array] = {}
     for kind in KINDS:
-        gram = sums[columns[kind], columns[kind]]
-        reg = _penalty(owner, diag_reg, diag_reg_absolute_scale, gram, n)
-        flows[kind] = _GradientFlow(gram, reg, phi.dtype)
-        moments[kind] = flows[kind].coordinates(sums[columns[kind], targets])
-    cross = flows["ntk"].coordinates(sums[columns["ntk"], columns["nngp"]])
+        flows[kind], moments[kind] = _flow(owner, train[kind], right[kind], penalty)
+    cross, moments["ntk"] = jnp.split(moments["ntk"], [psi.shape[1]], axis=1)
 
     def mean(kind: Kind, tau: Array, test: dict[Kind, Array] | None) -> Array:
         flow = flows[kind]
@@ -265,33 +269,47 @@ def gradient_descent_mse_ensemble(
             return flow.train_gain_off(tau) * y + along
         return flow.outputs(test[kind], flow.gain(tau), moments[kind])
 
-    def nngp_covariance(tau: Array, test: dict[Kind, Array] | None) -> Array:
+    def nngp_covariance(
+        tau: Array, test: dict[Kind, Array] | None, diagonal: bool
+    ) -> Array:
         flow, x = flows["nngp"], (train if test is None else test)["nngp"]
         coordinates = matmul(x, flow.basis)
         prior = flow.train_prior(tau) if test is None else flow.prior(tau)
-        along = matmul(coordinates * prior[..., None, :], coordinates.T)
+        along = _products(coordinates * prior[..., None, :], coordinates, diagonal)
         if test is None:
-            return along + flow.train_prior_off(tau) * jnp.eye(n, dtype=flow.dtype)
+            off = flow.train_prior_off(tau)
+            return along + (
+                off[..., 0] if diagonal else off * jnp.eye(n, dtype=x.dtype)
+            )
         # Directions that no training example has keep their initial variance.
-        off = x - matmul(coordinates, flow.basis.T)
-        return along + matmul(off, off.T)
+        rest = x - matmul(coordinates, flow.basis.T)
+        return along + _products(rest, rest, diagonal)
 
-    def ntk_covariance(tau: Array, test: dict[Kind, Array] | None) -> Array:
+    def ntk_covariance(
+        tau: Array, test: dict[Kind, Array] | None, diagonal: bool
+    ) -> Array:
         flow = flows["ntk"]
         if test is None:
             along = flow.outputs(phi, flow.train_gain(tau), cross)
             rows = (1 - flow.train_gain_off(tau)) * psi - along
         else:
             rows = test["nngp"] - flow.outputs(test["ntk"], flow.gain(tau), cross)
-        return matmul(rows, jnp.swapaxes(rows, -1, -2))
+        return _products(rows, rows, diagonal)
 
     def predict_fn(
         t: ArrayLike | None = None,
         features_test: KernelFeatures | None = None,
         get: Get | None = None,
-        compute_cov: bool = False,
+        compute_cov: bool | Literal["diagonal"] = False,
+        nngp_diag: ArrayLike | None = None,
     ) -> Prediction:
         kinds = check_get("predict_fn", KINDS if get is None else get)
+        diagonal = compute_cov == "diagonal"
+        if isinstance(compute_cov, str) and not diagonal:
+            raise ValueError(
+                'predict_fn: compute_cov must be True, False or "diagonal", got '
+                f"{compute_cov!r}"
+            )
         tau = _scaled_times(t, learning_rate / num_values, phi.dtype)
         test = None
         if features_test is not None:
@@ -305,14 +323,19 @@ def gradient_descent_mse_ensemble(
                 for kind in KINDS
                 if kind in kinds or compute_cov
             }
+        left_out = _left_out(nngp_diag, test, compute_cov)
         covariance = {"nngp": nngp_covariance, "ntk": ntk_covariance}
         predictions: dict[Kind, Array | Gaussian] = {}
         for kind in kinds:
             value = mean(kind, tau, test)
             value = value[..., 0] if flat else value
-            predictions[kind] = (
-                Gaussian(value, covariance[kind](tau, test)) if compute_cov else value
-            )
+            if compute_cov:
+                found = covariance[kind](tau, test, diagonal)
+                if left_out is not None:
+                    found += left_out if diagonal else jnp.diag(left_out)
+                predictions[kind] = Gaussian(value, found)
+            else:
+                predictions[kind] = value
         if isinstance(get, str):
             return predictions[get]
         return kernels_tuple(kinds)(**predictions)
@@ -320,80 +343,77 @@ def gradient_descent_mse_ensemble(
     return predict_fn
 
 
-class _GradientFlow:
-    """The eigenvectors of a Gram matrix, and functions of its eigenvalues and of time.
+def _flow(
+    owner: str, phi: Array, right: Array, penalty: Callable[[float], float]
+) -> tuple[GradientFlow, Array]:
+    """Return the flow of features, and the coordinates of their products with `right`.
 
-    Scaled times tau are (..., 1), functions of r eigenvalues (..., r), and factors of
-    whole outputs (..., 1, 1). Write a = s^2 + reg. Eigenvalues that rounding cannot
-    tell from zero are left out: no training reaches their directions. Targets have a
-    part along the features and a part off them, which only the penalty moves.
+    Args:
+      owner: the function to name in messages.
+      phi: (n, m). Their Gram matrix is not formed where n < m.
+      right: (n, k).
+      penalty: a function of the mean diagonal entry of the kernel.
+
+    Raises:
+      TypeError: the features are traced.
+      ValueError: they or `right` are not finite.
     """
-
-    def __init__(self, gram: NDArray, reg: float, dtype: Dtype) -> None:
-        values, vectors = np.linalg.eigh(gram)
-        positive = values > ROUNDING[str(dtype)] * max(values[-1], 0) * len(values)
-        self._vectors = vectors[:, positive]
-        self.basis = jnp.asarray(self._vectors, dtype)
-        self.squares = jnp.asarray(values[positive], dtype)
-        self.reg, self.dtype = reg, dtype
-
-    def coordinates(self, moments: NDArray) -> Array:
-        """Return V^T `moments` of shape (r, k), computed in double precision."""
-        return jnp.asarray(self._vectors.T @ moments, self.dtype)
-
-    def project(self, x: Array, y: Array) -> Array:
-        """Return V^T x^T y."""
-        return matmul(self.basis.T, matmul(x.T, y))
-
-    def outputs(self, x: Array, gain: Array, coordinates: Array) -> Array:
-        """Return x V g c, (..., p, k), from x (p, m), g (..., r) and c (r, k)."""
-        return matmul(matmul(x, self.basis), gain[..., None] * coordinates)
-
-    def _decay(self, tau: Array, factor: float = 1.0) -> Array:
-        """Return exp(-factor reg tau); without a penalty it is 1 at infinity too."""
-        return jnp.exp(-factor * self.reg * tau) if self.reg else jnp.ones_like(tau)
-
-    def gain(self, tau: Array) -> Array:
-        """Return (1 - exp(-a tau)) / a, for outputs on other examples."""
-        a = self.squares + self.reg
-        return -jnp.expm1(-a * tau) / a
-
-    def train_gain(self, tau: Array) -> Array:
-        """Return (f(a) - f(reg)) / s^2, f(x) = 1 - exp(-x tau), on training data."""
-        return self._decay(tau) * -jnp.expm1(-self.squares * tau) / self.squares
-
-    def train_gain_off(self, tau: Array) -> Array:
-        """Return f(reg) = 1 - exp(-reg tau), for targets off the features."""
-        return (1 - self._decay(tau))[..., None]
-
-    def prior(self, tau: Array) -> Array:
-        """Return the fraction 1 - s^2 (1 - exp(-2 a tau)) / a of the prior variance.
-
-        It is left on other examples, along each direction.
-        """
-        a, s2 = self.squares + self.reg, self.squares
-        return (self.reg + s2 * jnp.exp(-2 * a * tau)) / a
-
-    def train_prior(self, tau: Array) -> Array:
-        """Return (f(a) - f(reg)) / s^2 with f(x) = x exp(-2 x tau).
-
-        Neural Tangents uses this fraction of the prior variance on the training set.
-        """
-        s2 = self.squares
-        change = jnp.exp(-2 * s2 * tau) + self.reg * jnp.expm1(-2 * s2 * tau) / s2
-        return self._decay(tau, 2.0) * change
-
-    def train_prior_off(self, tau: Array) -> Array:
-        """Return f(reg) = reg exp(-2 reg tau), off the features."""
-        return self.reg * self._decay(tau, 2.0)[..., None]
+    n, m = phi.shape
+    if n >= m:
+        sums = sums_on_host(owner, _sums(phi, right))
+        reg = penalty(float(np.trace(sums[:m, :m])) / n)
+        flow = GradientFlow.of_gram(sums[:m, :m], reg, phi.dtype)
+        return flow, flow.coordinates(sums[:m, m:-1])
+    if isinstance(phi, jax.core.Tracer) or isinstance(right, jax.core.Tracer):
+        raise TypeError(
+            f"{owner}: features must be concrete; do not call it under jit or vmap"
+        )
+    rows, columns = np.asarray(phi, np.float64), np.asarray(right, np.float64)
+    if not (np.isfinite(rows).all() and np.isfinite(columns).all()):
+        raise ValueError(
+            f"{owner}: features and targets must be finite, got NaN or infinity; "
+            "fit_ridge names the rows"
+        )
+    reg = penalty(float(np.square(rows).sum()) / n)
+    flow = GradientFlow.of_features(rows, reg, phi.dtype)
+    return flow, flow.coordinates(rows.T @ columns)
 
 
-def _penalty(
-    owner: str, diag_reg: float, absolute: bool, gram: NDArray, n: float
-) -> float:
-    """Return the penalty in units of the kernel."""
+def _products(a: Array, b: Array, diagonal: bool) -> Array:
+    """Return the inner products of rows with all rows, or with their own only."""
+    if diagonal:
+        return jnp.sum(a * b, axis=-1)
+    return matmul(a, jnp.swapaxes(b, -1, -2))
+
+
+def _left_out(
+    nngp_diag: ArrayLike | None, test: dict[Kind, Array] | None, compute_cov: object
+) -> Array | None:
+    """Return the variances (p,) that features leave out; None if they are not known.
+
+    Raises:
+      ValueError: `nngp_diag` has another shape, or is given without a use.
+    """
+    if nngp_diag is None:
+        return None
+    if test is None or not compute_cov:
+        raise ValueError(
+            "predict_fn: nngp_diag must be None without features_test and compute_cov"
+        )
+    squares = jnp.sum(test["nngp"] ** 2, axis=1)
+    exact = jnp.asarray(nngp_diag, squares.dtype)
+    if exact.shape != squares.shape:
+        raise ValueError(
+            f"predict_fn: nngp_diag must have shape {squares.shape}, one number for "
+            f"each test example, got {exact.shape}"
+        )
+    return jnp.maximum(exact - squares, 0)
+
+
+def _penalty(owner: str, diag_reg: float, absolute: bool, mean: float) -> float:
+    """Return the penalty, given the mean diagonal entry of the kernel."""
     diag_reg = check_number(owner, "diag_reg", diag_reg, least=0)
-    return diag_reg * (1.0 if absolute else float(np.trace(gram)) / n)
+    return diag_reg * (1.0 if absolute else mean)
 
 
 def _scaled_times(t: ArrayLike | None, scale: float, dtype: Dtype) -> Array:
@@ -435,7 +455,7 @@ def _test_features(name: str, phi: ArrayLike, m: int, dtype: Dtype) -> Array:
     return phi
 
 
-def _initial_outputs(fx: ArrayLike, flow: _GradientFlow) -> Array:
+def _initial_outputs(fx: ArrayLike, flow: GradientFlow) -> Array:
     """Return outputs (n, k), or an array that broadcasts to that shape."""
     fx = jnp.asarray(fx, flow.dtype)
     return fx[:, None] if fx.ndim == 1 else fx
