@@ -165,9 +165,7 @@ class NetworkFeatureMap:
         return max(fitting.fit_peak_bytes(steps, count) for steps in kinds)
 
     def _learns(self, shape: Shape) -> bool:
-        return any(
-            step.fit for kind in self.kinds for step in steps_of(self, kind, shape, 1)
-        )
+        return any(step.fit for k in self.kinds for step in steps_of(self, k, shape, 1))
 
     def _draw(
         self,
