@@ -25,10 +25,10 @@ from jax_ntk_sketch._typing import (
     Shape,
 )
 from jax_ntk_sketch.batches.sparse_rows import refuse_sparse
-from jax_ntk_sketch.features import _bias, _maps, fitting
+from jax_ntk_sketch.features import _bias, _maps, _steps_of, fitting
 from jax_ntk_sketch.features._error_formula import first_features, formula_error
 from jax_ntk_sketch.features._row_scales import scale_rows
-from jax_ntk_sketch.features._steps_of import scaled_steps, steps_of, traced_elements
+from jax_ntk_sketch.features._steps_of import scaled_steps, steps_of
 from jax_ntk_sketch.features.build import layers_with_positions
 from jax_ntk_sketch.features.graph_inputs import check_extra_inputs
 from jax_ntk_sketch.features.methods.auto import resolve_method
@@ -122,14 +122,18 @@ class NetworkFeatureMap:
         shape = _maps.example_shape(owner, example)
         resolved = self.resolve(shape)
         reason = f"{resolved.method} learns from data"
-        learns = resolved._learns(shape)
+        learns = _steps_of.learns(resolved, shape)
         rows = _maps.check_sample(owner, sample, shape, reason if learns else None)
         _bias.warn_of_bias(resolved, key, shape, sample)
         dtype = jnp.result_type(float) if rows is None else rows.dtype
         scales = resolved._check_scales(owner, scales, dtype)
         if rows is None:
             return resolved._draw(key, shape)
-        needed = resolved._fit_bytes(shape, len(rows)) * max(4, dtype.itemsize) // 4
+        needed = (
+            _steps_of.fit_bytes(resolved, shape, len(rows))
+            * max(4, dtype.itemsize)
+            // 4
+        )
         what, remedy = f"learning from {len(rows)} examples", "give fewer examples"
         _plan.check_max_bytes(owner, max_bytes, needed, what, remedy)
         inputs = resolved._extra_inputs(owner, rows, pattern, mask)
@@ -158,14 +162,6 @@ class NetworkFeatureMap:
         _maps.check_takes_scales(owner, self.method)
         check_scales(owner, self.net, scales)
         return jax.tree.map(lambda scale: jnp.asarray(scale, dtype), scales)
-
-    def _fit_bytes(self, shape: Shape, count: int) -> int:
-        """Return the peak bytes of learning from `count` examples; 0 if none is."""
-        kinds = (steps_of(self, kind, shape, 1) for kind in self.kinds)
-        return max(fitting.fit_peak_bytes(steps, count) for steps in kinds)
-
-    def _learns(self, shape: Shape) -> bool:
-        return any(step.fit for k in self.kinds for step in steps_of(self, k, shape, 1))
 
     def _draw(
         self,
@@ -387,10 +383,10 @@ class NetworkFeatureMap:
             num_features=width,
             batch_size=batch,
             num_examples=max(count, batch),
-            fit_bytes=resolved._fit_bytes(shape, learned),
+            fit_bytes=_steps_of.fit_bytes(resolved, shape, learned),
             relative_error=resolved.expected_error(shape, sample=sample),
             bias=tuple(biases) if len(biases) > 1 else biases[0],
-            traced_elements=traced_elements(resolved, shape),
+            traced_elements=_steps_of.traced_elements(resolved, shape),
         )
 
     def expected_error(

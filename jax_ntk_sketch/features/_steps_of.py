@@ -11,7 +11,7 @@ from jax_ntk_sketch._traced_memory import traced_bytes
 from jax_ntk_sketch._typing import Array, Get, Kind, PyTree, Shape
 from jax_ntk_sketch.features._error_formula import first_features
 from jax_ntk_sketch.features.build import build_steps
-from jax_ntk_sketch.features.fitting import draw_params, run_steps
+from jax_ntk_sketch.features.fitting import draw_params, fit_peak_bytes, run_steps
 from jax_ntk_sketch.features.step import Step
 from jax_ntk_sketch.methods import Method
 
@@ -49,6 +49,17 @@ def scaled_steps(
         return steps_of(fmap, kind, shape, batch)
     m = fmap.num_features
     return build_steps(fmap.net, fmap.method, kind, m, shape, batch, scales)
+
+
+def learns(fmap: NetworkMap, shape: Shape) -> bool:
+    """Return whether any step learns from data."""
+    return any(step.fit for kind in fmap.kinds for step in steps_of(fmap, kind, shape))
+
+
+def fit_bytes(fmap: NetworkMap, shape: Shape, count: int) -> int:
+    """Return the peak bytes of learning from `count` examples; 0 if no step learns."""
+    kinds = (steps_of(fmap, kind, shape) for kind in fmap.kinds)
+    return max(fit_peak_bytes(steps, count) for steps in kinds)
 
 
 @functools.lru_cache(maxsize=256)
