@@ -59,8 +59,15 @@ def check_size(owner: str, name: str, value: object, least: int = 1) -> int:
     return number
 
 
-def check_sizes(owner: str, name: str, value: object) -> tuple[int, ...]:
+def check_sizes(
+    owner: str, name: str, value: object, *, may_be_empty: bool = False
+) -> tuple[int, ...]:
     """Return a sequence of positive integers as a tuple.
+
+    Args:
+      owner, name: what to name in messages.
+      value: the sequence.
+      may_be_empty: whether it may have no entries.
 
     Raises:
       TypeError: `value` is not a sequence, or holds other things than integers.
@@ -72,7 +79,7 @@ def check_sizes(owner: str, name: str, value: object) -> tuple[int, ...]:
             f"{value!r}"
         )
     sizes = tuple(check_size(owner, name, size) for size in value)
-    if not sizes:
+    if not sizes and not may_be_empty:
         raise ValueError(f"{owner}: {name} must have at least one entry, got {value!r}")
     return sizes
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import check_exact
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, sketch, stax
@@ -284,24 +285,43 @@ def test_params_and_examples_are_swapped(kind):
         jns.transform(fmap, X, params)
 
 
-@pytest.mark.xfail(strict=True, reason="Neural Tangents takes these; they are refused")
+def test_layers_over_nothing_do_what_they_do_in_neural_tangents():
+    """A convolution is Dense there, and a pool does nothing."""
+    over_nothing = stax.serial(
+        stax.Conv(1, ()),
+        stax.Relu(),
+        *(stax.AvgPool(()), stax.SumPool(()), stax.GlobalAvgPool()),
+        *(stax.GlobalSumPool(), stax.ConvTranspose(1, ())),
+    )
+    phi = []
+    for net in (over_nothing, stax.serial(DENSE, stax.Relu(), DENSE)):
+        fmap = jns.feature_map(net, num_features=36, method="ntk_random_features")
+        phi.append(jax.jit(fmap.apply)(fmap.init(KEY, (6,)), X))
+    np.testing.assert_array_equal(*phi)
+    assert stax.Polynomial(()) == stax.Polynomial((0,))
+    with pytest.raises(ValueError, match="must have 0 spatial axes for a window of"):
+        jns.feature_map(over_nothing, num_features=36).plan((4, 4, 3))
+    with pytest.raises(ValueError, match=r"at least one axis, .* graphs of one node"):
+        stax.Aggregate(aggregate_axis=())
+    with pytest.raises(ValueError, match="must have -1 for the batch and for the ch"):
+        stax.ImageResize((3, 4, 4, 2), "linear")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("make", "shape"),
+    "layers",
     [
-        (lambda: stax.Conv(1, ()), (6,)),
-        (lambda: stax.serial(DENSE, stax.GlobalAvgPool()), (6,)),
-        (lambda: stax.serial(stax.Aggregate(aggregate_axis=()), DENSE), (6,)),
-        (
-            lambda: stax.serial(
-                stax.ImageResize((3, 4, 4, 2)), stax.GlobalAvgPool(), DENSE
-            ),
-            (8, 8, 2),
-        ),
+        (stax.Conv(7, (), W_std=1.3, b_std=0.2), stax.Relu(), stax.Conv(1, ())),
+        (stax.Conv(7, (), parameterization="standard", s=(2, 3)), stax.Relu(), DENSE),
+        (stax.ConvLocal(7, ()), stax.Relu(), stax.ConvTranspose(1, (), b_std=0.2)),
+        (DENSE, stax.Relu(), stax.AvgPool(()), stax.GlobalSumPool(), DENSE),
+        (DENSE, stax.Relu(), stax.SumPool(()), stax.GlobalAvgPool(), DENSE),
+        (DENSE, stax.Polynomial(()), stax.Dense(1, 1.0, 0.5)),
     ],
-    ids=["filter of no axes", "pool of no axes", "sum over no axes", "all sizes"],
+    ids=["Conv", "standard", "ConvLocal", "AvgPool", "SumPool", "Polynomial"],
 )
-def test_layers_over_nothing(make, shape):
-    jns.feature_map(make(), num_features=36).plan(shape)
+def test_layers_over_nothing_have_the_kernels_of_neural_tangents(layers):
+    check_exact(stax.serial(*layers), X)
 
 
 def test_landmarks_are_compiled_once(caplog):

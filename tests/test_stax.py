@@ -115,7 +115,6 @@ LAYOUT = "dimension_numbers must have the batch first, channels second or last"
     [
         (conv(3), TypeError, f"Conv: filter_shape {SEQUENCE}"),
         (conv("33"), TypeError, f"Conv: filter_shape {SEQUENCE}"),
-        (conv(()), ValueError, "filter_shape must have at least one entry"),
         (conv((0, 3)), ValueError, "filter_shape must be an integer >= 1, got 0"),
         (conv((3.0, 3)), TypeError, "filter_shape must be an integer, got 3.0"),
         (conv((3, 3), (0, 1)), ValueError, "strides must be an integer >= 1, got 0"),

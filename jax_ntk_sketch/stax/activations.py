@@ -177,11 +177,11 @@ class Polynomial(Activation):
     """The polynomial `coef[0] + coef[1] x + ... + coef[p] x**p`.
 
     Args:
-      coef: at least one number.
+      coef: numbers; `()` is `(0,)`, the zero function.
 
     Raises:
       TypeError: `coef` is not a sequence of numbers.
-      ValueError: `coef` is empty, or a number is not finite.
+      ValueError: a number is not finite.
 
     >>> from jax_ntk_sketch import stax
     >>> stax.Polynomial((0, 1, 0.5))
@@ -196,9 +196,7 @@ class Polynomial(Activation):
                 f"Polynomial: coef must be a sequence of numbers, got {self.coef!r}"
             )
         coef = tuple(check_number("Polynomial", "coef", c) for c in self.coef)
-        if not coef:
-            raise ValueError("Polynomial: coef must have at least one number, got ()")
-        set_field(self, "coef", coef)
+        set_field(self, "coef", coef or (0.0,))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

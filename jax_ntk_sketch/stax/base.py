@@ -286,7 +286,8 @@ def set_window(record: Layer, shape: str, *others: str) -> None:
       *others: fields with as many sizes, such as "strides", or None.
     """
     owner = type(record).__name__
-    set_checked(record, check_sizes, shape, *others)
+    # A window over no axes is that of flat examples.
+    set_checked(record, check_sizes, shape, *others, may_be_empty=True)
     rank = len(getattr(record, shape))
     for name in others:
         value = getattr(record, name)

@@ -53,7 +53,8 @@ class Conv(_Convolution):
     Args:
       out_chan: the channels of the finite network; in the "ntk" parameterization the
         kernels of infinite width do not depend on it.
-      filter_shape: an integer for each spatial axis, such as `(3, 3)`.
+      filter_shape: an integer for each spatial axis, such as `(3, 3)`. `()` is for
+        flat examples, where the layer is `Dense`.
       strides: an integer for each spatial axis; None for 1.
       padding: "VALID", "SAME" (zeros) or "CIRCULAR" (wrapped around).
       W_std: the standard deviation of the weights, >= 0.

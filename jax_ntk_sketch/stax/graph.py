@@ -74,5 +74,8 @@ def check_axes(owner: str, name: str, value: object) -> int | tuple[int, ...]:
     if not isinstance(value, tuple | list):
         return check_axis(owner, name, value)
     if not value:
-        raise ValueError(f"{owner}: {name} must have at least one axis, got {value!r}")
+        raise ValueError(
+            f"{owner}: {name} must have at least one axis, got {value!r}; for a "
+            "sum over nothing give graphs of one node, (n, 1, channels)"
+        )
     return tuple(check_axis(owner, name, axis) for axis in value)

@@ -12,9 +12,10 @@ def check_window(layer: stax.Layer, window: Window, spec: Spec) -> None:
     """Check that the window fits on the spatial axes.
 
     Raises:
-      ValueError: there are no spatial axes, or the window does not fit.
+      ValueError: the window has another number of axes, or does not fit.
     """
-    check_spatial(layer, spec)
+    if window.rank:
+        check_spatial(layer, spec)
     window.output_shape(spec.shape, owner=repr(layer))
 
 
@@ -25,8 +26,8 @@ def check_spatial(layer: stax.Layer, spec: Spec, rank: int | None = None) -> Non
       ValueError: there are none, or there are not `rank` of them.
     """
     found = len(spec.shape)
-    if found == 0 or found != (rank or found):
-        count = f"{rank} spatial axes" if rank else "spatial axes"
+    if (found == 0) if rank is None else (found != rank):
+        count = "spatial axes" if rank is None else f"{rank} spatial axes"
         raise ValueError(
             f"{layer!r} needs {count}, got {found or 'none'}; examples must be images "
             "(h, w, c) or signals (t, c), and Flatten or a global pooling layer "

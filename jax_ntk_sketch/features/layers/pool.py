@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Array, PyTree
 from jax_ntk_sketch.features.graph_inputs import zero_masked
-from jax_ntk_sketch.features.layers._spatial import check_spatial, check_window
+from jax_ntk_sketch.features.layers._spatial import check_window
 from jax_ntk_sketch.features.state import Features, Spec, mix_positions
 from jax_ntk_sketch.features.step import Context, Step, layer_rule, linear_step
 from jax_ntk_sketch.sketch import Window
@@ -21,6 +21,8 @@ def pool_steps(
     """Return the step of sums or averages over windows."""
     window = Window(layer.window_shape, layer.strides, layer.padding)
     check_window(layer, window, spec)
+    if window.trivial:
+        return []
     out = dataclasses.replace(
         spec,
         min_cosine=min(spec.min_cosine, 0.0),
@@ -50,7 +52,8 @@ def global_pool_steps(
     layer: stax.GlobalAvgPool | stax.GlobalSumPool, spec: Spec, context: Context
 ) -> list[Step]:
     """Return the step of the sum or average over all positions that exist."""
-    check_spatial(layer, spec)
+    if not spec.shape:
+        return []
     out = dataclasses.replace(
         spec, min_cosine=min(spec.min_cosine, 0.0), shape=(), norms_from_features=True
     )
