@@ -17,6 +17,7 @@ from registry import quick_compilation
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, stax
 from jax_ntk_sketch.features._steps_of import steps_of
+from jax_ntk_sketch.features.methods.nystrom import sampling
 from jax_ntk_sketch.interop import neural_tangents as jnt
 from jax_ntk_sketch.kernels import exact_kernel
 from jax_ntk_sketch.kernels.exact import diagonal_kernels
@@ -141,6 +142,37 @@ def test_exact_where_all_examples_are_landmarks(name, get):
                 phi = features(NETS[name], x, num_features=num, get=get)
                 assert phi.shape == (30, num) and phi.dtype == dtype
                 assert relative(phi @ phi.T, exact) < tolerance
+
+
+def test_all_landmarks_give_the_best_approximation_of_their_rank():
+    """Rows that pad a sample, from 30 to 32, count nothing."""
+    with x64():
+        x = np.random.default_rng(0).standard_normal((30, 4))
+        phi = features(DEEP, x, num_features=4, get="ntk", oversample=8.0)
+        values, vectors = np.linalg.eigh(exact_kernel(DEEP, x, get="ntk"))
+        best = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].T
+        assert relative(phi @ phi.T, best) < 1e-6
+
+
+def unpadded(rows):
+    return rows, jnp.ones(len(jax.tree.leaves(rows)[0]), bool)
+
+
+@pytest.mark.long
+def test_padding_counts_nothing_layer_by_layer(monkeypatch):
+    """From 27 positions to 28, all of which are landmarks."""
+    net = stax.serial(stax.Conv(1, (2, 2), padding="SAME"), RELU, stax.GlobalAvgPool())
+    net = stax.serial(net, dense(), RELU, dense())
+    x = np.random.default_rng(0).standard_normal((3, 3, 3, 2))
+    grams = []
+    with x64():
+        for pads in (True, False):
+            if not pads:
+                monkeypatch.setattr(sampling, "padded", unpadded)
+                steps_of.cache_clear()
+            phi = features(net, x, num_features=6, get="ntk", oversample=9.0)
+            grams.append(phi @ phi.T)
+    np.testing.assert_allclose(*grams, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.long

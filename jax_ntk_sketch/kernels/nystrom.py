@@ -45,6 +45,7 @@ def rpcholesky(
     num_landmarks: int,
     *,
     block: int | None = None,
+    allowed: Array | None = None,
 ) -> Array:
     r"""Choose landmarks by randomly pivoted Cholesky.
 
@@ -60,6 +61,7 @@ def rpcholesky(
       num_landmarks: 1 <= num_landmarks <= n.
       block: landmarks that are drawn together, >= 1. The default is an eighth of
         `num_landmarks`, at most 128.
+      allowed: bool (n,), which examples may be chosen before all others; None for all.
 
     Returns:
       Indices (num_landmarks,), int32, all different. Where fewer landmarks span the
@@ -89,6 +91,8 @@ def rpcholesky(
         block = min(_MAX_BLOCK, -(-num_landmarks // 8))
     block = min(check_size("rpcholesky", "block", block), num_landmarks)
     diagonal = jax.lax.stop_gradient(diagonal)  # the choice has no gradient
+    allowed = jnp.ones(n, bool) if allowed is None else allowed
+    diagonal = jnp.where(allowed, diagonal, 0)
     floor = 10 * jnp.finfo(diagonal.dtype).eps * diagonal
     num_blocks = -(-num_landmarks // block)
 
@@ -111,7 +115,7 @@ def rpcholesky(
     start = (
         jnp.zeros((n, num_blocks * block), diagonal.dtype),
         diagonal,
-        jnp.ones(n, bool),
+        allowed,
         jnp.zeros(num_blocks * block, jnp.int32),
     )
     keys = jnp.arange(num_blocks), jax.random.split(key, num_blocks)
@@ -119,15 +123,18 @@ def rpcholesky(
     return chosen[:num_landmarks]
 
 
-def choose_uniform(key: Key, n: int, num: int) -> Array:
+def choose_uniform(key: Key, n: int, num: int, allowed: Array | None = None) -> Array:
     """Return `num` different indices below n, (num,) int32, all equally likely.
+
+    Those that are `allowed`, bool (n,), come before all others.
 
     Raises:
       TypeError: `num` is not an integer.
       ValueError: `num` is not in 1..n.
     """
     num = _check_count("choose_uniform", "num", num, n)
-    return _draw(key, jnp.ones(n, jnp.float32), jnp.ones(n, bool), num)
+    allowed = jnp.ones(n, bool) if allowed is None else allowed
+    return _draw(key, jnp.ones(n, jnp.float32), allowed, num)
 
 
 class InverseRoot(NamedTuple):

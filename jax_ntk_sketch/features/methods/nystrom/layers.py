@@ -150,30 +150,41 @@ class _LandmarkLayer:
     def fit(self, key: Key, f: Features) -> dict[str, Array]:
         """Choose landmarks among the positions of a sample, and find R1 and R0."""
         columns = (self.nngp_columns, self.ntk_columns)
-        params, left_out = self._learn(key, sampling.checked_sample(f, columns))
+        f = sampling.checked_sample(f, columns)
+        candidates_key, landmarks_key = jax.random.split(key)
+        rows = self._candidates(candidates_key, f)
+        params, left_out = self._learn(landmarks_key, *rows)
         sampling.warn_left_out(left_out, self.num_landmarks)
         return params
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _learn(self, key: Key, f: Features) -> tuple[dict[str, Array], Array]:
-        candidates_key, landmarks_key = jax.random.split(key)
-        rows = self._rows(
-            f,
-            sampling.candidate_rows(
-                candidates_key, f.nngp_diag.size, self.num_landmarks
-            ),
-        )
+    def _candidates(self, key: Key, f: Features) -> tuple[_Rows, Array]:
+        n = f.nngp_diag.size
+        index = sampling.candidate_rows(key, n, self.num_landmarks)
+        return sampling.padded(self._rows(f, index))
+
+    # The part that takes seconds to compile, once for several numbers of rows.
+    @functools.partial(jax.jit, static_argnums=0)
+    def _learn(
+        self, key: Key, rows: _Rows, valid: Array
+    ) -> tuple[dict[str, Array], Array]:
+        def columns(index: Array) -> list[Array]:
+            pair = self._kernels(rows, rows.take(index))
+            return [sampling.masked(k, valid, valid[index]) for k in pair]
 
         def column(index: Array) -> Array:
-            nngp, ntk = self._kernels(rows, rows.take(index))
+            nngp, ntk = columns(index)
             return nngp + ntk  # the NTK after the next Dense or Conv
 
         diagonal, num = self._diagonal(rows), min(self.num_landmarks, len(rows.x))
-        landmarks = rows.take(
-            sampling.choose_landmarks(self.method, landmarks_key, column, diagonal, num)
+        chosen = sampling.choose_landmarks(
+            self.method, key, column, diagonal, num, valid
         )
-        nngp, ntk = self._kernels(rows, landmarks)
-        nngp_gram, ntk_gram = self._kernels(landmarks)
+        landmarks, kept = rows.take(chosen), valid[chosen]
+        nngp, ntk = columns(chosen)
+        nngp_gram, ntk_gram = (
+            sampling.masked(k, kept, kept) for k in self._kernels(landmarks)
+        )
         root, left_out = principal_sqrt(nngp, nngp_gram, self.nngp_columns)
         params = {
             "nngp_landmarks": landmarks.x,

@@ -77,22 +77,28 @@ def _kernel_step(
         }
 
     @jax.jit
-    def learn(key: Key, x: Array) -> tuple[dict[str, Array], Array]:
-        candidates_key, landmarks_key = jax.random.split(key)
-        x = x[sampling.candidate_rows(candidates_key, len(x), num_landmarks)]
+    def candidates(key: Key, x: Array) -> tuple[Array, Array]:
+        rows = sampling.candidate_rows(key, len(x), num_landmarks)
+        return sampling.padded(x[rows])
+
+    # The part that takes seconds to compile, once for several numbers of rows.
+    @jax.jit
+    def learn(key: Key, x: Array, valid: Array) -> tuple[dict[str, Array], Array]:
+        def column(index: Array) -> Array:
+            return sampling.masked(kernel(x, x[index]), valid, valid[index])
+
         diagonal = getattr(diagonal_kernels(net, x), kind)
         num = min(num_landmarks, len(x))
-        chosen = sampling.choose_landmarks(
-            method, landmarks_key, lambda i: kernel(x, x[i]), diagonal, num
-        )
-        z = x[chosen]
-        root, left_out = principal_sqrt(kernel(x, z), kernel(z), columns)
-        params = {"landmarks": z, "root": root}
+        chosen = sampling.choose_landmarks(method, key, column, diagonal, num, valid)
+        gram = sampling.masked(kernel(x[chosen]), valid[chosen], valid[chosen])
+        root, left_out = principal_sqrt(column(chosen), gram, columns)
+        params = {"landmarks": x[chosen], "root": root}
         return sampling.pad_landmarks(params, num_landmarks), left_out
 
     def fit(key: Key, f: Features) -> dict[str, Array]:
         x = sampling.checked_sample(f, (columns,)).nngp
-        params, left_out = learn(key, x)
+        candidates_key, landmarks_key = jax.random.split(key)
+        params, left_out = learn(landmarks_key, *candidates(candidates_key, x))
         sampling.warn_left_out(left_out, min(num_landmarks, len(x)))
         return params
 

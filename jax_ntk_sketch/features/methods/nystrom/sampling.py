@@ -1,6 +1,7 @@
 """The choice of landmarks among the rows of a sample."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax_ntk_sketch.methods import Nystrom
 # The operations of an activation on one entry of a kernel: the arc-cosine functions.
 FLOPS_PER_KERNEL_ENTRY = 30
 
+Rows = TypeVar("Rows")
+
 # Landmarks are chosen among at most this number of rows, or twice their own number.
 _MAX_CANDIDATES = 4096
 
@@ -32,20 +35,37 @@ def candidate_rows(key: Key, n: int, num_landmarks: int) -> Array:
     return jnp.arange(n) if n <= most else choose_uniform(key, n, most)
 
 
+def padded(rows: Rows) -> tuple[Rows, Array]:
+    """Return rows of which the last one is repeated, and which of them were there.
+
+    Their number is one of four between two powers of two, so that few are compiled.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    step = 1 << max(n.bit_length() - 3, 0)
+    index = jnp.minimum(jnp.arange(-(-n // step) * step), n - 1)
+    return jax.tree.map(lambda a: a[index], rows), jnp.arange(len(index)) < n
+
+
 def choose_landmarks(
     method: Nystrom,
     key: Key,
     column: Callable[[Array], Array],
     diagonal: Array,
     num_landmarks: int,
+    allowed: Array,
 ) -> Array:
     """Return the indices of landmarks; `rpcholesky` describes the arguments."""
     n = len(diagonal)
     if num_landmarks == n:
         return jnp.arange(n)
     if method.landmarks == "uniform":
-        return choose_uniform(key, n, num_landmarks)
-    return rpcholesky(key, column, diagonal, num_landmarks)
+        return choose_uniform(key, n, num_landmarks, allowed)
+    return rpcholesky(key, column, diagonal, num_landmarks, allowed=allowed)
+
+
+def masked(kernel: Array, rows: Array, columns: Array) -> Array:
+    """Return a kernel that is zero where a row or a column was not there."""
+    return jnp.where(rows[:, None] & columns, kernel, 0)
 
 
 def pad_landmarks(params: dict[str, Array], num_landmarks: int) -> dict[str, Array]:
