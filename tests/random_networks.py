@@ -137,7 +137,7 @@ def draw(number: int) -> Draw | None:
     x = x.astype(("float32", "float32", "float16", "int8")[rng.integers(4)])
     try:
         for kind in fmap.kinds:
-            steps_of(fmap, kind, shape)
+            steps_of(fmap.resolve(shape), kind, shape)
     except ValueError:
         return None
     return Draw(fmap, x, rng)
@@ -161,7 +161,8 @@ def check(number: int, eagerly: bool | None = None) -> str:
     One draw in five also checks what compiles each operation by itself and takes
     most of the time: `init` with its warnings, and other kinds of arrays.
     """
-    eagerly = number % 5 == 0 if eagerly is None else eagerly
+    if eagerly is None:
+        eagerly = number % 5 == 0
     drawn = draw(number)
     if drawn is None:
         return f"{number}: refused"
