@@ -145,10 +145,12 @@ def draw(number: int) -> Draw | None:
 
 def close(a, b, name: str, tolerance: float) -> None:
     for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        # float16 has no number between 0 and 6e-8.
+        smallest = 1e-7 if p.dtype == "float16" else 0
         p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
         assert p.shape == q.shape, (name, p.shape, q.shape)
         off = np.abs(p - q).max(initial=0)
-        assert off <= tolerance * np.abs(q).max(initial=0), (name, off)
+        assert off <= tolerance * np.abs(q).max(initial=0) + smallest, (name, off)
 
 
 def gram(phi):
@@ -193,7 +195,8 @@ def check(number: int, eagerly: bool | None = None) -> str:
     assert getattr(phi, "_fields", fmap.get) == fmap.get
     if not all(np.isfinite(z).all() for z in jax.tree.leaves(phi)):
         return f"{number}: overflow of float16"
-    tolerance = 3e-2 if dtype == "float16" else 1e-4
+    # The roots of landmark kernels enlarge rounding.
+    tolerance = 3e-2 if dtype == "float16" else 1e-3 if learns else 1e-4
     for name, kind in KINDS.items() if eagerly else ():
         other = fmap.apply(params, kind(x))
         # The Cholesky factor of a singular kernel turns with its rounding.
