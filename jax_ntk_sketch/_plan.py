@@ -153,9 +153,9 @@ class Plan:
 
     @property
     def live_elements(self) -> int:
-        """The numbers in memory at once in the largest step, for one batch."""
-        most = max(row.live_elements for row in self.rows)
-        return max(most, self.traced_elements) * self.batch_size
+        """The numbers in memory at once for one batch, traced or in the largest step."""
+        largest = max(row.live_elements for row in self.rows)
+        return (self.traced_elements or largest) * self.batch_size
 
     @property
     def peak_bytes(self) -> int:
@@ -166,11 +166,12 @@ class Plan:
         is right within a factor of 2. Python, JAX and compiled code need about 0.4 GiB
         in addition.
         """
-        kept = self.num_examples * (self._inputs + self.num_features)
+        kept = self.num_examples * (self.num_inputs + self.num_features)
         return 4 * (kept + self.live_elements) + self.param_bytes
 
     @property
-    def _inputs(self) -> int:
+    def num_inputs(self) -> int:
+        """The numbers in memory per example as input."""
         if self.input_elements is not None:
             return self.input_elements
         return math.prod(self.input_shape)
@@ -186,7 +187,7 @@ class Plan:
         Args:
           itemsize: the bytes of a number, 8 for float64.
         """
-        kept = 2 * self.num_examples * (self._inputs + self.num_features)
+        kept = 2 * self.num_examples * (self.num_inputs + self.num_features)
         return itemsize * (kept + 2 * self.live_elements)
 
     def choose_batch_size(

@@ -20,6 +20,7 @@ JAX then ends processes that wait for one that is gone:
   status 143.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -59,7 +60,12 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def apply(
-    fmap: FeatureMap, params: PyTree, x: ArrayLike, *, mesh: Mesh
+    fmap: FeatureMap,
+    params: PyTree,
+    x: ArrayLike,
+    *,
+    mesh: Mesh,
+    max_bytes: int | None = None,
 ) -> Array | KernelFeatures:
     """Return `fmap.apply(params, x)`, computed on the devices of a mesh.
 
@@ -72,6 +78,8 @@ def apply(
       x: (n, *shape), for any n; it is padded to a multiple of the number of devices. If
         there are several processes, x is a `jax.Array` over `mesh`.
       mesh: a mesh with one axis, as `data_mesh` makes it.
+      max_bytes: the bytes that examples in work may take on each device besides the
+        parameters, as `transform` takes them.
 
     Returns:
       The features (n, num_features), split over the devices; `KernelFeatures` of two
@@ -107,7 +115,12 @@ def apply(
     x = to_jax("sharding.apply", "x", x)
     n = len(x)
     x = jnp.pad(x, [(0, -n % mesh.size)] + [(0, 0)] * (x.ndim - 1))
-    phi = over(mesh, fmap.apply)(params, x)
+    plan = fmap.plan(x.shape[1:], batch_size=1).with_sizes(len(x) // mesh.size, 1)
+    itemsize = max(4, x.dtype.itemsize)
+    plan.check_work(owner, max_bytes, itemsize)
+    size = plan.rows_in_work(max_bytes, itemsize)
+    run = functools.partial(fmap.apply, batch_size=size) if size else fmap.apply
+    phi = over(mesh, run)(params, x)
     return jax.tree.map(lambda rows: rows[:n], phi)
 
 

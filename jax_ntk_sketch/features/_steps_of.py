@@ -1,10 +1,11 @@
 """The steps of a feature map, which are built once for each shape."""
 
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._traced_memory import traced_bytes
@@ -62,28 +63,43 @@ def fit_bytes(fmap: NetworkMap, shape: Shape, count: int) -> int:
     return max(fit_peak_bytes(steps, count) for steps in kinds)
 
 
-@functools.lru_cache(maxsize=256)
-def traced_elements(fmap: NetworkMap, shape: Shape) -> int:
+def traced_elements(
+    fmap: NetworkMap, shape: Shape, extras: dict[str, PyTree] | None = None
+) -> int:
     """Return the numbers in memory per example in all steps, as JAX traces them.
 
     It is 0 if the method depends on the batch, or if the network needs the edges of
-    graphs, whose number is not known.
+    graphs and they are not among the extra inputs.
     """
+    leaves, tree = jax.tree.flatten(extras or {})
+    layouts = tuple((leaf.shape[1:], np.dtype(leaf.dtype)) for leaf in leaves)
+    return _traced_elements(fmap, shape, layouts, tree)
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_elements(
+    fmap: NetworkMap, shape: Shape, layouts: tuple[Any, ...], tree: Any
+) -> int:
     if fmap.method.batch_dependent:
         return 0
     # So many that what does not grow with the examples hardly counts.
-    x = jax.ShapeDtypeStruct((256, *shape), jnp.float32)
-    most = max(_traced_bytes(steps_of(fmap, kind, shape), x) for kind in fmap.kinds)
-    return most // (4 * x.shape[0])
+    count = 256
+    x = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+    rows = [jax.ShapeDtypeStruct((count, *s), dtype) for s, dtype in layouts]
+    inputs = jax.tree.unflatten(tree, rows)
+    all_steps = [steps_of(fmap, kind, shape) for kind in fmap.kinds]
+    most = max(_traced_bytes(steps, x, inputs) for steps in all_steps)
+    return most // (4 * count)
 
 
-def _traced_bytes(steps: list[Step], x: jax.ShapeDtypeStruct) -> int:
+def _traced_bytes(
+    steps: list[Step], x: jax.ShapeDtypeStruct, inputs: dict[str, PyTree]
+) -> int:
     def draw() -> PyTree:
         keys = jax.random.split(jax.random.key(0), len(steps))
         return draw_params(steps, keys, None, {})
 
-    def run(x: Array, *leaves: Array) -> PyTree:
-        return run_steps(steps, jax.tree.unflatten(tree, leaves), first_features(x), {})
+    def run(x: Array, inputs: dict[str, PyTree], params: PyTree) -> PyTree:
+        return run_steps(steps, params, first_features(x), inputs)
 
-    leaves, tree = jax.tree.flatten(jax.eval_shape(draw))
-    return traced_bytes(run, x, *leaves)
+    return traced_bytes(run, x, inputs, jax.eval_shape(draw))

@@ -1,6 +1,8 @@
 """`transform`: the features of many examples on the host, in bounded memory."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from jax_ntk_sketch._typing import Array, Dtype, Examples, PyTree, Shape
 from jax_ntk_sketch.batches.reader import Batch, Nonfinite, Reader, warn_skipped
 from jax_ntk_sketch.batches.source import ArraySource
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples
+from jax_ntk_sketch.features._steps_of import traced_elements
 
 
 def transform(
@@ -158,7 +161,7 @@ def map_reader(
     x = source.all.x
     x = x if is_sparse(x) else to_numpy(owner, "x", x[:1])
     # Without a shape the reader raises.
-    work = work_plan(fmap, x) if x.ndim > 1 else None
+    work = work_plan(fmap, x, source.all.extras) if x.ndim > 1 else None
     if batch_size is None and work is not None:
         plan, itemsize = work
         plan.check_work(owner, max_bytes, itemsize)
@@ -175,16 +178,34 @@ def map_reader(
     return reader
 
 
-def work_plan(fmap: FeatureMap, x: Examples) -> tuple[Plan, int]:
-    """Return the plan for one example of x, and the bytes of one of its numbers."""
+def work_plan(
+    fmap: FeatureMap, x: Examples, extras: dict[str, PyTree] | None = None
+) -> tuple[Plan, int]:
+    """Return the plan for one example of x, and the bytes of one of its numbers.
+
+    The extra inputs that belong to the examples are counted, too.
+    """
     if is_sparse(x):
         plan = fmap.plan(x, batch_size=1).with_sizes(1, 1)
     else:
         hashable: Any = fmap
         plan = _plan_of_one(hashable, x.shape[1:], jnp.result_type(float))
+    if leaves := jax.tree.leaves(extras):
+        inputs = plan.num_inputs + sum(math.prod(leaf.shape[1:]) for leaf in leaves)
+        traced = max(plan.traced_elements, _traced_elements(fmap, x.shape[1:], extras))
+        plan = dataclasses.replace(plan, input_elements=inputs, traced_elements=traced)
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     # Half precision is computed in float32, and integers become floats.
     return plan, max(4, jnp.result_type(dtype, float).itemsize)
+
+
+def _traced_elements(fmap: Any, shape: Shape, extras: PyTree) -> int:
+    """Return the numbers in memory per example of the network with extra inputs."""
+    while hasattr(fmap, "base"):
+        fmap = fmap.base
+    if not hasattr(fmap, "net"):
+        return 0
+    return traced_elements(fmap.resolve(shape), shape, extras)
 
 
 def most_examples(fmap: FeatureMap, max_bytes: int | None, x: Examples) -> int:
@@ -194,7 +215,12 @@ def most_examples(fmap: FeatureMap, max_bytes: int | None, x: Examples) -> int:
 
 
 def check_work(
-    owner: str, fmap: FeatureMap, x: Examples, max_bytes: int | None, num: int
+    owner: str,
+    fmap: FeatureMap,
+    x: Examples,
+    max_bytes: int | None,
+    num: int,
+    extras: dict[str, PyTree] | None = None,
 ) -> None:
     """Check that `max_bytes` holds one of `num` examples in work, and the batch.
 
@@ -202,7 +228,7 @@ def check_work(
       TypeError: `max_bytes` is not an integer.
       ValueError: one example takes more than `max_bytes`, or than all memory.
     """
-    plan, itemsize = work_plan(fmap, x)
+    plan, itemsize = work_plan(fmap, x, extras)
     plan.with_sizes(num, 1).check_work(owner, max_bytes, itemsize)
 
 
@@ -271,7 +297,7 @@ def apply_in_parts(
     extras: dict[str, PyTree],
 ) -> Array | KernelFeatures:
     """Return the features of a batch, working on as many rows as `max_bytes` hold."""
-    plan, itemsize = work_plan(fmap, x)
+    plan, itemsize = work_plan(fmap, x, extras)
     n = num_examples(x)
     rows = plan.with_sizes(n, 1).rows_in_work(max_bytes, itemsize)
     return fmap.apply(params, x, batch_size=rows, **extras)

@@ -7,8 +7,8 @@ and layers read the patches with `Patches`, or let `materialize_patches` form th
 import dataclasses
 import functools
 import math
-import operator
 
+import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import is_zero, lift, matmul
@@ -108,11 +108,22 @@ class Patches:
         """
         if self.window is None:
             return matmul(x, z.T)
-        c = self.channels
-        parts = [] if is_zero(self.bias) else [lift(self.bias * z[:, -1], x)]
-        for i, pixels in enumerate(self.window.shifts(x)):
-            parts.append(matmul(pixels, z[:, i * c : (i + 1) * c].T))
-        return functools.reduce(operator.add, parts)
+        window, c = self.window, self.channels
+        out = window.output_shape(x.shape[-1 - window.rank : -1])
+        padded, bias = window.padded(x), 0 if is_zero(self.bias) else self.bias
+        blocks = z[:, : window.size * c].reshape(len(z), window.size, c)
+
+        # A loop, because compilers would keep the products of all offsets.
+        def add(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+            offset, block = rows
+            pixels = window.shift_to(padded, offset, out)
+            return total + matmul(pixels, block.T), None
+
+        like = jnp.result_type(x, z)
+        start = lift((bias * z[:, -1]).astype(like), x)
+        start = jnp.broadcast_to(start, (*x.shape[: -1 - window.rank], *out, len(z)))
+        offsets = jnp.array(window.offsets, jnp.int32)
+        return jax.lax.scan(add, start, (offsets, jnp.moveaxis(blocks, 1, 0)))[0]
 
     def take(self, x: Array, index: Array) -> Array:
         """Return vectors of x by their numbers, (len(index), dim)."""

@@ -261,6 +261,6 @@ def first_shapes(
     if batch is None or not len(batch.numbers):
         raise ValueError(f"{reader.owner}: x must hold examples, got no examples")
     assert batch.y is not None
-    check_work(reader.owner, fmap, batch.x, max_bytes, reader.size)
+    check_work(reader.owner, fmap, batch.x, max_bytes, reader.size, batch.extras)
     t = None if batch.y.ndim == 1 else batch.y.shape[1]
     return features_like(fmap, params, batch.x, batch.extras), t

@@ -141,7 +141,7 @@ class Pass:
     def _start(self, x: Examples, targets: Shape, extras: dict[str, PyTree]) -> None:
         """Make sums of nothing, for examples and targets of these shapes."""
         size = self.reader.size // (1 if self.mesh is None else self.mesh.size)
-        check_work(self.reader.owner, self.fmap, x, self.max_bytes, size)
+        check_work(self.reader.owner, self.fmap, x, self.max_bytes, size, extras)
         phi = features_like(self.fmap, self.params, x, extras)
         t = targets[0] if targets else None
         # Each fold has its own arrays: they are updated in place.

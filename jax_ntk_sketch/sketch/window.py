@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 
+import jax
 import jax.numpy as jnp
 
 from jax_ntk_sketch._numerics import is_zero
@@ -134,6 +135,20 @@ class Window:
             start = i * step
             index.append(slice(start, start + (count - 1) * stride + 1, stride))
         return padded[(..., *index, slice(None))]
+
+    def shift_to(self, padded: Array, offset: Array, out: Shape) -> Array:
+        """Return `shift` for an offset that may be traced, int32 (rank,)."""
+        lead = padded.ndim - 1 - self.rank
+        reach = [
+            (n - 1) * stride + 1 for n, stride in zip(out, self._strides, strict=True)
+        ]
+        starts = [0] * lead
+        starts += [i * step for i, step in zip(offset, self._dilation, strict=True)]
+        sizes = (*padded.shape[:lead], *reach, padded.shape[-1])
+        pixels = jax.lax.dynamic_slice(padded, [*starts, 0], sizes)
+        return pixels[
+            (..., *(slice(None, None, s) for s in self._strides), slice(None))
+        ]
 
     def shifts(self, x: Array) -> list[Array]:
         """Return all pixels of each window: for each offset `(..., *out, c)`."""
