@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def live_elements(self) -> int:
-        """The numbers in memory at once for one batch, traced or in the largest step."""
+        """The numbers in memory at once for one batch, as traced, or of one step."""
         largest = max(row.live_elements for row in self.rows)
         return (self.traced_elements or largest) * self.batch_size
 

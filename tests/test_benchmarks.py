@@ -35,6 +35,7 @@ RUNS = {
     "--cosines 0.8 --methods ntk_random_features exact one_pass",
     "graphs-accuracy": "graphs.py accuracy --blocks 2 --methods ntk_random_features "
     + TINY_MAPS,
+    "memory-fits": "memory.py fits --cases tiny --max-gib 0.001",
     "pareto-regression": "pareto.py regression --methods variance_reduced "
     "'exact eigenvectors' " + TINY_MAPS,
     "scale": "scale.py features exact --num-train 300 --num-chosen 100 "
