@@ -115,10 +115,9 @@ def apply(
     x = to_jax("sharding.apply", "x", x)
     n = len(x)
     x = jnp.pad(x, [(0, -n % mesh.size)] + [(0, 0)] * (x.ndim - 1))
-    plan = fmap.plan(x.shape[1:], batch_size=1).with_sizes(len(x) // mesh.size, 1)
-    itemsize = max(4, x.dtype.itemsize)
-    plan.check_work(owner, max_bytes, itemsize)
-    size = plan.rows_in_work(max_bytes, itemsize)
+    plan, itemsize = fmap.plan(x.shape[1:], batch_size=1), max(4, x.dtype.itemsize)
+    plan.with_sizes(1, 1).check_work(owner, max_bytes, itemsize)
+    size = plan.with_sizes(len(x) // mesh.size, 1).rows_in_work(max_bytes, itemsize)
     run = functools.partial(fmap.apply, batch_size=size) if size else fmap.apply
     phi = over(mesh, run)(params, x)
     return jax.tree.map(lambda rows: rows[:n], phi)

@@ -110,7 +110,7 @@ class Patches:
             return matmul(x, z.T)
         window, c = self.window, self.channels
         out = window.output_shape(x.shape[-1 - window.rank : -1])
-        padded, bias = window.padded(x), 0 if is_zero(self.bias) else self.bias
+        padded = window.padded(x)
         blocks = z[:, : window.size * c].reshape(len(z), window.size, c)
 
         # A loop, because compilers would keep the products of all offsets.
@@ -119,11 +119,14 @@ class Patches:
             pixels = window.shift_to(padded, offset, out)
             return total + matmul(pixels, block.T), None
 
-        like = jnp.result_type(x, z)
-        start = lift((bias * z[:, -1]).astype(like), x)
-        start = jnp.broadcast_to(start, (*x.shape[: -1 - window.rank], *out, len(z)))
-        offsets = jnp.array(window.offsets, jnp.int32)
-        return jax.lax.scan(add, start, (offsets, jnp.moveaxis(blocks, 1, 0)))[0]
+        first, *offsets = window.offsets
+        start = matmul(window.shift(padded, first, out), blocks[:, 0].T)
+        if not is_zero(self.bias):
+            start = start + lift(self.bias * z[:, -1], x)
+        if not offsets:
+            return start
+        rest = jnp.array(offsets, jnp.int32), jnp.moveaxis(blocks[:, 1:], 1, 0)
+        return jax.lax.scan(add, start, rest)[0]
 
     def take(self, x: Array, index: Array) -> Array:
         """Return vectors of x by their numbers, (len(index), dim)."""
