@@ -9,16 +9,19 @@ resident memory of a process of its own, in a second run on fewer examples. Comp
 not counted, and the data and the parameters are there before. Examples are made up.
 """
 
-import concurrent.futures
+import contextlib
 import ctypes
 import dataclasses
 import functools
 import gc
+import json
 import math
-import multiprocessing
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import common
 import jax
@@ -86,8 +89,8 @@ CASES = {
     "graphs of 40 nodes, gntk(4)": Case(
         recipes.gntk(4), SKETCH, 4096, (NODES, 8), 20_000, 128
     ),
+    "tiny": Case(recipes.cntk(1), RANDOM, 32, (6, 6, 2), 50, 8),
 }
-TINY = Case(recipes.cntk(1), RANDOM, 32, (6, 6, 2), 50, 8)
 
 PLANNED = (
     "examples | columns | parameters | data | a batch at once | in work | planned | "
@@ -112,19 +115,14 @@ def gib(count: float) -> float:
 
 def analyse(case: Case, max_bytes: int) -> common.Record:
     """Return the bytes that are planned, and those that XLA states."""
-    fmap, m, square = (
-        case.fmap,
-        case.num_features,
-        (case.num_features + TARGETS + 1) ** 2,
-    )
-    plan, _ = work_plan(fmap, jax.ShapeDtypeStruct((1, *case.shape), jnp.float32))
+    fmap, m = case.fmap, case.num_features
+    one = jax.ShapeDtypeStruct((1, *case.shape), jnp.float32)
+    plan, _ = work_plan(fmap, one, case.extras(1))
     # As `fit` chooses it.
     batch = min(1024, plan.limit_batch_size(max_bytes))
     plan = plan.with_sizes(batch, batch)
     rows = plan.rows_in_work(max_bytes)
-    params = jax.eval_shape(
-        lambda: fmap.init(jax.random.key(0), case.shape)  # type: ignore[no-any-return]
-    )
+    params = jax.eval_shape(lambda: fmap.init(jax.random.key(0), case.shape))
     x = jax.ShapeDtypeStruct((batch, *case.shape), jnp.float32)
     weight = jax.ShapeDtypeStruct((batch,), jnp.float32)
     features = jax.jit(functools.partial(batch_features, fmap, max_bytes))
@@ -138,12 +136,12 @@ def analyse(case: Case, max_bytes: int) -> common.Record:
         "columns": m,
         "parameters": gib(plan.param_bytes),
         "data": gib(4 * case.count * math.prod(case.shape)),
-        "at_once": gib(plan.work_bytes()),
+        "at_once": gib(plan.peak_bytes),
         "rows": rows,
         "batch": batch,
         "planned": gib(plan.with_sizes(batch, rows).work_bytes()),
         "analysed": gib(used.temp_size_in_bytes + used.output_size_in_bytes),
-        "sums": gib(8 * square),
+        "sums": gib(8 * (m + TARGETS + 1) ** 2),
         "update": gib(update.temp_size_in_bytes),
         "solution": gib(24 * m**2),
     }
@@ -156,14 +154,13 @@ def memory(function: Any, *shapes: Any) -> Any:
 
 def measure(case: Case, max_bytes: int) -> common.Record:
     """Return the bytes that `transform` and `fit` add to those of this process."""
-    as_on_a_device()
     fmap, n = case.fmap, case.measured
     x = np.random.default_rng(0).normal(size=(n, *case.shape)).astype(np.float32)
     y = np.zeros((n, TARGETS), np.float32)
     y[:, 0] = np.arange(n) % 2
     params = jax.block_until_ready(fmap.init(jax.random.key(0), case.shape))
     options = {"batch_size": n, "max_bytes": max_bytes, **case.extras(n)}
-    plan, _ = work_plan(fmap, x)
+    plan, _ = work_plan(fmap, x, case.extras(n))
     plan = plan.with_sizes(n, n)
     rows = plan.rows_in_work(max_bytes)
     work = plan.with_sizes(n, rows).work_bytes()
@@ -197,27 +194,33 @@ def status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def as_on_a_device() -> None:
+def as_on_a_device() -> contextlib.AbstractContextManager[object]:
     """Take away the caches of the CPU, which bound the examples in work there."""
-    setattr(_plan, "_on_cpu", lambda: False)  # noqa: B010
+    return mock.patch.object(_plan, "_on_cpu", lambda: False)
+
+
+def one(args: common.Options) -> None:
+    """Measure the case that is named in this process, and print the record."""
+    if args.case:
+        with as_on_a_device():
+            print(json.dumps(measure(CASES[args.case], int(args.max_gib * 2**30))))
 
 
 def fits(args: common.Options) -> None:
     """Write the tables."""
     max_bytes = int(args.max_gib * 2**30)
-    cases = {"tiny": TINY} if args.tiny else CASES
     kept = common.Kept(args.output, "memory")
-    as_on_a_device()
-    for name, case in cases.items():
-        labels = {"name": name, "max_gib": args.max_gib}
-        spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    for name in args.cases:
 
-            def run(case: Case = case, pool: Any = pool) -> common.Record:
-                found = analyse(case, max_bytes)
-                return found | pool.submit(measure, case, max_bytes).result()
+        def run(name: str = name) -> common.Record:
+            with as_on_a_device():
+                found = analyse(CASES[name], max_bytes)
+            options = ["one", "--case", name, "--max-gib", str(args.max_gib)]
+            child = [sys.executable, __file__, *options]
+            done = subprocess.run(child, stdout=subprocess.PIPE, check=True, text=True)
+            return found | json.loads(done.stdout)
 
-            kept.get(run, **labels)
+        kept.get(run, name=name, max_gib=args.max_gib)
     records = kept.select(max_gib=args.max_gib)
     text = (
         f"GiB, with `max_bytes` of {args.max_gib:g} GiB:\n\n"
@@ -230,7 +233,8 @@ def fits(args: common.Options) -> None:
 if __name__ == "__main__":
     common.main(
         __doc__,
-        {"fits": fits},
+        {"fits": fits, "one": one},
+        cases=([name for name in CASES if name != "tiny"], "names of cases"),
+        case=("", "the case of the job one, which fits runs in another process"),
         max_gib=(2.0, "GiB that examples in work may take"),
-        tiny=(False, "one small case"),
     )
