@@ -16,6 +16,7 @@ import functools
 import gc
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -217,7 +218,11 @@ def fits(args: common.Options) -> None:
                 found = analyse(CASES[name], max_bytes)
             options = ["one", "--case", name, "--max-gib", str(args.max_gib)]
             child = [sys.executable, __file__, *options]
-            done = subprocess.run(child, stdout=subprocess.PIPE, check=True, text=True)
+            # The same package, also where it is not installed.
+            env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            done = subprocess.run(
+                child, stdout=subprocess.PIPE, check=True, text=True, env=env
+            )
             return found | json.loads(done.stdout)
 
         kept.get(run, name=name, max_gib=args.max_gib)

@@ -111,21 +111,22 @@ class Patches:
         window, c = self.window, self.channels
         out = window.output_shape(x.shape[-1 - window.rank : -1])
         padded = window.padded(x)
-        blocks = z[:, : window.size * c].reshape(len(z), window.size, c)
 
         # A loop, because compilers would keep the products of all offsets.
         def add(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
-            offset, block = rows
+            offset, column = rows
+            block = jax.lax.dynamic_slice_in_dim(z, column, c, axis=1)
             pixels = window.shift_to(padded, offset, out)
             return total + matmul(pixels, block.T), None
 
         first, *offsets = window.offsets
-        start = matmul(window.shift(padded, first, out), blocks[:, 0].T)
+        start = matmul(window.shift(padded, first, out), z[:, :c].T)
         if not is_zero(self.bias):
             start = start + lift(self.bias * z[:, -1], x)
         if not offsets:
             return start
-        rest = jnp.array(offsets, jnp.int32), jnp.moveaxis(blocks[:, 1:], 1, 0)
+        columns = c * jnp.arange(1, window.size, dtype=jnp.int32)
+        rest = jnp.array(offsets, jnp.int32), columns
         return jax.lax.scan(add, start, rest)[0]
 
     def take(self, x: Array, index: Array) -> Array:
