@@ -8,6 +8,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_ntk_sketch._numerics import is_zero
 from jax_ntk_sketch._typing import Array, Shape
@@ -142,10 +143,9 @@ class Window:
         reach = [
             (n - 1) * stride + 1 for n, stride in zip(out, self._strides, strict=True)
         ]
-        starts = [0] * lead
-        starts += [i * step for i, step in zip(offset, self._dilation, strict=True)]
+        starts = jnp.pad(offset * np.array(self._dilation, np.int32), (lead, 1))
         sizes = (*padded.shape[:lead], *reach, padded.shape[-1])
-        pixels = jax.lax.dynamic_slice(padded, [*starts, 0], sizes)
+        pixels = jax.lax.dynamic_slice(padded, starts, sizes)
         return pixels[
             (..., *(slice(None, None, s) for s in self._strides), slice(None))
         ]
