@@ -65,7 +65,7 @@ def choose_landmarks(
 
 def masked(kernel: Array, rows: Array, columns: Array) -> Array:
     """Return a kernel that is zero where a row or a column was not there."""
-    return jnp.where(rows[:, None] & columns, kernel, 0)
+    return jnp.where(rows[:, None] & columns[None, :], kernel, 0)
 
 
 def pad_landmarks(params: dict[str, Array], num_landmarks: int) -> dict[str, Array]:
