@@ -151,9 +151,8 @@ def close(a, b, others, name: str, tolerance: float) -> None:
     for p, q, *z in zip(*map(jax.tree.leaves, (a, b, *others)), strict=True):
         p, q, *z = (np.asarray(array, np.float64) for array in (p, q, *z))
         assert p.shape == q.shape, (name, p.shape, q.shape)
-        p, q = p @ z[0].T, q @ z[1].T
-        off = np.abs(p - q).max(initial=0)
-        assert off <= tolerance * np.abs(q).max(initial=0), (name, off)
+        off = np.abs(p @ z[0].T - q @ z[1].T).max(initial=0)
+        assert off <= tolerance * np.sum(z[1] ** 2, axis=-1).max(initial=0), (name, off)
 
 
 def check(number: int, eagerly: bool | None = None) -> str:

@@ -150,7 +150,11 @@ def test_no_image_at_all():
 @pytest.mark.long
 @pytest.mark.parametrize("method", SAMPLED)
 def test_gradients_with_respect_to_images(method):
-    """Finite, also for a black image, and the derivative along a direction."""
+    """Finite, also for a black image, and the derivative along a direction.
+
+    Steps are flat almost everywhere, and their derivative has the right mean instead
+    (tests/test_gradients.py).
+    """
     fmap, params = prepared(method)
     x = normal(3, 4, 6, 3).astype(np.float64)
     v, w = normal(3, 4, 6, 3, seed=1), normal(90, seed=2)
@@ -162,10 +166,11 @@ def test_gradients_with_respect_to_images(method):
         slope = registry.jit_once(jax.grad(loss))
         gradient = np.asarray(slope(x))
         assert (gradient != 0).any((1, 2, 3)).all()
-        loss_of = registry.jit_once(loss)
-        step = 1e-6
-        difference = (loss_of(x + step * v) - loss_of(x - step * v)) / (2 * step)
-        np.testing.assert_allclose(np.sum(gradient * v), difference, rtol=1e-5)
+        if method != "ntk_random_features":
+            loss_of = registry.jit_once(loss)
+            step = 1e-6
+            difference = (loss_of(x + step * v) - loss_of(x - step * v)) / (2 * step)
+            np.testing.assert_allclose(np.sum(gradient * v), difference, rtol=1e-5)
         x[1] = 0
         x[2, :, :3] = 0.5
         assert np.isfinite(slope(x)).all()

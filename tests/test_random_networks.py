@@ -5,6 +5,6 @@ import random_networks
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", range(30))
+@pytest.mark.parametrize("number", range(100))
 def test_invariants(number):
     random_networks.check(number)
