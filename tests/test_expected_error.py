@@ -166,10 +166,10 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.long
 def test_no_number_of_columns_suffices():
-    with pytest.raises(ValueError, match="out of reach"):
-        jns.validation.suggest_num_features(
-            NET, (64,), relative_error=1e-7, method="ntk_random_features"
-        )
+    """Below the bias, and above it."""
+    for error, message in ((1e-7, "more than the bias"), (9e-4, "out of reach")):
+        with pytest.raises(ValueError, match=message):
+            jns.validation.suggest_num_features(NET, (64,), relative_error=error)
 
 
 def test_examples_that_are_not_finite_are_named():
