@@ -166,3 +166,13 @@ def next_power_of_two(n: int) -> int:
     [1, 2, 4, 64, 128]
     """
     return 1 << (n - 1).bit_length()
+
+
+def last_power_of_two(n: int) -> int:
+    """Return the largest power of two that is at most `n`, or 1.
+
+    >>> from jax_ntk_sketch._numerics import last_power_of_two
+    >>> [last_power_of_two(n) for n in (-3, 1, 3, 64, 65)]
+    [1, 1, 2, 64, 64]
+    """
+    return 1 << max(n, 1).bit_length() - 1

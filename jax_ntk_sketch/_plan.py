@@ -7,6 +7,7 @@ import jax
 
 from jax_ntk_sketch._checks import check_size
 from jax_ntk_sketch._files import machine_bytes
+from jax_ntk_sketch._numerics import last_power_of_two
 from jax_ntk_sketch._typing import Shape
 from jax_ntk_sketch._units import format_bytes
 
@@ -27,13 +28,15 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def memory_budget() -> int:
-    """Return the bytes that examples in work may take where the caller names none.
+def memory_budget(max_bytes: int | None = None) -> int:
+    """Return the bytes that examples in work may take, the caller's or the default.
 
-    On a CPU they are 256 MiB. Elsewhere they are a quarter of the device's memory,
-    because the data, the sums of a fit and its solution need the rest. If the device
-    does not state its memory, they are 2 GiB.
+    By default they are 256 MiB on a CPU. Elsewhere they are a quarter of the device's
+    memory, because the data, the sums of a fit and its solution need the rest. If the
+    device does not state its memory, they are 2 GiB.
     """
+    if max_bytes is not None:
+        return max_bytes
     if _on_cpu():
         return 2**28
     limit = _device_bytes()
@@ -232,10 +235,10 @@ class Plan:
 
         The other half is for what the steps need, and for one example at least.
         """
-        limit = memory_budget() if max_bytes is None else max_bytes
+        limit = memory_budget(max_bytes)
         step = self.with_sizes(0, 1).work_bytes(itemsize)
         each = self.with_sizes(1, 0).work_bytes(itemsize)
-        return _power_of_two(min(limit // 2, limit - step) // each)
+        return last_power_of_two(min(limit // 2, limit - step) // each)
 
     def rows_in_work(self, max_bytes: int | None = None, itemsize: int = 4) -> int:
         """Return how many of `num_examples` to work on at a time.
@@ -243,12 +246,12 @@ class Plan:
         It is the largest power of two, at least 1, whose `work_bytes` stay within
         `max_bytes`, or the default. On a CPU what they need also fits in the caches.
         """
-        limit = memory_budget() if max_bytes is None else max_bytes
+        limit = memory_budget(max_bytes)
         each = 2 * itemsize * self.with_sizes(1, 1).live_elements
         limit -= self.with_sizes(self.num_examples, 0).work_bytes(itemsize)
         if _on_cpu():
             limit = min(limit, 2 * _CACHE_BYTES)
-        return min(self.num_examples, _power_of_two(limit // each))
+        return min(self.num_examples, last_power_of_two(limit // each))
 
     def check_work(self, owner: str, max_bytes: int | None, itemsize: int = 4) -> int:
         """Return `max_bytes`, or the default, if one example of the batch fits.
@@ -312,8 +315,3 @@ class Plan:
                 numbers = values if isinstance(values, tuple) else (values,)
                 lines.append(f"{title}: {', '.join(map(text, numbers))}")
         return "\n".join(lines)
-
-
-def _power_of_two(number: int) -> int:
-    """Return the largest power of two that is at most `number`, at least 1."""
-    return 1 << max(number, 1).bit_length() - 1

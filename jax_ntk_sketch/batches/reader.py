@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch._arrays import check_real, to_numpy
 from jax_ntk_sketch._checks import check_choice, check_size
+from jax_ntk_sketch._numerics import last_power_of_two
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._typing import TASKS, Array, Dtype, Examples, PyTree, Task
 from jax_ntk_sketch.batches.labels import (
@@ -198,7 +199,7 @@ class Reader:
             size = x.size * np.dtype(self._dtype or x.dtype).itemsize
         if most is not None and x.ndim > 1:
             largest = min(largest, most(x))
-        return min(largest, 1 << max(_BYTES // max(size, 1), 1).bit_length() - 1)
+        return min(largest, last_power_of_two(_BYTES // max(size, 1)))
 
     def _checked(self, rows: Rows) -> Batch:
         owner, x = self.owner, rows.x

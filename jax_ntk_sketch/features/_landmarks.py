@@ -215,15 +215,10 @@ class LandmarkFeatureMap:
     def _choose(self, key: Key, examples: Array, max_bytes: int | None) -> Array:
         """Return the indices of the landmarks."""
 
-        def diagonal(one: Array) -> Array:
-            return self._kernel(one[None], None)[0, 0]
-
         def column(index: Array) -> Array:
             return self._rows(examples, examples[index], max_bytes)
 
-        return rpcholesky(
-            key, column, jax.lax.map(diagonal, examples), self.num_features
-        )
+        return rpcholesky(key, column, self._diagonal(examples), self.num_features)
 
     def _symmetric_kernel(self, z: Array, max_bytes: int | None) -> Array:
         """Return the kernel of examples with themselves."""
@@ -231,8 +226,11 @@ class LandmarkFeatureMap:
             return self._kernel(z, None)
         k = self._rows(z, z, max_bytes)
         # `kernel_fn` knows the cosine on the diagonal only without a second argument.
-        diagonal = jax.lax.map(lambda one: self._kernel(one[None], None)[0, 0], z)
-        return jnp.fill_diagonal(k, diagonal, inplace=False)
+        return jnp.fill_diagonal(k, self._diagonal(z), inplace=False)
+
+    def _diagonal(self, examples: Array) -> Array:
+        """Return the kernel of each example with itself."""
+        return jax.lax.map(lambda one: self._kernel(one[None], None)[0, 0], examples)
 
     def _rows(self, x1: Array, x2: Array, max_bytes: int | None) -> Array:
         """Return the kernel of two batches, for as many of x1 at a time as fit."""
@@ -241,7 +239,7 @@ class LandmarkFeatureMap:
 
     def _rows_in_work(self, x1: Array, x2: Array, max_bytes: int | None) -> int:
         """Return how many examples of x1 a call of `kernel_fn` with x2 takes."""
-        limit = memory_budget() if max_bytes is None else max_bytes
+        limit = memory_budget(max_bytes)
         each = x1.dtype.itemsize * _kernel_elements(self, x1.shape[1:], len(x2))
         return max(1, min(len(x1), limit // max(each, 1)))
 

@@ -88,8 +88,7 @@ class ExactKernel:
 
     def _block_size(self, x: Array | NDArray, z: Array | NDArray | None) -> int:
         """Return how many rows, and columns, a call of the function takes."""
-        limit = self.max_bytes
-        limit = memory_budget() if limit is None else limit
+        limit = memory_budget(self.max_bytes)
         check_size(self.owner, "max_bytes", limit)
         size = max(len(x), 0 if z is None else len(z))
         needed = self._bytes(x, z, size)
