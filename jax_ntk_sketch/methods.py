@@ -246,6 +246,10 @@ class Nystrom(Method):
         "uniform" uniformly at random.
       oversample: the number of landmarks as a multiple of the columns, >= 1. The
         principal directions on the sample are kept.
+      normalize: whether all rows of the sample count alike in the choice of landmarks
+        and directions, because their kernels are divided by their norms. None means
+        that they do for fully connected networks, where long examples would take all,
+        and not layer by layer, where dark patches matter less.
 
     `init` takes the sample, an array of examples like those to come. A few hundred
     images are enough. With fewer examples or patches than columns, the remaining
@@ -271,10 +275,13 @@ class Nystrom(Method):
 
     landmarks: str = "rpcholesky"
     oversample: float = 3.0
+    normalize: bool | None = None
 
     def __post_init__(self) -> None:
         set_checked(self, check_choice, "landmarks", choices=("rpcholesky", "uniform"))
         set_checked(self, check_number, "oversample", least=1)
+        if self.normalize is not None:
+            set_checked(self, check_choice, "normalize", choices=(True, False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The kernel between two batches, on which they rest, against Neural Tangents.
 """
 
+import dataclasses
 import functools
 import importlib
 
@@ -92,7 +93,8 @@ def images(shape, n=6, seed=0):
 
 
 def features(net, x, sample=None, key=KEY, **options):
-    fields = {k: options.pop(k) for k in ("landmarks", "oversample") if k in options}
+    names = [field.name for field in dataclasses.fields(methods.Nystrom)]
+    fields = {name: options.pop(name) for name in names if name in options}
     fmap = jns.feature_map(net, method=methods.Nystrom(**fields), **options)
     return fmap.apply(fmap.init(key, x, sample=x if sample is None else sample), x)
 
@@ -148,10 +150,12 @@ def test_all_landmarks_give_the_best_approximation_of_their_rank():
     """Rows that pad a sample, from 30 to 32, count nothing."""
     with x64():
         x = np.random.default_rng(0).standard_normal((30, 4))
-        phi = features(DEEP, x, num_features=4, get="ntk", oversample=8.0)
-        values, vectors = np.linalg.eigh(exact_kernel(DEEP, x, get="ntk"))
-        best = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].T
-        assert relative(phi @ phi.T, best) < 1e-6
+        k = np.asarray(exact_kernel(DEEP, x, get="ntk"))
+        for normalize, scale in ((True, np.diag(k)[:, None] ** 0.5), (False, 1)):
+            phi = features(DEEP, x, num_features=4, oversample=8.0, normalize=normalize)
+            values, vectors = np.linalg.eigh(k / scale / np.transpose(scale))
+            best = scale * vectors[:, -4:] * values[-4:] ** 0.5
+            assert relative(phi @ phi.T, best @ best.T) < 1e-6
 
 
 def unpadded(rows):
@@ -217,16 +221,28 @@ def test_equals_the_definition():
         np.testing.assert_allclose(phi @ phi.T, k[:10, :10], rtol=1e-5)
 
 
+@pytest.mark.parametrize("oversample", [1.0, 2.0])
+def test_long_rows_do_not_take_the_landmarks(oversample):
+    """The kernel of this network is homogeneous, so that lengths change no span."""
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    lengths = np.where(np.arange(60) % 7, 1, 100)[:, None]
+    options = {"num_features": 12, "oversample": oversample}
+    phis = [features(DEEP, x, sample, **options) for sample in (x, lengths * x)]
+    grams = [np.asarray(phi @ phi.T) for phi in phis]
+    np.testing.assert_allclose(*grams, rtol=0, atol=1e-3 * grams[0].max())
+
+
 @pytest.mark.long
 def test_oversampling_helps():
     """The principal directions are the best of all projections, on the sample."""
-    x = rows(60)
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     k = np.asarray(exact_kernel(DEEP, x, get="ntk"), np.float64)
-    errors = [
-        np.trace(k) - np.sum(features(DEEP, x, num_features=12, oversample=s) ** 2)
-        for s in (1.0, 5.0)
-    ]
-    best = np.linalg.eigvalsh(k)[:-12].sum()
+    scale = np.diag(k) ** -0.5
+    errors = []
+    for s in (1.0, 5.0):
+        phi = scale[:, None] * features(DEEP, x, num_features=12, oversample=s)
+        errors.append(len(k) - np.sum(phi**2))
+    best = np.linalg.eigvalsh(scale[:, None] * k * scale)[:-12].sum()
     assert errors[0] > 1.2 * errors[1]
     np.testing.assert_allclose(errors[1], best, rtol=0.01)
 

@@ -168,33 +168,47 @@ class _LandmarkLayer:
     def _learn(
         self, key: Key, rows: _Rows, valid: Array
     ) -> tuple[dict[str, Array], Array]:
+        normalize = bool(self.method.normalize)
+        diagonals = self._diagonals(rows)
+        of_each = [sampling.weights(normalize, d) for d in diagonals]
+        # Of the NTK after the next Dense or Conv.
+        diagonal = diagonals[0] + diagonals[1]
+        of_sum = sampling.weights(normalize, diagonal)
+
         def columns(index: Array) -> list[Array]:
             pair = self._kernels(rows, rows.take(index))
             return [sampling.masked(k, valid, valid[index]) for k in pair]
 
         def column(index: Array) -> Array:
             nngp, ntk = columns(index)
-            return nngp + ntk  # the NTK after the next Dense or Conv
+            return of_sum[:, None] * (nngp + ntk) * of_sum[index]
 
-        diagonal, num = self._diagonal(rows), min(self.num_landmarks, len(rows.x))
+        num = min(self.num_landmarks, len(rows.x))
         chosen = sampling.choose_landmarks(
-            self.method, key, column, diagonal, num, valid
+            self.method, key, column, of_sum**2 * diagonal, num, valid
         )
         landmarks, kept = rows.take(chosen), valid[chosen]
-        nngp, ntk = columns(chosen)
-        nngp_gram, ntk_gram = (
-            sampling.masked(k, kept, kept) for k in self._kernels(landmarks)
-        )
-        root, left_out = principal_sqrt(nngp, nngp_gram, self.nngp_columns)
+        grams = [sampling.masked(k, kept, kept) for k in self._kernels(landmarks)]
+        roots, left_out = [], jnp.zeros(())
+        for k, gram, w, number in zip(
+            columns(chosen),
+            grams,
+            of_each,
+            (self.nngp_columns, self.ntk_columns),
+            strict=True,
+        ):
+            if number:
+                k, gram = w[:, None] * k * w[chosen], w[chosen, None] * gram * w[chosen]
+                root, part = principal_sqrt(k, gram, number)
+                roots.append(w[chosen, None] * root)
+                left_out = jnp.maximum(left_out, part)
         params = {
             "nngp_landmarks": landmarks.x,
             "nngp_diag": landmarks.nngp_diag,
-            "nngp_root": root,
+            "nngp_root": roots[0],
         }
         if self.ntk_columns:
-            root, ntk_left_out = principal_sqrt(ntk, ntk_gram, self.ntk_columns)
-            left_out = jnp.maximum(left_out, ntk_left_out)
-            params |= {"ntk_landmarks": landmarks.y, "ntk_root": root}
+            params |= {"ntk_landmarks": landmarks.y, "ntk_root": roots[1]}
         return sampling.pad_landmarks(params, self.num_landmarks), left_out
 
     def apply(self, params: dict[str, Array], f: Features) -> Features:
@@ -251,13 +265,13 @@ class _LandmarkLayer:
         kernel, slopes = _dual_kernels(self.dual, products, rows.variances, z)
         return kernel, matmul(rows.y, second.y.T) * slopes
 
-    def _diagonal(self, rows: _Rows) -> Array:
-        """Return the sum of both kernels of each row with itself."""
+    def _diagonals(self, rows: _Rows) -> tuple[Array, Array]:
+        """Return what `_kernels` returns, of each row with itself."""
         q = rows.variances
         value, slope = self.dual.diagonal(q.value)[0], self.dual.diagonal(q.slope)[1]
         if self.spec.after_dropout:
             value, slope = self.dual.covariances(rows.norm2, q.value, q.value)
-        return value + jnp.sum(rows.y**2, axis=-1) * slope
+        return value, jnp.sum(rows.y**2, axis=-1) * slope
 
 
 def _dual_kernels(

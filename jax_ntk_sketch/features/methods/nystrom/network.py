@@ -2,9 +2,11 @@ r"""Method "nystrom" for fully connected networks: exact kernels with landmarks.
 
 With landmarks z chosen from a sample and K the exact kernel of the network, the
 features of an example x are :math:`K(x, z) R`. The columns of :math:`K_{zz}^{1/2} R`
-are principal directions of the sample (`kernels.nystrom.principal_sqrt`).
+are principal directions of the sample (`kernels.nystrom.principal_sqrt`), whose rows
+are scaled first so that all count alike.
 """
 
+import functools
 import itertools
 import math
 
@@ -84,14 +86,22 @@ def _kernel_step(
     # The part that takes seconds to compile, once for several numbers of rows.
     @jax.jit
     def learn(key: Key, x: Array, valid: Array) -> tuple[dict[str, Array], Array]:
-        def column(index: Array) -> Array:
-            return sampling.masked(kernel(x, x[index]), valid, valid[index])
-
         diagonal = getattr(diagonal_kernels(net, x), kind)
+        weights = sampling.weights(method.normalize is not False, diagonal)
+
+        def weighted(rows: Array, others: Array) -> Array:
+            k = kernel(x[rows], None if others is rows else x[others])
+            k = weights[rows, None] * k * weights[others]
+            return sampling.masked(k, valid[rows], valid[others])
+
+        column = functools.partial(weighted, jnp.arange(len(x)))
         num = min(num_landmarks, len(x))
-        chosen = sampling.choose_landmarks(method, key, column, diagonal, num, valid)
-        gram = sampling.masked(kernel(x[chosen]), valid[chosen], valid[chosen])
+        chosen = sampling.choose_landmarks(
+            method, key, column, diagonal * weights**2, num, valid
+        )
+        gram = weighted(chosen, chosen)
         root, left_out = principal_sqrt(column(chosen), gram, columns)
+        root = weights[chosen, None] * root
         params = {"landmarks": x[chosen], "root": root}
         return sampling.pad_landmarks(params, num_landmarks), left_out
 

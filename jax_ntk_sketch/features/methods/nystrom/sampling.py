@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_ntk_sketch._numerics import at_least_float32
+from jax_ntk_sketch._numerics import at_least_float32, safe_reciprocal, safe_sqrt
 from jax_ntk_sketch._typing import Array, Key
 from jax_ntk_sketch.features._maps import warn_few
 from jax_ntk_sketch.features.state import Features
@@ -66,6 +66,18 @@ def choose_landmarks(
 def masked(kernel: Array, rows: Array, columns: Array) -> Array:
     """Return a kernel that is zero where a row or a column was not there."""
     return jnp.where(rows[:, None] & columns[None, :], kernel, 0)
+
+
+def weights(normalize: bool, diagonal: Array) -> Array:
+    """Return the factors of rows in the choice of landmarks and directions, (n,).
+
+    Args:
+      normalize: whether all rows count alike.
+      diagonal: the kernel of each row with itself, (n,).
+    """
+    if not normalize:
+        return jnp.ones_like(diagonal)
+    return safe_sqrt(safe_reciprocal(diagonal))
 
 
 def pad_landmarks(params: dict[str, Array], num_landmarks: int) -> dict[str, Array]:
