@@ -34,6 +34,7 @@ from jax_ntk_sketch.features._feature_map import feature_map
 from jax_ntk_sketch.features._landmarks import landmark_features
 from jax_ntk_sketch.features._sparse_inputs import with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.selection import Weighed, WeighedMap, choose, weigh
 
 __all__ = [
     "CompressedFeatureMap",
@@ -43,6 +44,9 @@ __all__ = [
     "NTKFirst",
     "Plan",
     "SparseRows",
+    "Weighed",
+    "WeighedMap",
+    "choose",
     "compress",
     "data",
     "feature_map",
@@ -60,6 +64,7 @@ __all__ = [
     "stax",
     "transform",
     "validation",
+    "weigh",
     "with_sparse_inputs",
 ]
 

@@ -31,7 +31,8 @@ ROOMS = (
     # Examples, and devices.
     *("graphs", "batches", "sharding", "preprocessing", "data"),
     # Feature maps, and what a user does with them.
-    *("features", "linear_model", "validation", "interop", "io"),
+    *("features", "linear_model", "validation", "selection"),
+    *("interop", "io"),
     # The public names, and the command line.
     *("__init__", "cli", "__main__"),
 )

@@ -1,0 +1,69 @@
+"""The feature maps that `choose` weighs."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from jax_ntk_sketch import stax
+from jax_ntk_sketch._protocol import FeatureMap
+from jax_ntk_sketch._typing import Get
+from jax_ntk_sketch.features._compress import CompressedFeatureMap
+from jax_ntk_sketch.features._feature_map import feature_map
+from jax_ntk_sketch.methods import (
+    Method,
+    NTKRandomFeatures,
+    NTKSketch,
+    Nystrom,
+    OnePass,
+    VarianceReduced,
+)
+
+# A map with this number of columns, for a sample with this number of rows.
+Candidate: TypeAlias = Callable[[int, int], FeatureMap]
+
+# Landmarks beyond this number are taken only if there are as many columns.
+MOST_LANDMARKS = 4096
+
+# How many columns are compressed to one, and the largest number of them.
+_WIDTH, _MOST_WIDE = 8, 32768
+
+
+def candidates(net: stax.Layer, get: Get) -> dict[str, Candidate]:
+    """Return what is weighed for a network, by name."""
+
+    def of_method(method: Method) -> Candidate:
+        return lambda m, n: feature_map(net, num_features=m, get=get, method=method)
+
+    def landmarks(kind: str, most: float, normalize: bool) -> Candidate:
+        def make(m: int, n: int) -> FeatureMap:
+            # More landmarks than rows would be zeros.
+            number = min(n, most * m, max(m, MOST_LANDMARKS))
+            method = Nystrom(kind, max(1.0, number / m), normalize)
+            return feature_map(net, num_features=m, get=get, method=method)
+
+        return make
+
+    def compressed(method: Method) -> Candidate:
+        def make(m: int, n: int) -> FeatureMap:
+            wide = max(m, min(_WIDTH * m, _MOST_WIDE))
+            base = feature_map(net, num_features=wide, get=get, method=method)
+            return CompressedFeatureMap(base, m)
+
+        return make
+
+    many = float("inf")
+    return {
+        "landmarks": landmarks("rpcholesky", 1, True),
+        "landmarks, raw": landmarks("rpcholesky", 1, False),
+        "landmarks, uniform": landmarks("uniform", 1, True),
+        "directions": landmarks("rpcholesky", 3, True),
+        "directions, raw": landmarks("rpcholesky", 3, False),
+        "directions of all": landmarks("rpcholesky", many, True),
+        "directions of all, raw": landmarks("rpcholesky", many, False),
+        "variance reduced": of_method(VarianceReduced("kernel")),
+        "variance reduced, low degrees": of_method(VarianceReduced("regression")),
+        "random features": of_method(NTKRandomFeatures()),
+        "sketch": of_method(NTKSketch()),
+        "one pass": of_method(OnePass(2)),
+        "compressed": compressed(VarianceReduced("kernel")),
+        "compressed random features": compressed(NTKRandomFeatures()),
+    }

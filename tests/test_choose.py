@@ -1,0 +1,234 @@
+"""`choose`: its losses against their definitions, and that no map does better."""
+
+import dataclasses
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ntk_sketch as jns
+from jax_ntk_sketch import methods, recipes, stax
+from jax_ntk_sketch.selection import losses
+from jax_ntk_sketch.selection.candidates import candidates
+from jax_ntk_sketch.selection.rows import Rows
+
+NET = stax.serial(stax.Dense(1, 1.4), stax.Relu(), stax.Dense(1, 1.4))
+KEY = jax.random.key(0)
+
+
+def matrices(seed=0, n=30, held_out=8, m=6):
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((n + held_out, 50))
+    k = a @ a.T
+    phi = rng.standard_normal((n + held_out, m))
+    return k[:n, :n], k[n:, :n], phi[:n], phi[n:]
+
+
+def predictor(cross, k, penalty):
+    return cross @ np.linalg.inv(k + penalty * np.eye(len(k)))
+
+
+def test_left_out_error_is_that_of_fits_without_each_row():
+    k, _, _, _ = matrices()
+    y = np.random.default_rng(1).standard_normal((len(k), 2))
+    errors = []
+    for i in range(len(k)):
+        rest = np.delete(np.arange(len(k)), i)
+        found = predictor(k[i, rest], k[np.ix_(rest, rest)], 0.7) @ y[rest]
+        errors.append(np.mean((found - y[i]) ** 2))
+    found = losses._Spectrum.of(k).left_out_error(0.7, y)
+    np.testing.assert_allclose(found, np.mean(errors), rtol=1e-10)
+
+
+def test_distance_is_that_of_the_predictions():
+    k, cross, phi, new = matrices()
+    y = np.random.default_rng(1).standard_normal((len(k), 2))
+    loss = losses.DistanceToMachine(k, cross, y)
+    assert loss.penalty == losses._Spectrum.of(k).best_penalty(y)
+    exact = predictor(cross, k, loss.penalty) @ y
+    found = predictor(new @ phi.T, phi @ phi.T, loss.penalty) @ y
+    wanted = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    np.testing.assert_allclose(loss(phi, new), wanted, rtol=1e-9)
+    root = np.linalg.cholesky(k)
+    assert loss(root, cross @ np.linalg.inv(root).T) < 1e-7
+
+
+def test_expected_distance_is_the_mean_over_targets_of_the_prior():
+    k, cross, phi, new = matrices()
+    loss = losses.ExpectedDistance(k, cross, penalties=(0.01,))
+    (penalty,) = loss.penalties
+    np.testing.assert_allclose(penalty, 0.01 * np.trace(k) / len(k), rtol=1e-9)
+    exact = predictor(cross, k, penalty)
+    off = predictor(new @ phi.T, phi @ phi.T, penalty) - exact
+    prior = k + penalty * np.eye(len(k))
+    ratio = np.trace(off @ prior @ off.T) / np.trace(exact @ prior @ exact.T)
+    np.testing.assert_allclose(loss(phi, new), ratio**0.5, rtol=1e-9)
+    both = losses.ExpectedDistance(k, cross, penalties=(0.01, 0.1))
+    other = losses.ExpectedDistance(k, cross, penalties=(0.1,))
+    mean = (loss(phi, new) * other(phi, new)) ** 0.5
+    np.testing.assert_allclose(both(phi, new), mean, rtol=1e-9)
+
+
+def test_held_out_error_is_that_of_ridge():
+    _, _, phi, new = matrices()
+    rng = np.random.default_rng(1)
+    y, held_out_y = rng.standard_normal((30, 2)), rng.standard_normal((8, 2))
+    loss = losses.HeldOutError(y, held_out_y)
+    k = phi @ phi.T
+    penalty = losses._Spectrum.of(k).best_penalty(y)
+    found = predictor(new @ phi.T, k, penalty) @ y
+    size = np.mean((held_out_y - y.mean(axis=0)) ** 2)
+    wanted = np.mean((found - held_out_y) ** 2) / size
+    np.testing.assert_allclose(loss(phi, new), wanted, rtol=1e-9)
+
+
+def flat(n=150, d=4, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)).astype(np.float32)
+    return x, np.sin(2 * x[:, 0]) + x[:, 1]
+
+
+@pytest.fixture(scope="module")
+def weighed():
+    """What was weighed without targets, and with them."""
+    x, y = flat()
+    return [jns.weigh(KEY, NET, 24, sample=x, y=targets) for targets in (None, y)]
+
+
+def test_every_map_of_the_list_is_weighed(weighed):
+    for one in weighed:
+        names = {entry.name for entry in one.maps}
+        assert names == set(candidates(NET, "ntk"))
+        assert all(np.isfinite(entry.loss) for entry in one.maps)
+        assert (one.num_fitted, one.num_held_out, one.num_columns) == (113, 37, 24)
+
+
+def test_the_cheapest_of_the_best_is_chosen(weighed):
+    for one in weighed:
+        values = [entry.loss for entry in one.maps]
+        assert values == sorted(values)
+        good = [entry for entry in one.maps if entry.loss <= 1.01 * values[0]]
+        assert one.chosen in good
+        assert one.chosen.flops == min(entry.flops for entry in good)
+        assert one.fmap == one.chosen.fmap and one.fmap.num_features == 24
+
+
+def test_landmarks_beat_maps_that_know_no_data(weighed):
+    for one in weighed:
+        assert one.fmap.method.needs_sample
+        value = {entry.name: entry.loss for entry in one.maps}
+        assert value["random features"] > 1.5 * one.chosen.loss
+
+
+def test_the_table(weighed):
+    without, with_targets = map(str, weighed)
+    assert without.startswith("loss: expected distance to the exact predictions; 24")
+    assert "113 examples to fit, 37 held out, penalty" in with_targets
+    assert without.count("(chosen)") == 1 and "1.00" in without
+    page = weighed[0]._repr_html_()
+    assert page.count("<tr>") == 1 + len(weighed[0].maps)
+
+
+def test_the_map_is_pure_and_the_choice_repeats(weighed):
+    x, y = flat()
+    fmap = jns.choose(KEY, NET, 24, sample=x, y=y)
+    assert fmap == weighed[1].fmap and hash(fmap) == hash(weighed[1].fmap)
+    init = jax.jit(lambda key, x: fmap.init(key, (4,), sample=x))
+    for a, b in zip(
+        *map(jax.tree.leaves, (init(KEY, x), fmap.init(KEY, (4,), sample=x))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_columns_are_at_most_half_of_the_fitting_rows():
+    x, _ = flat(40)
+    one = jns.weigh(KEY, NET, 512, sample=x)
+    assert (one.num_fitted, one.num_columns) == (30, 15)
+    assert one.fmap.num_features == 512
+
+
+def test_progress_says_the_time_before_and_the_table_after(capsys):
+    x, _ = flat(20)
+    jns.choose(KEY, NET, 4, sample=x, progress=True)
+    said = capsys.readouterr().err
+    assert "choose: weighs 14 maps on 20 examples, which takes about" in said
+    assert "(chosen)" in said
+    jns.choose(KEY, NET, 4, sample=x, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.long
+def test_images_by_targets_and_without():
+    digits = jns.data.load_digits()
+    x, y = digits.x_train[:96, ..., None], digits.y_train[:96]
+    for targets, measure in ((y, "held-out error"), (None, "expected distance")):
+        one = jns.weigh(KEY, recipes.cntk(2), 32, sample=x, y=targets)
+        assert one.measure.startswith(measure)
+        known = [entry.loss for entry in one.maps if entry.why_not == ""]
+        assert len(known) >= 8 and one.chosen.loss <= 1.01 * min(known)
+        refused = [entry.name for entry in one.maps if entry.why_not]
+        assert refused == ["one pass"]
+        params = one.fmap.init(KEY, x.shape[1:], sample=x)
+        assert np.isfinite(one.fmap.apply(params, x[:3])).all()
+
+
+@pytest.mark.long
+def test_both_kernels_count_alike():
+    x, y = flat(60)
+    one = jns.weigh(KEY, NET, 16, sample=x, y=y, get=("nngp", "ntk"))
+    each = [jns.weigh(KEY, NET, 16, sample=x, y=y, get=k) for k in ("nngp", "ntk")]
+    for entry in one.maps:
+        parts = [e.loss for w in each for e in w.maps if e.name == entry.name]
+        np.testing.assert_allclose(entry.loss, np.prod(parts) ** 0.5, rtol=1e-3)
+
+
+def test_sorted_rows_are_noticed():
+    x, _ = flat(60)
+    order = np.argsort(np.linalg.norm(x, axis=1))
+    rows = Rows.read("choose", x[order], None, None, {})
+    from jax_ntk_sketch.selection.rows import warn_if_sorted
+
+    with pytest.warns(UserWarning, match="sorted by length"):
+        warn_if_sorted("choose", rows.x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_sorted("choose", x)
+        warn_if_sorted("choose", np.ones((60, 3)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sample": np.zeros((7, 3))}, "sample must hold at least 8 examples"),
+        ({"sample": np.full((9, 3), np.nan)}, "sample must be finite, but its row 0"),
+        ({"y": np.zeros(3)}, "y must have a target for each of the 40 examples, got 3"),
+        ({"y": np.full(40, np.inf)}, "y must be finite, but its row 0"),
+        ({"num_features": 0}, "num_features must be an integer >= 1, got 0"),
+        ({"get": "other"}, "get must"),
+    ],
+)
+def test_refuses(change, message):
+    options = {"num_features": 8, "sample": flat(40)[0], **change}
+    with pytest.raises(ValueError, match=message):
+        jns.choose(KEY, NET, options.pop("num_features"), **options)
+
+
+def test_classes_and_numbers():
+    labels = np.array(["a", "b"] * 8)
+    x = flat(16)[0]
+    y = Rows.read("choose", x, labels, None, {}).y
+    np.testing.assert_allclose(y, np.tile([[0.5, -0.5], [-0.5, 0.5]], (8, 1)))
+    whole = Rows.read("choose", x, np.arange(16.0), None, {}).y
+    assert whole.shape == (16, 1)
+
+
+def test_landmarks_keep_their_number_per_column():
+    made = candidates(NET, "ntk")
+    few = made["directions of all"](100, 1000).method
+    assert few == methods.Nystrom(oversample=10.0, normalize=True)
+    many = made["directions of all"](8192, 60_000).method
+    assert many == methods.Nystrom(oversample=1.0, normalize=True)
+    assert made["directions"](2048, 60_000).method.oversample == 2.0
+    assert dataclasses.replace(few, oversample=1.0) == made["landmarks"](100, 9).method
