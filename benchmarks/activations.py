@@ -37,8 +37,9 @@ ACTIVATIONS: dict[str, stax.Activation] = {
     "GELU": stax.Gelu(),
 }
 METHODS = (
-    "ntk_random_features", "ntk_sketch", "variance_reduced", "ntk_sketch, uncompressed",
-    "variance_reduced, kernel",
+    "ntk_random_features", "ntk_sketch",
+    "variance_reduced, regression", "ntk_sketch, uncompressed",
+    "variance_reduced",
 )  # fmt: skip
 # The degrees in the printed table; the JSON file has all.
 SHOWN = (1, 4, 8, 20)

@@ -35,7 +35,8 @@ for _name, _gamma in (("myrtle5_gaussian", 1.0), ("myrtle5_gaussian2", 2.0)):
     _activation = jns.stax.ExpNormalized(_gamma)
     NETWORKS[_name] = jns.recipes.myrtle(5, activation=_activation, W_std=1.0)
 METHODS = (
-    "ntk_random_features", "ntk_sketch, degrees 2, 1, uncompressed", "variance_reduced",
+    "ntk_random_features", "ntk_sketch, degrees 2, 1, uncompressed",
+    "variance_reduced, regression",
 )  # fmt: skip
 
 # Penalties per example, relative to the mean of the kernel's diagonal.

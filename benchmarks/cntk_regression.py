@@ -37,7 +37,8 @@ REGS = 10.0 ** np.arange(-9, 0.25, 0.25)
 EXACT, FC = "exact CNTK", "fully connected NTK, exact"
 METHODS = (
     "published random features", "ntk_random_features",
-    "ntk_sketch, degrees 2, 1, uncompressed", "variance_reduced", "nystrom", "compress",
+    "ntk_sketch, degrees 2, 1, uncompressed",
+    "variance_reduced, regression", "nystrom", "compress",
     FC,
 )  # fmt: skip
 
@@ -138,7 +139,7 @@ if __name__ == "__main__":
         num_features=([256, 1024], "features"),
         seeds=(5, "draws of each map"),
         methods=(list(METHODS), "feature maps", METHODS),
-        base=("variance_reduced", "what compress compresses", maps.METHODS),
+        base=("variance_reduced, regression", "what compress compresses", maps.METHODS),
         generated=(8192, "features that compress generates"),
         fit=(300, "images to fit"),
         test=(300, "images to test on"),

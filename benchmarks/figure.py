@@ -18,7 +18,7 @@ PATH = common.FOLDER / "error.svg"
 SECTION = "fully_connected-accuracy"
 # Methods and their lines. Published figures are gray.
 STYLES = {
-    "variance_reduced, kernel": {"color": "C0"},
+    "variance_reduced": {"color": "C0"},
     "one_pass": {"color": "C1"},
     "ntk_sketch, best degrees": {"color": "C2"},
     "ntk_random_features": {"color": "C3"},

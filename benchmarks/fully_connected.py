@@ -35,8 +35,8 @@ PUBLISHED_SPEED = {
 }
 
 METHODS = (
-    "variance_reduced, kernel",
     "variance_reduced",
+    "variance_reduced, regression",
     "one_pass",
     "one_pass, degree 4",
     "one_pass, degree 2",

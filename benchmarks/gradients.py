@@ -30,7 +30,8 @@ BIASED = stax.serial(stax.Dense(1, 1.4, 0.3), stax.Relu(), stax.Dense(1, 1.2, 0.
 NETS = {"x": PLAIN, "scales": BIASED}
 NAMES = (
     "ntk_random_features", "published random features", "exact", "nystrom",
-    "nystrom, x and y among the landmarks", "variance_reduced", "ntk_sketch",
+    "nystrom, x and y among the landmarks",
+    "variance_reduced, regression", "ntk_sketch",
     "one_pass", "one_pass, degree 24",
 )  # fmt: skip
 METHODS: dict[str, methods.Method] = {

@@ -27,7 +27,8 @@ from jax_ntk_sketch.linear_model import fit_ridge
 
 EXACT = "exact"
 METHODS = (
-    "variance_reduced", "variance_reduced, kernel", "ntk_random_features", "ntk_sketch",
+    "variance_reduced, regression", "variance_reduced",
+    "ntk_random_features", "ntk_sketch",
 )  # fmt: skip
 # Penalties per graph, relative to the kernel's mean diagonal.
 REGS = 10.0 ** np.arange(-7, 0.1, 0.5)

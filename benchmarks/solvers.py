@@ -70,7 +70,7 @@ def cg(args: common.Options) -> None:
     x, y, x_test, _ = common.mnist(args.data)
     x, y, x_test = x[: args.num_train], y[: args.num_train], x_test[:2000]
     net = maps.relu_network(args.depth)
-    fmap = maps.feature_map(net, "variance_reduced, kernel", args.num_features)
+    fmap = maps.feature_map(net, "variance_reduced", args.num_features)
     params = fmap.init(jax.random.key(0), x.shape[1:])
     scale = maps.mean_diagonal(fmap.apply(params, x[:256]))
     records, key = [], jax.random.key(1)

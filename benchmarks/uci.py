@@ -50,7 +50,7 @@ DEPTHS = (1, 2, 3, 5)
 # Values of gamma, times the number of inputs.
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 LEARNED = (*maps.GENERATED, "nystrom", "nystrom, uniform")
-MAPS = ("variance_reduced", "variance_reduced, kernel", "nystrom", *maps.GENERATED)
+MAPS = ("variance_reduced, regression", "variance_reduced", "nystrom", *maps.GENERATED)
 
 
 @functools.lru_cache(1)
@@ -288,7 +288,7 @@ if __name__ == "__main__":
         width=(2048, "for table: features"),
         num_chosen=(2000, "for table: rows that choose the depth"),
         num_exact=(5000, "for table: rows of the exact NTK"),
-        maps=(["variance_reduced, kernel"], "for downstream: feature maps", MAPS),
+        maps=(["variance_reduced"], "for downstream: feature maps", MAPS),
         num_features=([512, 1024, 2048, 4096, 8192], "for downstream: features"),
         num_train=(5000, "for downstream: training rows"),
         depth=(1, "for downstream: hidden layers"),

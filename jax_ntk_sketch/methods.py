@@ -12,7 +12,7 @@ defaults, by name:
 * "ntk_sketch": the published polynomial sketch, layer by layer.
 * "one_pass": one polynomial for a whole fully connected `Relu` network.
 * "exact": factors the kernel of the batch. It is an oracle for tests.
-* "auto": "variance_reduced"; see `Auto`.
+* "auto": the one of these without data that suits the network and the size; see `Auto`.
 
 The code of a method is in the file or folder of that name in
 `jax_ntk_sketch.features.methods`.
@@ -208,8 +208,9 @@ class VarianceReduced(Method):
     expanded around the cosine of the constant channels, and the remainder is zonal.
 
     Attributes:
-      objective: what the columns are spent on. "regression" spends them on low degrees.
-        "kernel" minimizes the error of the kernel.
+      objective: what the columns are spent on. "kernel" minimizes the error of the
+        kernel. "regression" spends them on low degrees: regression loses less with few
+        columns for each input, about as many or fewer.
       min_cosine: for "kernel", the smallest cosine on which columns are spent, in
         [-1, 0.9). None means -2 / sqrt(d), below which random directions of d
         dimensions rarely fall. -1 lowers the bias for centered data of low rank, and 0
@@ -225,7 +226,7 @@ class VarianceReduced(Method):
     :math:`\kappa_1(\alpha) = \alpha/2 + E|w\cdot u||w\cdot v|/2`.
     """
 
-    objective: str = "regression"
+    objective: str = "kernel"
     min_cosine: float | None = None
 
     def __post_init__(self) -> None:
@@ -286,10 +287,17 @@ class Nystrom(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Method):
-    """The method that the library chooses without data: `VarianceReduced`.
+    """The method that the library chooses without data, for a small kernel error.
+
+    It is `VarianceReduced` with the objective "kernel" where the kernel is a function
+    of the cosine. Elsewhere each layer adds noise, and the objective is "regression" up
+    to 383 columns, or for flat examples 127 for each input. Flat examples have
+    `NTKSketch` up to 6 columns for each input, and from 128 on `NTKRandomFeatures` if
+    an activation is not linear on both sides of 0. Where the method does not support
+    the network, another one of these takes its place.
 
     The choice never depends on a sample, so that `plan` and `init` agree. The plan
-    states the method that is used.
+    states the method that is used. `jax_ntk_sketch.choose` chooses with data.
     """
 
 

@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", LONG)
     config.addinivalue_line("markers", LONG_CASES)
     config.addinivalue_line("markers", QUICK_CASES)
+    config.pluginmanager.register(MemoryLimit())
 
 
 def names_case(item: pytest.Item, case: str, marker: str) -> bool:
@@ -73,23 +74,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return LoadFileScheduling(config, log)
 
 
-# A worker keeps every program that it compiles. Without a limit it grows to 6 GB.
-MEMORY_LIMIT = 0.9e9
+# A worker keeps every program that it compiles. Without a limit it grows to 6 GB. What
+# is left when programs are forgotten grows slowly, and the limit stays above it: were
+# they forgotten after each test, each would compile all anew.
+MEMORY_LIMIT, MEMORY_GROWTH = 0.9e9, 0.35e9
 STATM = pathlib.Path("/proc/self/statm")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
-    """Forget compiled programs when the process has grown large."""
-    if not STATM.exists():
-        return
-    resident = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if resident < MEMORY_LIMIT:
-        return
-    import jax
+def resident_bytes() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    jax.clear_caches()
-    gc.collect()
-    # The allocator of glibc keeps what is freed until it is asked to return it.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+class MemoryLimit:
+    """Forgets compiled programs when the process has grown large."""
+
+    def __init__(self) -> None:
+        self.limit = MEMORY_LIMIT
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self) -> None:
+        if not STATM.exists() or resident_bytes() < self.limit:
+            return
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        # The allocator of glibc keeps what is freed until it is asked to return it.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.limit = max(MEMORY_LIMIT, resident_bytes() + MEMORY_GROWTH)

@@ -22,7 +22,11 @@ RIGHT = (
     methods.Exact(),
     methods.Nystrom(oversample=1.0),  # with x and y among the landmarks
 )
-SERIES = (methods.VarianceReduced(), methods.NTKSketch(), methods.OnePass())
+SERIES = (
+    methods.VarianceReduced(objective="regression"),
+    methods.NTKSketch(),
+    methods.OnePass(),
+)
 WARN = (*SERIES, methods.Nystrom())
 ignored = pytest.mark.filterwarnings("ignore:NetworkFeatureMap.apply. gradients")
 

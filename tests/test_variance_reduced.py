@@ -80,9 +80,8 @@ def test_error_falls_like_the_inverse_square_root(depth):
     sizes = (96, 256, 768)
     errors = []
     for m in sizes:
-        fmap = jns.feature_map(
-            network(depth), num_features=m, method="variance_reduced"
-        )
+        method = methods.VarianceReduced(objective="regression")
+        fmap = jns.feature_map(network(depth), num_features=m, method=method)
         g = grams(fmap, X[:, :8], 60)
         errors.append(g.std(axis=0, ddof=1).mean())
     slope = loglog_slope(sizes, errors)

@@ -75,8 +75,10 @@ class NetworkFeatureMap:
         Args:
           example: the shape of one example or examples, as for `init`.
         """
-        _maps.example_shape("NetworkFeatureMap.resolve", example)
-        return dataclasses.replace(self, method=resolve_method(self.method))
+        shape = _maps.example_shape("NetworkFeatureMap.resolve", example)
+        if self.method != methods.Auto():
+            return self
+        return dataclasses.replace(self, method=resolve_method(self, shape))
 
     def init(
         self,
@@ -447,8 +449,8 @@ def feature_map(
       num_features: the number of columns, which is exact. The error falls like its
         inverse square root, down to the bias of the method.
       get: "ntk", "nngp", or a tuple of both.
-      method: a name or a record of `jax_ntk_sketch.methods`. "auto" is
-        "variance_reduced", and never depends on data.
+      method: a name or a record of `jax_ntk_sketch.methods`. "auto" is a method for a
+        small error of the kernel, and never depends on data; see `methods.Auto`.
 
     Returns:
       A `NetworkFeatureMap`, with the pure functions `init(key, example)`,

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import scipy.linalg
+import scipy
 from numpy.typing import NDArray
 
 # Penalties over the mean diagonal of the kernel: those that are tried with targets, and

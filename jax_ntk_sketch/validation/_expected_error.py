@@ -203,8 +203,7 @@ def suggest_num_features(
         method has no formula for its error.
       relative_error: the error of the kernel matrix to reach, in (0, 1).
       get: "ntk" or "nngp".
-      method: as for `feature_map`. "auto" is "variance_reduced" with the objective
-        "kernel" here, because the error of the kernel is what is asked for.
+      method: as for `feature_map`.
       key: a PRNG key, if errors are measured in trials; see `expected_error`.
       max_bytes: as `expected_error` takes it, for trials.
 
@@ -231,8 +230,6 @@ def suggest_num_features(
     if sample is not None:
         sample = finite_examples(owner, "sample", sample)
     record = methods.from_name(method)
-    if record == methods.Auto():
-        record = methods.VarianceReduced(objective="kernel")
 
     def error(num_features: int) -> float:
         fmap = feature_map(net, num_features=num_features, get=get, method=record)

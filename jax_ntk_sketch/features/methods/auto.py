@@ -1,20 +1,79 @@
-"""Method "auto": the rule that chooses a method."""
+"""Method "auto": the rule that chooses a method without data."""
 
 import functools
+import math
 
-from jax_ntk_sketch.methods import Auto, Method, VarianceReduced
+from jax_ntk_sketch import stax
+from jax_ntk_sketch._typing import Shape
+from jax_ntk_sketch.features._steps_of import NetworkMap
+from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.methods._zonal_kernel import why_not_zonal
+from jax_ntk_sketch.methods import (
+    Method,
+    NTKRandomFeatures,
+    NTKSketch,
+    VarianceReduced,
+)
+
+# Layer by layer, and in columns for each input of flat examples. With few, exact linear
+# parts leave too few columns for the rest. From many on, what "kernel" adds to each
+# layer saves more error than it adds noise, and degrees above 6 matter where an
+# activation bends.
+_FEW_PER_INPUT, _MANY_PER_INPUT = 6, 128
+
+# In columns, where examples have positions.
+_MANY_COLUMNS = 384
 
 
-@functools.singledispatch
-def resolve_method(method: Method) -> Method:
-    """Return the method that is used: the method that "auto" stands for, or `method`.
+@functools.lru_cache(maxsize=256)
+def resolve_method(fmap: NetworkMap, shape: Shape) -> Method:
+    """Return what "auto" stands for: the first preference that supports the network.
 
     It never depends on data, so that `plan` and `init` agree.
     """
-    return method
+    preferences = _preferences(fmap, shape)
+    supported = (method for method in preferences if _supports(method, fmap, shape))
+    return next(supported, preferences[0])
 
 
-@resolve_method.register
-def resolve_auto(method: Auto) -> Method:
-    """Return our method, which needs no data."""
-    return VarianceReduced()
+def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
+    """Return methods in the order of the error of the kernel.
+
+    `benchmarks/default.py` measures it for kernels that are functions of the cosine.
+    """
+    kernel, low_degrees = VarianceReduced("kernel"), VarianceReduced("regression")
+    sketch, features, m = NTKSketch(), NTKRandomFeatures(), fmap.num_features
+    if all(why_not_zonal(fmap.net, kind) is None for kind in fmap.kinds):
+        return kernel, low_degrees, features, sketch
+    many, size = _MANY_COLUMNS, math.prod(shape)
+    if not _has_positions(fmap.net, shape):
+        many = _MANY_PER_INPUT * size
+        if m <= _FEW_PER_INPUT * size:
+            return sketch, low_degrees, kernel, features
+        if m >= many and not _is_rectified(fmap.net):
+            return features, kernel, low_degrees, sketch
+    first, second = (kernel, low_degrees) if m >= many else (low_degrees, kernel)
+    return first, second, features, sketch
+
+
+def _is_rectified(net: stax.Layer) -> bool:
+    """Return whether all activations are linear on both sides of 0."""
+    rectified = stax.Relu | stax.LeakyRelu | stax.ABRelu | stax.Abs
+    layers = stax.walk(net, into_branches=True)
+    activations = (layer for layer in layers if isinstance(layer, stax.Activation))
+    return all(isinstance(layer, rectified) for layer in activations)
+
+
+def _supports(method: Method, fmap: NetworkMap, shape: Shape) -> bool:
+    try:
+        for kind in fmap.kinds:
+            build_steps(fmap.net, method, kind, fmap.num_features, shape, 1)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_positions(net: stax.Layer, shape: Shape) -> bool:
+    """Return whether examples have positions when they reach the first activation."""
+    first = next(iter(stax.walk(net)), None)
+    return len(shape) > 1 and not isinstance(first, stax.Flatten)
