@@ -337,3 +337,18 @@ def test_landmarks_are_compiled_once(caplog):
         fmap.init(second, (6,), sample=x[:79])
     compiled = [line for line in caplog.messages if "Finished XLA" in line]
     assert compiled and not [line for line in compiled if "jit(learn)" in line]
+
+
+@pytest.mark.parametrize("layer", [stax.Gelu(), stax.Erf(), stax.Relu()], ids=repr)
+@pytest.mark.parametrize("size", [0.05, 0.4])
+def test_short_rows_of_half_precision(layer, size):
+    """What is linear at zero and at infinity is not homogeneous in between."""
+    net = stax.serial(stax.Dense(1, 1.4), layer, stax.Dense(1))
+    fmap = jns.feature_map(net, num_features=64, method="ntk_random_features")
+    x = size * np.random.default_rng(0).standard_normal((5, 6)).astype(np.float16)
+    params = fmap.init(KEY, (6,))
+    half, single = (fmap.apply(params, x.astype(t)) for t in ("float16", "float32"))
+    assert half.dtype == np.float16
+    half = np.asarray(half, np.float32)
+    error = np.linalg.norm(half @ half.T - single @ single.T)
+    assert error < 0.01 * np.linalg.norm(single @ single.T)

@@ -24,10 +24,17 @@ from jax_ntk_sketch.stax.combinators import follow
 
 
 class Degrees(NamedTuple):
-    """The degrees p of a network for short and for long rows; None if there is none."""
+    """The degrees p of a network for rows of some lengths; None if there is none.
+
+    Attributes:
+      short: for very short rows.
+      long: for very long rows.
+      all: for rows of any length.
+    """
 
     short: int | None
     long: int | None
+    all: int | None
 
 
 _LINEAR = (
@@ -41,7 +48,7 @@ _LINEAR = (
 @functools.lru_cache(maxsize=256)
 def degrees(net: stax.Layer) -> Degrees:
     """Return the degrees of homogeneity of a network."""
-    return follow(net, Degrees(1, 1), _after)
+    return follow(net, Degrees(1, 1, 1), _after)
 
 
 def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
@@ -58,11 +65,11 @@ def scale_rows(net: stax.Layer, f: Features) -> tuple[Features, Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scale_rows(of: Degrees, f: Features) -> tuple[Features, Array]:
-    (short, long), x = of, f.nngp
+    (short, long, _), x = of, f.nngp
     info, axes = jnp.finfo(x.dtype), tuple(range(1, x.ndim))
     # Squares of squares neither overflow nor underflow within these lengths.
     exponent = (info.maxexp - 16) // (4 * max(1, short or 0, long or 0))
-    if short != long and exponent <= info.nmant:
+    if of.all is None and exponent <= info.nmant:
         short = long = None  # what is left out is not below rounding
     largest = jnp.max(jnp.abs(x), axis=axes, initial=0)
     power = jnp.frexp(jax.lax.stop_gradient(largest))[1]
@@ -87,18 +94,18 @@ def _scale_rows(of: Degrees, f: Features) -> tuple[Features, Array]:
 def _after(layer: stax.Layer, p: Any) -> Degrees:
     """Return the degrees after a layer."""
     if not isinstance(layer, _LINEAR):
-        return Degrees(None, None)
-    return p._replace(short=None) if getattr(layer, "b_std", None) else p
+        return Degrees(None, None, None)
+    return p._replace(short=None, all=None) if getattr(layer, "b_std", None) else p
 
 
 @_after.register
 def _after_activation(layer: stax.Activation, p: Degrees) -> Degrees:
     activation = dual(layer)
     power = activation.homogeneity_degree
-    own = Degrees(power, power)
+    own = Degrees(power, power, power)
     if power is None:
         short = 1 if _is_linear_at_zero(activation) else None
-        own = Degrees(short, 1 if isinstance(layer, stax.Gelu) else None)
+        own = Degrees(short, 1 if isinstance(layer, stax.Gelu) else None, None)
     return Degrees(
         *(
             None if a is None or b is None else a * b
@@ -122,7 +129,7 @@ def _is_linear_at_zero(activation: DualActivation) -> bool:
 
 @_after.register
 def _after_layer_norm(layer: stax.LayerNorm, p: Degrees) -> Degrees:
-    return Degrees(None, None if p.long is None else 0)
+    return Degrees(None, None if p.long is None else 0, None)
 
 
 @_after.register(stax.FanInSum)
