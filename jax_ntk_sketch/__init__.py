@@ -34,7 +34,7 @@ from jax_ntk_sketch.features._feature_map import feature_map
 from jax_ntk_sketch.features._landmarks import landmark_features
 from jax_ntk_sketch.features._sparse_inputs import with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
-from jax_ntk_sketch.selection import Weighed, WeighedMap, choose, weigh
+from jax_ntk_sketch.selection import Weighed, choose, weigh
 
 __all__ = [
     "CompressedFeatureMap",
@@ -45,7 +45,6 @@ __all__ = [
     "Plan",
     "SparseRows",
     "Weighed",
-    "WeighedMap",
     "choose",
     "compress",
     "data",
