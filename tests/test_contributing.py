@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -123,3 +124,12 @@ def test_rooms_import_what_the_table_allows():
         for name in names:
             assert imports(name) <= allowed, (name, imports(name) - allowed)
         above |= names
+
+
+def test_breaks_are_of_lines_that_exist():
+    """Each break on purpose replaces a text that its file has once."""
+    path = PATH.parent / ".ci" / "breaks.py"
+    for one in runpy.run_path(str(path))["BREAKS"]:
+        assert (PATH.parent / one.file).read_text().count(one.old) == 1, one.what
+        for name in one.tests.split():
+            assert (PATH.parent / f"tests/test_{name}.py").is_file(), one.what
