@@ -222,6 +222,17 @@ def test_refuses(change, message):
         jns.choose(KEY, NET, options.pop("num_features"), **options)
 
 
+@pytest.mark.long
+def test_a_few_rows_for_many_columns():
+    """Some maps cannot have as few columns as these rows allow."""
+    x, y = flat(8, d=12)
+    net = stax.serial(stax.Dense(1, 1.4, 0.3), stax.Relu(), stax.Dense(1), stax.Relu())
+    one = jns.weigh(KEY, net, 512, sample=x, y=y)
+    assert one.num_columns == 3
+    assert np.isfinite(one.chosen.loss)
+    assert one.fmap.num_features == 512
+
+
 def test_classes_and_numbers():
     labels = np.array(["a", "b"] * 8)
     x = flat(16)[0]

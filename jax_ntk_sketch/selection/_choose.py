@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_get, check_key, check_size
 from jax_ntk_sketch._progress import progress as with_progress
-from jax_ntk_sketch._protocol import FeatureMap, as_kinds
+from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds
 from jax_ntk_sketch._typing import Examples, Get, Key, Kind, PyTree, Task
 from jax_ntk_sketch.features._feature_map import feature_map
 from jax_ntk_sketch.features._transform import transform
@@ -294,9 +295,8 @@ def _loss(
     max_bytes: int | None,
 ) -> Loss:
     """Return the loss of maps of one kernel."""
-    if supports_exact_kernel(net):
+    if supports_exact_kernel(net) and _is_flat(net, fitting.x):
         x, new = (rows.x.reshape(len(rows), -1) for rows in (fitting, held_out))
-
         function = functools.partial(exact_kernel, net, get=kind)
         kernel = ExactKernel(function, max_bytes, "choose")
         k, cross = kernel(x), kernel(new, x)
@@ -315,6 +315,11 @@ def _loss(
     if fitting.y is None:
         return ExpectedDistance(k, cross)
     return DistanceToMachine(k, cross, fitting.y)
+
+
+def _is_flat(net: stax.Layer, x: NDArray) -> bool:
+    """Return whether the first activation has flat examples before it."""
+    return x.ndim == 2 or isinstance(next(iter(stax.walk(net)), None), stax.Flatten)
 
 
 def _features(
@@ -351,21 +356,21 @@ def _weigh_one(
         return WeighedMap(name, None, math.nan, flops, 0.0, why_not)
     if flops * (len(fitting) + len(held_out)) > 4 * _MOST_FLOPS:
         return WeighedMap(name, None, math.nan, flops, 0.0, "takes too long")
-    with warnings.catch_warnings():
-        # The map that is wanted warns when it is made.
-        warnings.simplefilter("ignore")
-        params = fmap.init(key, fitting.x.shape[1:], sample=fitting.x, **fitting.extras)
-        phi, new = _features(fmap, params, fitting, held_out, scale.max_bytes)
-    parts = [
-        loss(
-            *(
-                (phi, new)
-                if len(losses) == 1
-                else (getattr(a, kind) for a in (phi, new))
-            )
-        )
-        for kind, loss in losses.items()
-    ]
+    try:
+        with warnings.catch_warnings():
+            # The map that is wanted warns when it is made.
+            warnings.simplefilter("ignore")
+            sample = {"sample": fitting.x, **fitting.extras}
+            params = fmap.init(key, fitting.x.shape[1:], **sample)
+            phi, new = _features(fmap, params, fitting, held_out, scale.max_bytes)
+    except ValueError as error:  # too few columns, or features that overflow
+        return WeighedMap(name, None, math.nan, flops, 0.0, str(error))
+    parts = []
+    for kind, loss in losses.items():
+        one = phi, new
+        if isinstance(phi, KernelFeatures):
+            one = getattr(phi, kind), getattr(new, kind)
+        parts.append(loss(*one))
     value = float(np.exp(np.mean(np.log(np.maximum(parts, 1e-300)))))
     wanted = make(scale.num_features, scale.num_rows)
     return WeighedMap(name, wanted, value, flops, time.perf_counter() - start)
