@@ -133,8 +133,12 @@ def draw(number: int) -> Draw | None:
     if any(isinstance(layer, OSCILLATING) for layer in stax.walk(net)):
         # Rounding is as large as a period of the function at large inputs.
         scale = min(scale, 1.0)
-    x = rng.standard_normal((5, *shape)) * scale
-    x = x.astype(("float32", "float32", "float16", "int8")[rng.integers(4)])
+    x = rng.standard_normal((5, *shape))
+    dtype = ("float32", "float32", "float16", "int8")[rng.integers(4)]
+    if dtype == "float16":
+        # Squares of 1e-6 are below its smallest number.
+        scale = max(scale, 0.1)
+    x = (x * scale).astype(dtype)
     try:
         for kind in fmap.kinds:
             steps_of(fmap.resolve(shape), kind, shape)
