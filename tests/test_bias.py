@@ -107,9 +107,10 @@ def test_biases():
 
 def test_no_number_of_columns_is_suggested_below_the_bias():
     """At once, and with the method that has no bias."""
+    options = {"sample": SINE, "relative_error": 0.1, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match=r"bias is 0\.1\d .*ntk_random_features"):
         jns.validation.suggest_num_features(
-            ERF, (1,), sample=SINE, relative_error=0.1, key=jax.random.key(0)
+            ERF, (1,), method=methods.VarianceReduced(), **options
         )
 
 
@@ -123,7 +124,7 @@ def test_fits_of_any_degrees(get):
 
 def test_a_large_bias_warns():
     """Where rows are single numbers, without and with a sample; not under `jit`."""
-    fmap = jns.feature_map(ERF, num_features=512)
+    fmap = jns.feature_map(ERF, num_features=512, method=methods.VarianceReduced())
     key = jax.random.key(0)
     with pytest.warns(UserWarning, match="bias of 0.09.*ntk_random_features"):
         fmap.init(key, (1,))

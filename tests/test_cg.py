@@ -10,7 +10,9 @@ from jax_ntk_sketch import linear_model as lm
 from jax_ntk_sketch import stax
 
 NET = stax.serial(stax.Dense(1, W_std=2**0.5), stax.Relu(), stax.Dense(1))
-FMAP = jns.feature_map(NET, num_features=120)
+FMAP = jns.feature_map(
+    NET, num_features=120, method=jns.methods.VarianceReduced("regression")
+)
 PARAMS = draw(FMAP, (6,))
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((230, 6)).astype(np.float32)
