@@ -62,6 +62,7 @@ TAYLOR_SKETCH = methods.NTKSketch(
     degree=4, derivative_degree=5, coefficients="taylor", leaf="srht", oversample=1.5
 )
 FIT_SKETCH = methods.NTKSketch(degree=2, derivative_degree=3)
+LOW_DEGREES = methods.VarianceReduced("regression")
 FIT_PASS = methods.OnePass(degree=4)
 TAYLOR_PASS = methods.OnePass(degree=5, coefficients="taylor", leaf="osnap")
 BOTH = ("nngp", "ntk")
@@ -84,7 +85,7 @@ _MAPS: dict[str, tuple] = {
     "one_pass-biased": ("biased", FIT_PASS, BOTH, 37, True),
     "one_pass-headless": ("headless", FIT_PASS, "ntk", 12, True),
     "one_pass-deep": ("deep", FIT_PASS, "ntk", 30, True),
-    "reduced-shallow": ("shallow", methods.VarianceReduced(), BOTH, 37, False),
+    "reduced-shallow": ("shallow", LOW_DEGREES, BOTH, 37, False),
     "reduced-kernel-deep": (
         "deep",
         methods.VarianceReduced(objective="kernel"),
@@ -92,7 +93,7 @@ _MAPS: dict[str, tuple] = {
         30,
         False,
     ),
-    "reduced-deep-biased": ("deep-biased", methods.VarianceReduced(), BOTH, 42, False),
+    "reduced-deep-biased": ("deep-biased", LOW_DEGREES, BOTH, 42, False),
     "linear": ("linear", FIT_PASS, BOTH, 29, True),
     "linear-compressed": ("linear", FIT_PASS, "ntk", 9, True),
 }
