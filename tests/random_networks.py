@@ -200,6 +200,8 @@ def check(number: int, eagerly: bool | None = None) -> str:
     if not all(np.isfinite(z).all() for z in jax.tree.leaves(phi)):
         return f"{number}: overflow of float16"
     tolerance = 3e-2 if dtype == "float16" else 1e-4
+    if learns and dtype != "float16":
+        tolerance = 1e-3  # the root of a nearly singular kernel amplifies rounding
 
     def same(name: str, other, rows=slice(None)) -> None:
         part = jax.tree.map(lambda z: z[rows], phi)

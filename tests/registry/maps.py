@@ -104,7 +104,7 @@ _CONVOLUTIONS: dict[str, tuple] = {
     "rf-image": ("image", RF(), "ntk", 41, False),
     "sketch-signal": ("signal", FIT_SKETCH, BOTH, 76, True),
     "sketch-image": ("image", FIT_SKETCH, "ntk", 41, False),
-    "reduced-signal": ("signal", methods.VarianceReduced(), BOTH, 70, False),
+    "reduced-signal": ("signal", LOW_DEGREES, BOTH, 70, False),
     "reduced-image": ("image", methods.VarianceReduced(), "ntk", 41, False),
 }  # fmt: skip
 
