@@ -181,7 +181,7 @@ class _LandmarkLayer:
 
         def column(index: Array) -> Array:
             nngp, ntk = columns(index)
-            return of_sum[:, None] * (nngp + ntk) * of_sum[index]
+            return of_sum[:, None] * (nngp + ntk) * of_sum[None, index]
 
         num = min(self.num_landmarks, len(rows.x))
         chosen = sampling.choose_landmarks(
@@ -198,9 +198,11 @@ class _LandmarkLayer:
             strict=True,
         ):
             if number:
-                k, gram = w[:, None] * k * w[chosen], w[chosen, None] * gram * w[chosen]
+                of_landmarks = w[None, chosen]
+                k = w[:, None] * k * of_landmarks
+                gram = of_landmarks.T * gram * of_landmarks
                 root, part = principal_sqrt(k, gram, number)
-                roots.append(w[chosen, None] * root)
+                roots.append(of_landmarks.T * root)
                 left_out = jnp.maximum(left_out, part)
         params = {
             "nngp_landmarks": landmarks.x,

@@ -91,7 +91,7 @@ def _kernel_step(
 
         def weighted(rows: Array, others: Array) -> Array:
             k = kernel(x[rows], None if others is rows else x[others])
-            k = weights[rows, None] * k * weights[others]
+            k = weights[rows, None] * k * weights[None, others]
             return sampling.masked(k, valid[rows], valid[others])
 
         column = functools.partial(weighted, jnp.arange(len(x)))
