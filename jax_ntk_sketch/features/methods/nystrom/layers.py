@@ -189,7 +189,7 @@ class _LandmarkLayer:
         )
         landmarks, kept = rows.take(chosen), valid[chosen]
         grams = [sampling.masked(k, kept, kept) for k in self._kernels(landmarks)]
-        roots, left_out = [], jnp.zeros(())
+        roots, left_out = [], jnp.zeros((), jnp.int32)
         for k, gram, w, number in zip(
             columns(chosen),
             grams,
