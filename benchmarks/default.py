@@ -40,6 +40,7 @@ import maps
 import numpy as np
 
 import jax_ntk_sketch as jns
+from jax_ntk_sketch.cli.regression import ridge_weights
 
 COMMIT = "6ecfbb4"
 ROOT = pathlib.Path(__file__).parent.parent
@@ -81,9 +82,8 @@ def rows(folder: str | None, name: str, most: int) -> dict[str, np.ndarray]:
     test = order[len(fitting) : len(fitting) + 1000]
     x, x_test, y, y_test = x[fitting], x[test], y[fitting], y[test]
     if name not in ("digits", "mnist"):
-        mean, spread = x.mean(axis=0, dtype=float), x.std(axis=0, dtype=float)
-        x, x_test = ((z - mean) / np.where(spread > 0, spread, 1) for z in (x, x_test))
-        y, y_test = ((z - y.mean()) / y.std() for z in (y, y_test))
+        x, x_test = maps.standardize(x, x, x_test)
+        y, y_test = maps.standardize(y, y, y_test)
     x, x_test = (z.astype(np.float32) for z in (x, x_test))
     return {"x": x, "x_test": x_test, "y": y, "y_test": y_test}
 
@@ -167,7 +167,7 @@ def own_features(
 def measure(
     args: common.Options, use: str, opponents: Opponents, **cell: Any
 ) -> common.Record:
-    """Return the loss of a map: "error" or "distance", and for ours the method."""
+    """Return the "loss" of a map, and for ours its "method"."""
     arrays = rows(args.data, cell["set"], args.rows)
     penalty, predictions, kernel = machine(
         args.data, cell["set"], args.rows, cell["depth"]
@@ -181,9 +181,8 @@ def measure(
     if use == "oblivious":
         return {"loss": maps.gram_error(kernel, phi_test)[1], **found}
     phi, phi_test = (z.astype(np.float64) for z in (phi, phi_test))
-    a = phi.T @ phi
-    a[np.diag_indices_from(a)] += penalty
-    guess = phi_test @ np.linalg.solve(a, phi.T @ arrays["y"])
+    gram, right = phi.T @ phi, phi.T @ arrays["y"]
+    guess = phi_test @ ridge_weights(gram, penalty / len(gram), right)
     distance = np.linalg.norm(guess - predictions) / np.linalg.norm(predictions)
     return {"loss": float(distance), **found}
 

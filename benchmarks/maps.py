@@ -136,6 +136,13 @@ def root_mean_square(errors: np.ndarray) -> tuple[float, float]:
     return rms, float(squares.std() / len(squares) ** 0.5 / 2 / rms)
 
 
+def standardize(fitting: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
+    """Return the parts, standardized by the columns of the fitting rows."""
+    fitting = fitting.astype(np.float64)
+    mean, spread = fitting.mean(axis=0), fitting.std(axis=0)
+    return [(z - mean) / np.where(spread > 0, spread, 1) for z in parts]
+
+
 def codes(labels: np.ndarray) -> np.ndarray:
     """Return one-hot codes of ten classes, minus 1/10."""
     return np.eye(10)[labels] - 0.1

@@ -70,13 +70,6 @@ def rows(folder: str | None, name: str, split: int) -> tuple[np.ndarray, ...]:
     return x[order], x_test, y[order], y_test
 
 
-def standardize(fitting: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
-    """Return the parts, standardized by the columns of the fitting rows."""
-    fitting = fitting.astype(np.float64)
-    mean, spread = fitting.mean(axis=0), fitting.std(axis=0)
-    return [(z - mean) / np.where(spread > 0, spread, 1) for z in parts]
-
-
 def with_ones(x: np.ndarray) -> np.ndarray:
     """Append a constant column."""
     return np.c_[x, np.ones(len(x), np.float32)]
@@ -106,8 +99,8 @@ class Split(NamedTuple):
 def choose(folder: str | None, name: str, split: int, count: int) -> Split:
     """Return a split, with the depth and gamma that `count` training rows choose."""
     x, x_test, y, y_test = rows(folder, name, split)
-    x, x_test = (z.astype(np.float32) for z in standardize(x, x, x_test))
-    y, y_test = (z[:, 0] for z in standardize(y, y, y_test))
+    x, x_test = (z.astype(np.float32) for z in maps.standardize(x, x, x_test))
+    y, y_test = (z[:, 0] for z in maps.standardize(y, y, y_test))
     data, x, y = (x, x_test, y, y_test), x[:count], y[:count]
     gammas = [g / x.shape[1] for g in GAMMAS]
 
@@ -209,8 +202,8 @@ def few_rows(folder: str | None, name: str, count: int) -> tuple[np.ndarray, ...
         mean, spread = x[fitting].mean(axis=0), x[fitting].std()
         parts = tuple((z - mean) / spread for z in parts)
     else:
-        parts = tuple(standardize(parts[0], *parts))
-        targets = tuple(standardize(targets[0], *targets))
+        parts = tuple(maps.standardize(parts[0], *parts))
+        targets = tuple(maps.standardize(targets[0], *targets))
     return (*(with_ones(z).astype(np.float32) for z in parts), *targets)
 
 

@@ -37,9 +37,7 @@ def progress(
     >>> [2 * i for i in progress(range(3), "doubling", enabled=False)]
     [0, 2, 4]
     """
-    if enabled is None:
-        enabled = sys.stderr is not None and sys.stderr.isatty()
-    if not enabled:
+    if not is_shown(enabled):
         return iter(iterable)
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -48,6 +46,13 @@ def progress(
     except ImportError:
         return _lines(iterable, description, total)
     return _bar(iterable, description, total)
+
+
+def is_shown(enabled: bool | None) -> bool:
+    """Return whether to show progress: by default where stderr is a terminal."""
+    if enabled is None:
+        return sys.stderr is not None and sys.stderr.isatty()
+    return enabled
 
 
 def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:

@@ -13,7 +13,7 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import methods, recipes, stax
 from jax_ntk_sketch.selection import losses
 from jax_ntk_sketch.selection.candidates import candidates
-from jax_ntk_sketch.selection.rows import Rows
+from jax_ntk_sketch.selection.rows import Rows, warn_if_sorted
 
 NET = stax.serial(stax.Dense(1, 1.4), stax.Relu(), stax.Dense(1, 1.4))
 KEY = jax.random.key(0)
@@ -195,8 +195,6 @@ def test_sorted_rows_are_noticed():
     x, _ = flat(60)
     order = np.argsort(np.linalg.norm(x, axis=1))
     rows = Rows.read("choose", x[order], None, None, {})
-    from jax_ntk_sketch.selection.rows import warn_if_sorted
-
     with pytest.warns(UserWarning, match="sorted by length"):
         warn_if_sorted("choose", rows.x)
     with warnings.catch_warnings():

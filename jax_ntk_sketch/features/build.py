@@ -200,6 +200,12 @@ def _channel_axis(net: stax.Layer, ndim: int) -> int:
     return next(iter(layer_by_axis), ndim - 1)
 
 
+def has_positions(net: stax.Layer, shape: Shape) -> bool:
+    """Return whether examples have positions when they reach the first activation."""
+    first = next(iter(stax.walk(net)), None)
+    return len(shape) > 1 and not isinstance(first, stax.Flatten)
+
+
 def layers_with_positions(net: stax.Layer) -> tuple[list[stax.Layer], bool]:
     """Return the layers before the spatial axes end, and whether they end in `net`."""
     layers: list[stax.Layer] = []

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_get, check_key, check_size
+from jax_ntk_sketch._progress import is_shown
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds
 from jax_ntk_sketch._typing import Examples, Get, Key, Kind, PyTree, Task
 from jax_ntk_sketch.features._feature_map import feature_map
 from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.features.build import has_positions
 from jax_ntk_sketch.kernels import exact_kernel, supports_exact_kernel
 from jax_ntk_sketch.methods import NTKRandomFeatures
 from jax_ntk_sketch.selection.candidates import (
@@ -107,7 +108,7 @@ def choose(
         pattern=pattern,
         mask=mask,
     )
-    if _is_shown(progress):
+    if is_shown(progress):
         print(weighed, file=sys.stderr)
     return weighed.fmap
 
@@ -201,7 +202,7 @@ def weigh(
         for kind in as_kinds(wanted)
     }
     scale = _Scale(num_features, len(rows), fitting, held_out, max_bytes)
-    shown = _is_shown(progress)
+    shown = is_shown(progress)
     if shown:
         work = sum(min(number, _MOST_FLOPS / most) for number in known) * most
         seconds = _SECONDS_PER_MAP * len(known) + work * _seconds_per_flop()
@@ -229,12 +230,6 @@ def weigh(
         num_columns=scale.columns,
         penalty=measured.relative_penalty,
     )
-
-
-def _is_shown(progress: bool | None) -> bool:
-    if progress is not None:
-        return progress
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _flops(
@@ -295,7 +290,7 @@ def _loss(
     max_bytes: int | None,
 ) -> Loss:
     """Return the loss of maps of one kernel."""
-    if supports_exact_kernel(net) and _is_flat(net, fitting.x):
+    if supports_exact_kernel(net) and not has_positions(net, fitting.x.shape[1:]):
         x, new = (rows.x.reshape(len(rows), -1) for rows in (fitting, held_out))
         function = functools.partial(exact_kernel, net, get=kind)
         kernel = ExactKernel(function, max_bytes, "choose")
@@ -315,11 +310,6 @@ def _loss(
     if fitting.y is None:
         return ExpectedDistance(k, cross)
     return DistanceToMachine(k, cross, fitting.y)
-
-
-def _is_flat(net: stax.Layer, x: NDArray) -> bool:
-    """Return whether the first activation has flat examples before it."""
-    return x.ndim == 2 or isinstance(next(iter(stax.walk(net)), None), stax.Flatten)
 
 
 def _features(

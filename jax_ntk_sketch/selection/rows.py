@@ -87,7 +87,7 @@ def _check_finite(owner: str, name: str, a: NDArray) -> None:
 
 
 def _targets(owner: str, y: object, n: int, task: Task | None) -> NDArray:
-    """Return targets (n, t) of mean 0, float64; labels become codes."""
+    """Return targets (n, t), float64; labels become codes of mean 0."""
     values = labels.check_targets(owner, np.asarray(y), task)
     if len(values) != n:
         raise ValueError(

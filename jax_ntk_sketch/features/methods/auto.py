@@ -6,7 +6,7 @@ import math
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Shape
 from jax_ntk_sketch.features._steps_of import NetworkMap
-from jax_ntk_sketch.features.build import build_steps
+from jax_ntk_sketch.features.build import build_steps, has_positions
 from jax_ntk_sketch.features.methods._zonal_kernel import why_not_zonal
 from jax_ntk_sketch.methods import (
     Method,
@@ -46,7 +46,7 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
     if all(why_not_zonal(fmap.net, kind) is None for kind in fmap.kinds):
         return kernel, low_degrees, features, sketch
     many, size = _MANY_COLUMNS, math.prod(shape)
-    if not _has_positions(fmap.net, shape):
+    if not has_positions(fmap.net, shape):
         many = _MANY_PER_INPUT * size
         if m <= _FEW_PER_INPUT * size:
             return sketch, low_degrees, kernel, features
@@ -71,9 +71,3 @@ def _supports(method: Method, fmap: NetworkMap, shape: Shape) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _has_positions(net: stax.Layer, shape: Shape) -> bool:
-    """Return whether examples have positions when they reach the first activation."""
-    first = next(iter(stax.walk(net)), None)
-    return len(shape) > 1 and not isinstance(first, stax.Flatten)
