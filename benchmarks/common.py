@@ -105,6 +105,12 @@ def mnist(folder: str | None) -> tuple[np.ndarray, ...]:
     return x, y, x_test, y_test
 
 
+def averaged(x: np.ndarray, side: int) -> np.ndarray:
+    """Return square images (n, s, s, c) averaged to `side` x `side` pixels."""
+    block = x.shape[1] // side
+    return x.reshape(len(x), side, block, side, block, -1).mean(axis=(2, 4))
+
+
 def small_images(
     folder: str | None, count: int | None, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +119,7 @@ def small_images(
     The images `(count, side, side, 3)` are float64 in [0, 1].
     """
     x, labels = arrays(folder, "cifar10_lossless_subset.npz", "x_train", "y_train")
-    x, block = x[:count] / 255, 32 // side
-    x = x.reshape(len(x), side, block, side, block, 3).mean(axis=(2, 4))
-    return x, labels[:count].astype(int)
+    return averaged(x[:count] / 255, side), labels[:count].astype(int)
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:

@@ -36,7 +36,7 @@ PUBLISHED_SPEED = {
 }
 
 METHODS = (
-    "variance_reduced, regression", "variance_reduced",
+    "auto", "variance_reduced, regression", "variance_reduced",
     "nystrom", "ntk_random_features",
     "published random features", "ntk_sketch, uncompressed",
     "ntk_sketch, degrees 2, 1, uncompressed",

@@ -35,6 +35,7 @@ PUBLISHED_SPEED = {
 }
 
 METHODS = (
+    "auto",
     "variance_reduced",
     "variance_reduced, regression",
     "one_pass",

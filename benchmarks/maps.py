@@ -15,7 +15,8 @@ from jax_ntk_sketch.cli.regression import ridge_weights
 from jax_ntk_sketch.methods import NTKSketch, OnePass
 from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
-METHODS: dict[str, methods.Method] = {
+METHODS: dict[str, methods.Method | str] = {
+    "auto": "auto",
     # The published random features, and the published sketch at its best degree.
     "published random features": methods.NTKRandomFeatures(
         directions="gaussian", antithetic=False, product="tensor_srht"
@@ -34,12 +35,16 @@ METHODS: dict[str, methods.Method] = {
     "variance_reduced, regression": methods.VarianceReduced(objective="regression"),
     "nystrom": methods.Nystrom(),
     "nystrom, uniform": methods.Nystrom(landmarks="uniform"),
+    "uniform landmarks": methods.Nystrom(landmarks="uniform", oversample=1.0),
 }
 
 # How many features "compress" generates, of the map BASE, before it compresses them.
 GENERATED = {"compress, 16384 generated": 16384, "compress": 32768}
 BASE = "variance_reduced"
+# What `jns.choose` returns for examples and targets.
+CHOSEN = "choose"
 NAMES = (
+    CHOSEN,
     "published random features", "published sketch", "ntk_random_features",
     "ntk_sketch", "one_pass", "variance_reduced", "variance_reduced, regression",
     "nystrom",
@@ -75,22 +80,27 @@ def draw(
     sample: np.ndarray,
     base: str = BASE,
     generated: int | None = None,
+    y: np.ndarray | None = None,
 ) -> tuple[Any, Any]:
     """Return a feature map and its parameters.
 
     Args:
       net: the network.
-      name: one of METHODS or GENERATED.
+      name: one of METHODS or GENERATED, or CHOSEN.
       num_features: the number of features.
       seed: the number of the draw.
       sample: examples, for the maps that learn from data.
       base: the name in METHODS that "compress" compresses.
       generated: how many features "compress" generates; None for GENERATED.
+      y: targets of the examples, for CHOSEN.
 
     Raises:
       ValueError: the method does not support this network or number of features.
     """
     key = jax.random.key(seed)
+    if name == CHOSEN:
+        fmap = jns.choose(key, net, num_features, sample=sample, y=y, progress=False)
+        return fmap, fmap.init(key, sample, sample=sample)
     if name in METHODS:
         fmap = feature_map(net, name, num_features)
         return fmap, fmap.init(key, sample, sample=sample)

@@ -81,7 +81,8 @@ def measure(
         phi = [k @ kept for k in kernels(args.data, depth)]
     else:
         net = maps.relu_network(depth)
-        fmap, params = maps.draw(net, name, m, seed, fit, args.base)
+        labels = maps.codes(y)
+        fmap, params = maps.draw(net, name, m, seed, fit, args.base, y=labels)
         scale = np.float32((fit.shape[1] / 2) ** 0.5)
         phi = [jns.transform(fmap, params, x) * scale for x in (fit, held, test)]
     y, y_held = maps.codes(y), maps.codes(y_held)

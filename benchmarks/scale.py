@@ -3,8 +3,9 @@
     python benchmarks/scale.py features --data FOLDER
     python benchmarks/scale.py exact --data FOLDER --num-train 20000
 
-"features" fits ridge regression on features of all 60,000 training images, and
-generalized cross-validation on them chooses the penalty. The times include compilation.
+"features" fits ridge regression on features of all 60,000 training images, by the map
+that `choose` returns or another one. Generalized cross-validation on them chooses the
+penalty. The times include compilation.
 The peak memory is that of the process, so that the job runs alone. "exact" is
 regression with the exact NTK on the first --num-train images. Leave-one-out errors of
 the first --num-chosen images choose the penalty. Test images are used once, at the end.
@@ -14,12 +15,10 @@ import resource
 import time
 
 import common
-import jax
 import maps
 import numpy as np
 from scipy.linalg import solve_triangular
 
-import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit
 
 REGS = 10.0 ** np.arange(-9, -1.9, 0.5)
@@ -53,10 +52,9 @@ def features(args: common.Options) -> None:
     x, y, x_test, y_test = common.mnist(args.data)
     count = args.num_train or len(x)
     x, y, start = x[:count], y[:count], time.perf_counter()
-    method = jns.methods.VarianceReduced(objective=args.objective)
     net = maps.relu_network(args.depth)
-    fmap = jns.feature_map(net, num_features=args.num_features, method=method)
-    params = fmap.init(jax.random.key(args.seed), x.shape[1:])
+    fmap, params = maps.draw(net, args.map, args.num_features, args.seed, x, y=y)
+    print(fmap.plan(x.shape[1:]).method, flush=True)
     scale = maps.mean_diagonal(fmap.apply(params, x[:256]))
     fitted = fit(fmap, params, x, y, reg=(REGS * scale).tolist())
     record = {
@@ -65,8 +63,7 @@ def features(args: common.Options) -> None:
         "reg": float(fitted.best.reg) / scale,
         "test_error": float(np.mean(fitted.predict_class(x_test) != y_test)),
     }
-    name = f"`fit`, variance_reduced, objective {args.objective}"
-    outcome(args, name, start, record)
+    outcome(args, f"`fit`, {args.map}", start, record)
 
 
 def solve(k: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -117,6 +114,6 @@ if __name__ == "__main__":
         num_features=(8192, "features"),
         num_train=(0, "training images; 0 for 60,000, or 20,000 for exact"),
         num_chosen=(5000, "images that choose the penalty of exact"),
-        objective=("kernel", "of variance_reduced", ("kernel", "regression")),
+        map=(maps.CHOSEN, "feature map", (maps.CHOSEN, *maps.METHODS)),
         seed=(0, "number of the draw"),
     )

@@ -30,7 +30,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import common
-import jax
 import maps
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -40,7 +39,6 @@ from sklearn.neural_network import MLPRegressor
 
 import jax_ntk_sketch as jns
 from jax_ntk_sketch.linear_model import fit, fit_ridge
-from jax_ntk_sketch.methods import Method, Nystrom, VarianceReduced
 
 DIGITS = "digits"
 SETS = ("bike", "elevators", "keggdirected", "kin40k", "pol", "protein")
@@ -113,11 +111,11 @@ def choose(folder: str | None, name: str, split: int, count: int) -> Split:
     return Split(*data, depth, gamma, split)
 
 
-def ntk_features(args: common.Options, split: Split, method: Method) -> np.ndarray:
-    """Return predictions of streaming ridge regression on the library's features."""
+def ntk_features(args: common.Options, split: Split, name: str) -> np.ndarray:
+    """Return predictions of streaming ridge regression on a map of `maps.draw`."""
     x, net = with_ones(split.x), maps.relu_network(split.depth)
-    fmap = jns.feature_map(net, num_features=args.width, method=method)
-    params = fmap.init(jax.random.key(split.seed), x, sample=x)
+    fmap, params = maps.draw(net, name, args.width, split.seed, x, y=split.y)
+    print(fmap.plan(x.shape[1:]).method, flush=True)
     regs = REGS * maps.mean_diagonal(fmap.apply(params, x[:256]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # values of reg were dropped
@@ -155,9 +153,10 @@ def subsample(args: common.Options, split: Split) -> np.ndarray:
 
 
 METHODS: dict[str, Callable[[common.Options, Split], np.ndarray]] = {
-    "NTK, nystrom": lambda *a: ntk_features(*a, Nystrom()),
-    "NTK, variance_reduced": lambda *a: ntk_features(*a, VarianceReduced("kernel")),
-    "NTK, uniform Nyström": lambda *a: ntk_features(*a, Nystrom("uniform", 1.0)),
+    "NTK, choose": lambda *a: ntk_features(*a, maps.CHOSEN),
+    "NTK, nystrom": lambda *a: ntk_features(*a, "nystrom"),
+    "NTK, variance_reduced": lambda *a: ntk_features(*a, "variance_reduced"),
+    "NTK, uniform Nyström": lambda *a: ntk_features(*a, "uniform landmarks"),
     "RBF, Nystroem": lambda *a: gaussian(*a, Nystroem),
     "RBF, RBFSampler": lambda *a: gaussian(*a, RBFSampler),
     "exact NTK, 5000 rows": subsample,

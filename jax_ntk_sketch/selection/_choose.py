@@ -212,12 +212,13 @@ def weigh(
             file=sys.stderr,
         )
     maps = {name: make(scale.columns, scale.landmarks) for name, make in made.items()}
-    # Some are equal, for example where all rows are landmarks.
-    different = {fmap: name for name, fmap in reversed(maps.items())}
+    # Some are equal, for example where all rows are landmarks. Of these the last one has
+    # the most landmarks if there are more rows or columns.
+    different = {fmap: name for name, fmap in maps.items()}
     entries = [
         _weigh_one(map_key, name, fmap, made[name], flops[name], losses, scale)
         for fmap, name in with_progress(
-            list(different.items())[::-1], owner, len(different), shown
+            different.items(), owner, len(different), shown
         )
     ]
     measured = next(iter(losses.values()))
