@@ -16,6 +16,9 @@ from those of the exact kernel, over their size. The penalty is the one of the e
 machine's smallest leave-one-out error, for all maps. Only cells with at most half as
 many columns as fitting rows count.
 
+"times" measures the seconds of `choose`, with compilation, against the number of rows,
+and of the first and the second plan of "auto".
+
 The opponents are those of the commit 6ecfbb4, whose package the script extracts into
 the folder of the results. A ratio is the loss of the library's choice over that of
 the best opponent; its error is that of the mean over seeds, paired. Opponents that lose
@@ -34,6 +37,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from typing import Any
 
 import common
@@ -273,10 +278,40 @@ def table(records: list[common.Record]) -> str:
     return summary + "\n\n" + common.table(records, head, row)
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def times(args: common.Options) -> None:
+    """Measure the seconds of `choose` against rows, and of building "auto"."""
+    records, rng = [], np.random.default_rng(0)
+    for n in args.num_rows:
+        x = rng.standard_normal((n, 32), np.float32)
+        options = {"sample": x, "y": np.sin(x[:, 0]) * x[:, 1], "progress": False}
+        net, m = network("relu", 2), min(1024, n // 4)
+        jax.clear_caches()
+        key = jax.random.key(0)
+        spent = seconds_of(lambda: jns.choose(key, net, m, **options))  # noqa: B023
+        records.append({"what": f"choose, {n:,} rows", "columns": m, "first": spent})
+        print(records[-1], flush=True)
+    for depth, m in itertools.product(args.depths, args.columns):
+        fmap = jns.feature_map(network("relu", depth), num_features=m)
+        spent = [seconds_of(lambda: fmap.plan((64,))) for _ in range(2)]  # noqa: B023
+        record = {"what": f"plan of auto, depth {depth}", "columns": m}
+        records.append(record | {"first": spent[0], "again": spent[1]})
+        print(records[-1], flush=True)
+    head = "what | columns | first call, s | again, s"
+    text = common.table(records, head, "{what} | {columns} | {first:.1f} | {again:.3f}")
+    common.report(args, "default-times", text, records)
+
+
 if __name__ == "__main__":
+    jobs = {use: functools.partial(compare, use=use) for use in OURS}
     common.main(
         __doc__,
-        {use: functools.partial(compare, use=use) for use in OURS},
+        {**jobs, "times": times},
         sets=(list(default_sets.SETS), "sets"),
         depths=([1, 2, 3], "hidden layers"),
         columns=([256, 512, 1024, 2048, 4096], "columns"),
@@ -285,6 +320,7 @@ if __name__ == "__main__":
         seeds=(3, "draws of each map"),
         most_seeds=(10, "draws where three leave it open"),
         within=(1.25, "opponents that are drawn again"),
+        num_rows=([1000, 10_000, 1_000_000], "for times: rows"),
         images=(300, "color images to fit, and to hold out"),
         side=(16, "pixels of color images"),
     )

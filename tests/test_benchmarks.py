@@ -16,7 +16,8 @@ sys.path.insert(0, str(FOLDER))
 import common  # noqa: E402
 
 TINY_MAPS = "--num-features 64 --seeds 2"
-CHOICES = "--sets bike --depths 1 --columns 16 --rows 60 --seeds 2 --opponents "
+CHOICES = "--depths 1 --rows 60 --seeds 2 --most-seeds 2 --images 20 --side 4 "
+CHOICES += "--columns 8 --opponents "
 CHOICES += "'OnePass(2)' 'Nystrom(oversample=1)' \"compress VarianceReduced('kernel')\""
 RUNS = {
     "activations-degree": "activations.py degree --num 20 --dim 5 --degree 4",
@@ -30,8 +31,9 @@ RUNS = {
     "--num 12 --side 8 --others 20 --methods nystrom ntk_random_features",
     "convolutional-throughput": "convolutional.py throughput --batch-sizes 4 "
     "--methods variance_reduced",
-    "default-oblivious": "default.py oblivious " + CHOICES,
-    "default-data": "default.py data " + CHOICES,
+    "default-oblivious": "default.py oblivious --sets bike MUTAG " + CHOICES,
+    "default-data": "default.py data --sets bike cifar10_lossless_subset " + CHOICES,
+    "default-times": "default.py times --num-rows 60 --depths 1 --columns 64",
     "fully_connected-accuracy": "fully_connected.py accuracy --depths 1 "
     "--methods ntk_sketch nystrom " + TINY_MAPS,
     "fully_connected-throughput": "fully_connected.py throughput --num-timed 64 "
@@ -141,6 +143,6 @@ def test_benchmark_runs(name, data, tmp_path, monkeypatch):
 def test_every_job_has_a_run_or_takes_too_long():
     scripts = {run.split()[0] for run in RUNS.values()}
     without_jobs = {"common.py", "figure.py", "layers.py", "maps.py", "two_machines.py"}
-    without_jobs |= {"default_opponents.py"}
+    without_jobs |= {"default_opponents.py", "default_sets.py"}
     known = scripts | without_jobs | {"sparse.py"}  # of dimension 10^6
     assert {path.name for path in FOLDER.glob("*.py")} == known
