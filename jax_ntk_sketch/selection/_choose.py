@@ -33,7 +33,7 @@ from jax_ntk_sketch.selection.losses import (
     HeldOutError,
     Loss,
 )
-from jax_ntk_sketch.selection.rows import Rows, warn_if_sorted
+from jax_ntk_sketch.selection.rows import Rows, dense_coordinates, warn_if_sorted
 from jax_ntk_sketch.selection.weighed import Weighed, WeighedMap
 from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
@@ -185,20 +185,17 @@ def weigh(
     wanted: Get = get if isinstance(get, str) else check_get(owner, get)
     rows = Rows.read(owner, sample, y, task, {"pattern": pattern, "mask": mask})
     warn_if_sorted(owner, rows.x)
-    shape = rows.x.shape[1:]
-    made = candidates(net, wanted)
-    flops = {
-        name: _flops(make, num_features, len(rows), shape)
-        for name, make in made.items()
-    }
+    made = candidates(net, wanted, sparse=rows.is_sparse)
+    flops = {name: _flops(make, num_features, rows) for name, make in made.items()}
     known = [number for number, _ in flops.values() if math.isfinite(number)]
     most = _MOST_FLOPS / float(np.median(known)) if known else _MOST_ROWS
     most = int(np.clip(most, _FEWEST_ROWS, _MOST_ROWS))
     split_key, reference_key, map_key = jax.random.split(key, 3)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(split_key)))
     fitting, held_out = rows.split(rng, most)
+    same = dense_coordinates(fitting, held_out)
     losses = {
-        kind: _loss(reference_key, net, kind, fitting, held_out, max_bytes)
+        kind: _loss(reference_key, net, kind, *same, max_bytes)
         for kind in as_kinds(wanted)
     }
     scale = _Scale(num_features, len(rows), fitting, held_out, max_bytes)
@@ -211,13 +208,18 @@ def weigh(
             f"examples, which takes about {seconds:.0f} s",
             file=sys.stderr,
         )
-    maps = {name: make(scale.columns, scale.landmarks) for name, make in made.items()}
-    # Some are equal, for example where all rows are landmarks.
-    different = {fmap: name for name, fmap in reversed(maps.items())}
-    entries = [
+    entries, different = [], {}
+    for name, make in made.items():
+        try:
+            # Some are equal, for example where all rows are landmarks.
+            different.setdefault(make(scale.columns, scale.landmarks), name)
+        except ValueError as error:
+            why_not = flops[name][1] or str(error)
+            entries.append(WeighedMap(name, None, math.nan, math.nan, 0.0, why_not))
+    entries += [
         _weigh_one(map_key, name, fmap, made[name], flops[name], losses, scale)
         for fmap, name in with_progress(
-            list(different.items())[::-1], owner, len(different), shown
+            list(different.items()), owner, len(different), shown
         )
     ]
     measured = next(iter(losses.values()))
@@ -232,12 +234,12 @@ def weigh(
     )
 
 
-def _flops(
-    make: Candidate, columns: int, rows: int, shape: tuple[int, ...]
-) -> tuple[float, str]:
+def _flops(make: Candidate, columns: int, rows: Rows) -> tuple[float, str]:
     """Return the operations of one example, or NaN and why there is no such map."""
+    # The operations of sparse examples are those of their nonzeros.
+    example = rows.x if rows.is_sparse else rows.shape
     try:
-        return float(make(columns, rows).plan(shape).flops), ""
+        return float(make(columns, len(rows)).plan(example).flops), ""
     except ValueError as error:
         return math.nan, str(error)
 
@@ -290,7 +292,7 @@ def _loss(
     max_bytes: int | None,
 ) -> Loss:
     """Return the loss of maps of one kernel."""
-    if supports_exact_kernel(net) and not has_positions(net, fitting.x.shape[1:]):
+    if supports_exact_kernel(net) and not has_positions(net, fitting.shape):
         x, new = (rows.x.reshape(len(rows), -1) for rows in (fitting, held_out))
         function = functools.partial(exact_kernel, net, get=kind)
         kernel = ExactKernel(function, max_bytes, "choose")
@@ -304,7 +306,7 @@ def _loss(
             get=kind,
             method=NTKRandomFeatures(),
         )
-        params = fmap.init(key, fitting.x.shape[1:])
+        params = fmap.init(key, fitting.shape)
         phi, new = _features(fmap, params, fitting, held_out, max_bytes)
         k, cross = phi @ phi.T, new @ phi.T
     if fitting.y is None:
@@ -351,7 +353,7 @@ def _weigh_one(
             # The map that is wanted warns when it is made.
             warnings.simplefilter("ignore")
             sample = {"sample": fitting.x, **fitting.extras}
-            params = fmap.init(key, fitting.x.shape[1:], **sample)
+            params = fmap.init(key, fitting.shape, **sample)
             phi, new = _features(fmap, params, fitting, held_out, scale.max_bytes)
     except ValueError as error:  # too few columns, or features that overflow
         return WeighedMap(name, None, math.nan, flops, 0.0, str(error))
