@@ -72,14 +72,14 @@ def choose(
       key: a PRNG key.
       net: the network, a record of `jax_ntk_sketch.stax`.
       num_features: the number of columns.
-      sample: n examples `(n, *shape)`, finite and like those to come.
+      sample: n examples `(n, *shape)`, dense or sparse, finite and like those to come.
       y: their targets, or None; numbers `(n,)` or `(n, t)`, or class labels `(n,)`.
       get: "ntk", "nngp" or a tuple of both.
       task, max_bytes, progress, pattern, mask: as for `weigh`.
 
     Returns:
-      A feature map, static and hashable. Its `init(key, example, sample=sample)` is
-      pure.
+      A feature map, static and hashable, of sparse examples if the sample is sparse.
+      Its `init(key, example, sample=sample)` is pure.
 
     Raises:
       TypeError, ValueError: as `weigh`.
@@ -141,12 +141,17 @@ def weigh(
     images and graphs, the loss is the held-out error of y. Without y, 8192 random
     features stand for the kernel. Fewer examples are drawn if their features take long.
 
+    Maps of a sparse sample are those of `with_sparse_inputs`, with at least 4096 and at
+    least 4 `num_features` numbers in a sketch. The loss counts the error of the sketch.
+    No array (n, d) is made.
+
     Args:
       key: a PRNG key.
       net: the network, a record of `jax_ntk_sketch.stax`.
       num_features: the number of columns of the map that is wanted. At most half as
         many columns as fitting rows are compared.
-      sample: n >= 8 examples `(n, *shape)`, finite and like those to come.
+      sample: n >= 8 examples `(n, *shape)`, finite and like those to come; or sparse
+        examples (n, d), `SparseRows` or any format of scipy.sparse.
       y: their targets, or None; numbers `(n,)` or `(n, t)`, or class labels `(n,)`.
       get: "ntk", "nngp" or a tuple of both, whose losses count alike.
       task: "regression" or "classification", where `y` leaves it open.
@@ -161,7 +166,8 @@ def weigh(
     Raises:
       TypeError: an argument has the wrong type.
       ValueError: the sample has fewer than 8 examples, or one that is not finite; y has
-        another length; no map supports the network.
+        another length; no map supports the network; a sparse sample has edges or
+        nodes.
 
     Warns:
       UserWarning: the rows of the sample are sorted by length. If the sample is the
@@ -323,13 +329,13 @@ def _features(
 ) -> PyTree:
     """Return the features of both, (n, m) and (k, m), float64; or tuples of them."""
 
-    def of(rows: Rows) -> PyTree:
-        phi = transform(
-            fmap, params, rows.x, max_bytes=max_bytes, progress=False, **rows.extras
-        )
-        return jax.tree.map(lambda a: np.asarray(a, np.float64), phi)
-
-    return of(fitting), of(held_out)
+    # One pass compiles the map once.
+    rows, n = fitting.with_rows(held_out), len(fitting)
+    phi = transform(
+        fmap, params, rows.x, max_bytes=max_bytes, progress=False, **rows.extras
+    )
+    phi = jax.tree.map(lambda a: np.asarray(a, np.float64), phi)
+    return jax.tree.map(lambda a: a[:n], phi), jax.tree.map(lambda a: a[n:], phi)
 
 
 def _weigh_one(

@@ -88,6 +88,19 @@ class Rows:
         extras = jax.tree.map(lambda a: np.asarray(a)[index], self.extras)
         return Rows(self.x[index], y, extras)
 
+    def with_rows(self, other: "Rows") -> "Rows":
+        """Return these rows and those of another sample after them, without targets."""
+        x = self.x, other.x
+        joined = (
+            scipy.sparse.vstack(x, format="csr")
+            if self.is_sparse
+            else np.concatenate(x)
+        )
+        extras = jax.tree.map(
+            lambda *parts: np.concatenate(parts), self.extras, other.extras
+        )
+        return Rows(joined, None, extras)
+
     def split(self, rng: np.random.Generator, most: int) -> "tuple[Rows, Rows]":
         """Return rows to fit and rows to hold out, of at most `most`, at random."""
         order = rng.permutation(len(self))[:most]
@@ -105,7 +118,7 @@ def dense_coordinates(fitting: Rows, held_out: Rows) -> tuple[Rows, Rows]:
     """
     if not fitting.is_sparse:
         return fitting, held_out
-    x = scipy.sparse.vstack([fitting.x, held_out.x], format="csr").astype(np.float64)
+    x = fitting.with_rows(held_out).x.astype(np.float64)
     values, vectors = scipy.linalg.eigh((x @ x.T).toarray(), check_finite=False)
     kept = values > np.finfo(np.float64).eps * len(values) * values[-1]
     kept[-1] = True  # if all rows are zero
@@ -167,7 +180,9 @@ def warn_if_sorted(owner: str, x: Examples) -> None:
     The rank correlation of the lengths with their places is the test.
     """
     n, lengths = num_examples(x), _lengths(x)
-    ranks = np.argsort(np.argsort(lengths, kind="stable"), kind="stable")
+    # Equal lengths share the mean of their ranks, because their order says nothing.
+    _, places, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - counts / 2)[places]
     if lengths.min() == lengths.max():
         return
     correlation = float(np.corrcoef(ranks, np.arange(n))[0, 1])
