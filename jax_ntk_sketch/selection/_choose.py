@@ -214,7 +214,8 @@ def weigh(
             f"examples, which takes about {seconds:.0f} s",
             file=sys.stderr,
         )
-    entries, different = [], {}
+    entries: list[WeighedMap] = []
+    different: dict[FeatureMap, str] = {}
     for name, make in made.items():
         try:
             # Some are equal, for example where all rows are landmarks.
