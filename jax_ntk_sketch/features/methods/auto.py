@@ -21,8 +21,8 @@ from jax_ntk_sketch.methods import (
 # activation bends.
 _FEW_PER_INPUT, _MANY_PER_INPUT = 6, 128
 
-# In columns, where examples have positions but no edges. Sums over edges and nodes add up
-# what low degrees leave out, whatever the number of columns is.
+# In columns, where examples have positions but no edges. Sums over edges and nodes add
+# up what low degrees leave out, whatever the number of columns is.
 _MANY_COLUMNS = 384
 
 
