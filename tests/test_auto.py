@@ -33,6 +33,8 @@ CASES = [
     (SMOOTH, 256, (1,), methods.NTKRandomFeatures()),
     (recipes.cntk(2), 128, (8, 8, 1), LOW),
     (recipes.cntk(2), 1024, (8, 8, 1), KERNEL),
+    (recipes.gntk(2), 64, (28, 7), KERNEL),
+    (recipes.gntk(4), 1024, (28, 7), KERNEL),
 ]
 
 

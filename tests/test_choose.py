@@ -8,12 +8,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
+import scipy.sparse
 
 import jax_ntk_sketch as jns
-from jax_ntk_sketch import methods, recipes, stax
-from jax_ntk_sketch.selection import losses
+from jax_ntk_sketch import kernels, methods, recipes, stax
+from jax_ntk_sketch.selection import _choose, losses
 from jax_ntk_sketch.selection.candidates import candidates
-from jax_ntk_sketch.selection.rows import Rows, warn_if_sorted
+from jax_ntk_sketch.selection.rows import Rows, dense_coordinates, warn_if_sorted
 
 NET = stax.serial(stax.Dense(1, 1.4), stax.Relu(), stax.Dense(1, 1.4))
 KEY = jax.random.key(0)
@@ -201,6 +202,8 @@ def test_sorted_rows_are_noticed():
         warnings.simplefilter("error")
         warn_if_sorted("choose", x)
         warn_if_sorted("choose", np.ones((60, 3)))
+        # Few lengths differ, and the others are in no order.
+        warn_if_sorted("choose", np.r_[np.ones((59, 3)), np.zeros((1, 3))])
 
 
 @pytest.mark.parametrize(
@@ -246,5 +249,109 @@ def test_landmarks_keep_their_number_per_column():
     assert few == methods.Nystrom(oversample=10.0, normalize=True)
     many = made["directions of all"](8192, 60_000).method
     assert many == methods.Nystrom(oversample=1.0, normalize=True)
-    assert made["directions"](2048, 60_000).method.oversample == 2.0
+    assert made["directions"](2048, 60_000).method.oversample == 3.0
     assert dataclasses.replace(few, oversample=1.0) == made["landmarks"](100, 9).method
+
+
+def sparse(n=60, d=30, seed=0):
+    rng = np.random.default_rng(seed)
+    x = scipy.sparse.random_array((n, d), density=0.2, format="csr", rng=rng)
+    return x.astype(np.float32), rng.standard_normal(n)
+
+
+@pytest.mark.parametrize("d", [6, 300])
+def test_dense_coordinates_have_the_kernels_of_sparse_rows(d):
+    x, y = sparse(40, d)
+    split = Rows.read("choose", x, y, None, {}).split(np.random.default_rng(0), 32)
+    coordinates = dense_coordinates(*split)
+    net = stax.serial(
+        stax.Dense(1, 1.4, 0.3), stax.Relu(), stax.Dense(1, 1, 0.2), stax.Erf()
+    )
+    found = [kernels.exact_kernel(net, z.x, get="ntk") for z in coordinates]
+    wanted = [kernels.exact_kernel(net, z.x.toarray(), get="ntk") for z in split]
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    found = kernels.exact_kernel(net, *(z.x for z in coordinates), get="ntk")
+    wanted = kernels.exact_kernel(net, *(z.x.toarray() for z in split), get="ntk")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert coordinates[0].y is split[0].y
+    assert coordinates[0].x.shape == (24, min(d, 32))
+
+
+def test_rows_of_zeros_have_dense_coordinates():
+    rows = Rows.read("choose", scipy.sparse.csr_array((9, 5)), None, None, {})
+    fitting, held_out = dense_coordinates(rows, rows)
+    assert not fitting.x.any() and fitting.x.shape == held_out.x.shape == (9, 1)
+
+
+@pytest.mark.parametrize("form", ["csr", "coo", "SparseRows"])
+@pytest.mark.quick_cases("coo")
+def test_sparse_rows_have_the_losses_of_dense_rows(form, monkeypatch):
+    """Maps of sparse rows take dense rows too; those learned from data may differ."""
+    names = "random features", "sketch", "one pass", "landmarks, uniform"
+    net = stax.serial(stax.Dense(1, 1.4), stax.Relu(), stax.Dense(1, 1.4, 0.2))
+    x, y = sparse()
+
+    def few(net, get, *, sparse):
+        made = candidates(net, get, sparse=True)
+        return {name: made[name] for name in names}
+
+    monkeypatch.setattr(_choose, "candidates", few)
+    dense = jns.weigh(KEY, net, 16, sample=x.toarray(), y=y)
+    if form == "SparseRows":
+        given = jns.SparseRows.from_scipy(x)
+    else:
+        given = x.asformat(form)
+    found = jns.weigh(KEY, net, 16, sample=given, y=y)
+    wanted = {entry.name: entry.loss for entry in dense.maps}
+    assert len(found.maps) == len(names) and found.penalty > 0
+    for entry in found.maps:
+        assert entry.loss == pytest.approx(wanted[entry.name], rel=1e-3), entry
+    params = found.fmap.init(KEY, (30,), sample=given)
+    assert found.fmap.apply(params, given).shape == (60, 16)
+
+
+@pytest.mark.long
+def test_every_map_of_sparse_rows_is_near_that_of_dense_rows():
+    """Few coordinates collide in a sketch of 4096."""
+    x, y = sparse(150, 8)
+    tables = [jns.weigh(KEY, NET, 24, sample=s, y=y) for s in (x, x.toarray())]
+    one, dense = ({entry.name: entry.loss for entry in t.maps} for t in tables)
+    assert one.keys() == dense.keys() == candidates(NET, "ntk").keys()
+    for name, loss in one.items():
+        assert 0.5 < loss / dense[name] < 2, (name, loss, dense[name])
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"sample": "nan"}, ValueError, "sample must be finite, but its row 3 has"),
+        ({"pattern": np.zeros((40, 2, 2))}, ValueError, "pattern must be None for a"),
+        ({"sample": "few"}, ValueError, "sample must hold at least 8 examples"),
+        ({"sample": "complex"}, TypeError, "sample must be real, got dtype complex"),
+        (
+            {"net": stax.Conv(1, (3,))},
+            ValueError,
+            "Conv.* needs spatial axes, got none",
+        ),
+    ],
+)
+def test_refuses_sparse(change, error, message):
+    x, _ = sparse(40)
+    bad = x.copy()
+    bad.data[x.indptr[3]] = np.nan
+    others = {"nan": bad, "few": x[:7], "complex": x.astype(complex)}
+    options = {"net": NET, "sample": x, **change}
+    options["sample"] = others.get(change.get("sample"), x)
+    with pytest.raises(error, match=message):
+        jns.choose(KEY, options.pop("net"), 8, **options)
+
+
+def test_sorted_sparse_rows_are_noticed():
+    x, _ = sparse()
+    order = np.argsort(scipy.sparse.linalg.norm(x, axis=1))
+    with pytest.warns(UserWarning, match="sorted by length"):
+        warn_if_sorted("choose", Rows.read("choose", x[order], None, None, {}).x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_sorted("choose", x)

@@ -23,9 +23,9 @@ from jax_ntk_sketch.features.build import has_positions
 from jax_ntk_sketch.kernels import exact_kernel, supports_exact_kernel
 from jax_ntk_sketch.methods import NTKRandomFeatures
 from jax_ntk_sketch.selection.candidates import (
-    MOST_LANDMARKS,
     Candidate,
     candidates,
+    most_landmarks,
 )
 from jax_ntk_sketch.selection.losses import (
     DistanceToMachine,
@@ -33,7 +33,7 @@ from jax_ntk_sketch.selection.losses import (
     HeldOutError,
     Loss,
 )
-from jax_ntk_sketch.selection.rows import Rows, warn_if_sorted
+from jax_ntk_sketch.selection.rows import Rows, dense_coordinates, warn_if_sorted
 from jax_ntk_sketch.selection.weighed import Weighed, WeighedMap
 from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 
@@ -72,14 +72,14 @@ def choose(
       key: a PRNG key.
       net: the network, a record of `jax_ntk_sketch.stax`.
       num_features: the number of columns.
-      sample: n examples `(n, *shape)`, finite and like those to come.
+      sample: n examples `(n, *shape)`, dense or sparse, finite and like those to come.
       y: their targets, or None; numbers `(n,)` or `(n, t)`, or class labels `(n,)`.
       get: "ntk", "nngp" or a tuple of both.
       task, max_bytes, progress, pattern, mask: as for `weigh`.
 
     Returns:
-      A feature map, static and hashable. Its `init(key, example, sample=sample)` is
-      pure.
+      A feature map, static and hashable, of sparse examples if the sample is sparse.
+      Its `init(key, example, sample=sample)` is pure.
 
     Raises:
       TypeError, ValueError: as `weigh`.
@@ -141,12 +141,17 @@ def weigh(
     images and graphs, the loss is the held-out error of y. Without y, 8192 random
     features stand for the kernel. Fewer examples are drawn if their features take long.
 
+    Maps of a sparse sample are those of `with_sparse_inputs`, with at least 4096 and at
+    least 4 `num_features` numbers in a sketch. The loss counts the error of the sketch.
+    No array (n, d) is made.
+
     Args:
       key: a PRNG key.
       net: the network, a record of `jax_ntk_sketch.stax`.
       num_features: the number of columns of the map that is wanted. At most half as
         many columns as fitting rows are compared.
-      sample: n >= 8 examples `(n, *shape)`, finite and like those to come.
+      sample: n >= 8 examples `(n, *shape)`, finite and like those to come; or sparse
+        examples (n, d), `SparseRows` or any format of scipy.sparse.
       y: their targets, or None; numbers `(n,)` or `(n, t)`, or class labels `(n,)`.
       get: "ntk", "nngp" or a tuple of both, whose losses count alike.
       task: "regression" or "classification", where `y` leaves it open.
@@ -161,7 +166,8 @@ def weigh(
     Raises:
       TypeError: an argument has the wrong type.
       ValueError: the sample has fewer than 8 examples, or one that is not finite; y has
-        another length; no map supports the network.
+        another length; no map supports the network; a sparse sample has edges or
+        nodes.
 
     Warns:
       UserWarning: the rows of the sample are sorted by length. If the sample is the
@@ -185,20 +191,17 @@ def weigh(
     wanted: Get = get if isinstance(get, str) else check_get(owner, get)
     rows = Rows.read(owner, sample, y, task, {"pattern": pattern, "mask": mask})
     warn_if_sorted(owner, rows.x)
-    shape = rows.x.shape[1:]
-    made = candidates(net, wanted)
-    flops = {
-        name: _flops(make, num_features, len(rows), shape)
-        for name, make in made.items()
-    }
+    made = candidates(net, wanted, sparse=rows.is_sparse)
+    flops = {name: _flops(make, num_features, rows) for name, make in made.items()}
     known = [number for number, _ in flops.values() if math.isfinite(number)]
     most = _MOST_FLOPS / float(np.median(known)) if known else _MOST_ROWS
     most = int(np.clip(most, _FEWEST_ROWS, _MOST_ROWS))
     split_key, reference_key, map_key = jax.random.split(key, 3)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(split_key)))
     fitting, held_out = rows.split(rng, most)
+    same = dense_coordinates(fitting, held_out)
     losses = {
-        kind: _loss(reference_key, net, kind, fitting, held_out, max_bytes)
+        kind: _loss(reference_key, net, kind, *same, max_bytes)
         for kind in as_kinds(wanted)
     }
     scale = _Scale(num_features, len(rows), fitting, held_out, max_bytes)
@@ -211,15 +214,19 @@ def weigh(
             f"examples, which takes about {seconds:.0f} s",
             file=sys.stderr,
         )
-    maps = {name: make(scale.columns, scale.landmarks) for name, make in made.items()}
-    # Some are equal, for example where all rows are landmarks. Of these the last one has
-    # the most landmarks if there are more rows or columns.
-    different = {fmap: name for name, fmap in maps.items()}
-    entries = [
+    entries: list[WeighedMap] = []
+    different: dict[FeatureMap, str] = {}
+    for name, make in made.items():
+        try:
+            # Some are equal, for example where all rows are landmarks. Of these the
+            # last one has the most landmarks if there are more rows or columns.
+            different[make(scale.columns, scale.landmarks)] = name
+        except ValueError as error:
+            why_not = flops[name][1] or str(error)
+            entries.append(WeighedMap(name, None, math.nan, math.nan, 0.0, why_not))
+    entries += [
         _weigh_one(map_key, name, fmap, made[name], flops[name], losses, scale)
-        for fmap, name in with_progress(
-            different.items(), owner, len(different), shown
-        )
+        for fmap, name in with_progress(different.items(), owner, len(different), shown)
     ]
     measured = next(iter(losses.values()))
     return Weighed.of(
@@ -233,12 +240,12 @@ def weigh(
     )
 
 
-def _flops(
-    make: Candidate, columns: int, rows: int, shape: tuple[int, ...]
-) -> tuple[float, str]:
+def _flops(make: Candidate, columns: int, rows: Rows) -> tuple[float, str]:
     """Return the operations of one example, or NaN and why there is no such map."""
+    # The operations of sparse examples are those of their nonzeros.
+    example = rows.x if rows.is_sparse else rows.shape
     try:
-        return float(make(columns, rows).plan(shape).flops), ""
+        return float(make(columns, len(rows)).plan(example).flops), ""
     except ValueError as error:
         return math.nan, str(error)
 
@@ -277,7 +284,7 @@ class _Scale:
     @property
     def landmarks(self) -> int:
         """The most landmarks of the comparison: as many per column as in the end."""
-        most = min(self.num_rows, max(self.num_features, MOST_LANDMARKS))
+        most = min(self.num_rows, most_landmarks(self.num_features))
         most = math.ceil(most * self.columns / self.num_features)
         return min(most, len(self.fitting))
 
@@ -291,7 +298,7 @@ def _loss(
     max_bytes: int | None,
 ) -> Loss:
     """Return the loss of maps of one kernel."""
-    if supports_exact_kernel(net) and not has_positions(net, fitting.x.shape[1:]):
+    if supports_exact_kernel(net) and not has_positions(net, fitting.shape):
         x, new = (rows.x.reshape(len(rows), -1) for rows in (fitting, held_out))
         function = functools.partial(exact_kernel, net, get=kind)
         kernel = ExactKernel(function, max_bytes, "choose")
@@ -305,7 +312,7 @@ def _loss(
             get=kind,
             method=NTKRandomFeatures(),
         )
-        params = fmap.init(key, fitting.x.shape[1:])
+        params = fmap.init(key, fitting.shape)
         phi, new = _features(fmap, params, fitting, held_out, max_bytes)
         k, cross = phi @ phi.T, new @ phi.T
     if fitting.y is None:
@@ -322,13 +329,13 @@ def _features(
 ) -> PyTree:
     """Return the features of both, (n, m) and (k, m), float64; or tuples of them."""
 
-    def of(rows: Rows) -> PyTree:
-        phi = transform(
-            fmap, params, rows.x, max_bytes=max_bytes, progress=False, **rows.extras
-        )
-        return jax.tree.map(lambda a: np.asarray(a, np.float64), phi)
-
-    return of(fitting), of(held_out)
+    # One pass compiles the map once.
+    rows, n = fitting.with_rows(held_out), len(fitting)
+    phi = transform(
+        fmap, params, rows.x, max_bytes=max_bytes, progress=False, **rows.extras
+    )
+    phi = jax.tree.map(lambda a: np.asarray(a, np.float64), phi)
+    return jax.tree.map(lambda a: a[:n], phi), jax.tree.map(lambda a: a[n:], phi)
 
 
 def _weigh_one(
@@ -352,7 +359,7 @@ def _weigh_one(
             # The map that is wanted warns when it is made.
             warnings.simplefilter("ignore")
             sample = {"sample": fitting.x, **fitting.extras}
-            params = fmap.init(key, fitting.x.shape[1:], **sample)
+            params = fmap.init(key, fitting.shape, **sample)
             phi, new = _features(fmap, params, fitting, held_out, scale.max_bytes)
     except ValueError as error:  # too few columns, or features that overflow
         return WeighedMap(name, None, math.nan, flops, 0.0, str(error))

@@ -98,7 +98,9 @@ class Weighed:
 
     def __str__(self) -> str:
         rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        # The reason why a map has no loss may be long, and stands alone in its row.
+        full = [row for row in rows if row[1]]
+        widths = [max(map(len, column)) for column in zip(*full, strict=True)]
         lines = [self._caption()]
         for name, *numbers in rows:
             cells = [name.ljust(widths[0])]

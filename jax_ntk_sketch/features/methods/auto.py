@@ -21,7 +21,8 @@ from jax_ntk_sketch.methods import (
 # activation bends.
 _FEW_PER_INPUT, _MANY_PER_INPUT = 6, 128
 
-# In columns, where examples have positions.
+# In columns, where examples have positions but no edges. Sums over edges and nodes add
+# up what low degrees leave out, whatever the number of columns is.
 _MANY_COLUMNS = 384
 
 
@@ -45,7 +46,8 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
     sketch, features, m = NTKSketch(), NTKRandomFeatures(), fmap.num_features
     if all(why_not_zonal(fmap.net, kind) is None for kind in fmap.kinds):
         return kernel, low_degrees, features, sketch
-    many, size = _MANY_COLUMNS, math.prod(shape)
+    many = 0 if _has_edges(fmap.net) else _MANY_COLUMNS
+    size = math.prod(shape)
     if not has_positions(fmap.net, shape):
         many = _MANY_PER_INPUT * size
         if m <= _FEW_PER_INPUT * size:
@@ -54,6 +56,12 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
             return features, kernel, low_degrees, sketch
     first, second = (kernel, low_degrees) if m >= many else (low_degrees, kernel)
     return first, second, features, sketch
+
+
+def _has_edges(net: stax.Layer) -> bool:
+    """Return whether examples are graphs."""
+    layers = stax.walk(net, into_branches=True)
+    return any(isinstance(layer, stax.Aggregate) for layer in layers)
 
 
 def _is_rectified(net: stax.Layer) -> bool:
