@@ -21,8 +21,8 @@ from jax_ntk_sketch.methods import (
 # A map with this number of columns, for a sample with this number of rows.
 Candidate: TypeAlias = Callable[[int, int], FeatureMap]
 
-# Directions are those of three landmarks for each column, as for `Nystrom()`, or of this
-# number of landmarks. Beyond the larger number there is a landmark for each column.
+# Directions are those of three landmarks for each column, as for `Nystrom()`, or of a
+# large number. Beyond the largest number there is one landmark for each column.
 _PER_DIRECTION, _MANY_LANDMARKS, _MOST_LANDMARKS = 3, 4096, 8192
 
 # How many columns are compressed to one, and the largest number of them.
