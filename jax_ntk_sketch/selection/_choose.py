@@ -40,6 +40,10 @@ from jax_ntk_sketch.validation._exact_kernel import ExactKernel
 # The rows that are compared, and the operations that the features of one map may take.
 _MOST_ROWS, _FEWEST_ROWS, _MOST_FLOPS = 2048, 256, 1e12
 
+# The most fitting rows for each column: then the three landmarks of a direction are at
+# most half of the rows.
+_ROWS_PER_COLUMN = 6
+
 # A map whose loss is larger by this factor is as good if it is cheaper.
 _HARDLY = 1.01
 
@@ -148,8 +152,8 @@ def weigh(
     Args:
       key: a PRNG key.
       net: the network, a record of `jax_ntk_sketch.stax`.
-      num_features: the number of columns of the map that is wanted. At most half as
-        many columns as fitting rows are compared.
+      num_features: the number of columns of the map that is wanted. As many columns for
+        each fitting row are compared, but at most a half and at least a sixth, or all.
       sample: n >= 8 examples `(n, *shape)`, finite and like those to come; or sparse
         examples (n, d), `SparseRows` or any format of scipy.sparse.
       y: their targets, or None; numbers `(n,)` or `(n, t)`, or class labels `(n,)`.
@@ -278,15 +282,26 @@ class _Scale:
 
     @property
     def columns(self) -> int:
-        """The columns of the comparison."""
-        return max(1, min(self.num_features, len(self.fitting) // 2))
+        """The columns of the comparison.
+
+        There are as many for each fitting row as in the end, but at most a half and at
+        least a sixth, or all.
+        """
+        n = len(self.fitting)
+        share = n * self.num_features / self.num_rows
+        most = min(self.num_features, n // 2)
+        return max(1, math.ceil(min(most, max(share, n / _ROWS_PER_COLUMN))))
 
     @property
     def landmarks(self) -> int:
-        """The most landmarks of the comparison: as many per column as in the end."""
-        most = min(self.num_rows, most_landmarks(self.num_features))
-        most = math.ceil(most * self.columns / self.num_features)
-        return min(most, len(self.fitting))
+        """The most landmarks of the comparison: as many per column as in the end.
+
+        It is all fitting rows where all rows are landmarks in the end.
+        """
+        n, most = len(self.fitting), most_landmarks(self.num_features)
+        if most >= self.num_rows:
+            return n
+        return min(n, math.ceil(most * self.columns / self.num_features))
 
 
 def _loss(
