@@ -1,10 +1,15 @@
 """Method "auto": the rule that chooses a method without data."""
 
+import dataclasses
 import functools
 import math
+from typing import Any, cast
+
+import jax
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._typing import Shape
+from jax_ntk_sketch.features._bias import bias
 from jax_ntk_sketch.features._steps_of import NetworkMap
 from jax_ntk_sketch.features.build import build_steps, has_positions
 from jax_ntk_sketch.features.methods._zonal_kernel import why_not_zonal
@@ -17,9 +22,16 @@ from jax_ntk_sketch.methods import (
 
 # Layer by layer, and in columns for each input of flat examples. With few, exact linear
 # parts leave too few columns for the rest. From many on, what "kernel" adds to each
-# layer saves more error than it adds noise, and degrees above 6 matter where an
-# activation bends.
+# layer saves more error than it adds noise.
 _FEW_PER_INPUT, _MANY_PER_INPUT = 6, 128
+
+# The same where an activation is smooth. From many on, the degrees above 6 matter that
+# only random features have.
+_MANY_PER_SMOOTH_INPUT = 512
+
+# With one input it is the bias of the low degrees that decides: random features have
+# an error of about this number over the square root of the columns.
+_ERROR_OF_RANDOM_FEATURES = 0.7
 
 # In columns, where examples have positions but no edges. Sums over edges and nodes add
 # up what low degrees leave out, whatever the number of columns is.
@@ -52,10 +64,25 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
         many = _MANY_PER_INPUT * size
         if m <= _FEW_PER_INPUT * size:
             return sketch, low_degrees, kernel, features
-        if m >= many and not _is_rectified(fmap.net):
+        if not _is_rectified(fmap.net) and _has_high_degrees(fmap, shape):
             return features, kernel, low_degrees, sketch
     first, second = (kernel, low_degrees) if m >= many else (low_degrees, kernel)
     return first, second, features, sketch
+
+
+def _has_high_degrees(fmap: NetworkMap, shape: Shape) -> bool:
+    """Return whether low degrees lose more than random features of this size."""
+    m = fmap.num_features
+    if math.prod(shape) > 1:
+        return m >= _MANY_PER_SMOOTH_INPUT * math.prod(shape)
+    method = VarianceReduced("regression")
+    low_degrees: NetworkMap = dataclasses.replace(cast(Any, fmap), method=method)
+    if not _supports(method, low_degrees, shape):
+        return True
+    # Within a trace too, the method is known.
+    with jax.ensure_compile_time_eval():
+        largest = max(bias(low_degrees, kind, shape) for kind in fmap.kinds)
+    return largest > _ERROR_OF_RANDOM_FEATURES / m**0.5
 
 
 def _has_edges(net: stax.Layer) -> bool:
