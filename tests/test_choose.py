@@ -13,6 +13,7 @@ import scipy.sparse
 import jax_ntk_sketch as jns
 from jax_ntk_sketch import kernels, methods, recipes, stax
 from jax_ntk_sketch.selection import _choose, losses
+from jax_ntk_sketch.selection._landmarks_of_kernel import features_of_kernel
 from jax_ntk_sketch.selection.candidates import candidates
 from jax_ntk_sketch.selection.rows import Rows, dense_coordinates, warn_if_sorted
 
@@ -257,6 +258,25 @@ def test_classes_and_numbers():
     np.testing.assert_allclose(y, np.tile([[0.5, -0.5], [-0.5, 0.5]], (8, 1)))
     whole = Rows.read("choose", x, np.arange(16.0), None, {}).y
     assert whole.shape == (16, 1)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_landmarks_of_a_kernel_are_those_of_the_map(normalize):
+    """With all rows as landmarks, nothing is drawn."""
+    x, _ = flat(60)
+    k = kernels.exact_kernel(NET, x[:40], get="ntk")
+    cross = kernels.exact_kernel(NET, x[40:], x[:40], get="ntk")
+    method = methods.Nystrom(oversample=4.0, normalize=normalize)
+    found = features_of_kernel(KEY, method, 10, np.asarray(k), np.asarray(cross))
+    fmap = jns.feature_map(NET, num_features=10, method=method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        params = fmap.init(KEY, (4,), sample=x[:40])
+    wanted = np.asarray(fmap.apply(params, x))
+    found = np.concatenate(found)
+    np.testing.assert_allclose(
+        found @ found.T, wanted @ wanted.T, atol=1e-3 * np.abs(wanted @ wanted.T).max()
+    )
 
 
 def test_landmarks_keep_their_number_per_column():

@@ -6,10 +6,11 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_get, check_key, check_size
@@ -17,11 +18,13 @@ from jax_ntk_sketch._progress import is_shown
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds
 from jax_ntk_sketch._typing import Examples, Get, Key, Kind, PyTree, Task
-from jax_ntk_sketch.features._feature_map import feature_map
+from jax_ntk_sketch.features._feature_map import NetworkFeatureMap, feature_map
 from jax_ntk_sketch.features._transform import transform
 from jax_ntk_sketch.features.build import has_positions
+from jax_ntk_sketch.features.methods.nystrom.network import replaces_network
 from jax_ntk_sketch.kernels import exact_kernel, supports_exact_kernel
-from jax_ntk_sketch.methods import NTKRandomFeatures
+from jax_ntk_sketch.methods import NTKRandomFeatures, Nystrom
+from jax_ntk_sketch.selection._landmarks_of_kernel import features_of_kernel
 from jax_ntk_sketch.selection.candidates import (
     Candidate,
     candidates,
@@ -204,11 +207,13 @@ def weigh(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(split_key)))
     fitting, held_out = rows.split(rng, most)
     same = dense_coordinates(fitting, held_out)
-    losses = {
-        kind: _loss(reference_key, net, kind, *same, max_bytes)
+    kernels = {
+        kind: _kernels(reference_key, net, kind, *same, max_bytes)
         for kind in as_kinds(wanted)
     }
-    scale = _Scale(num_features, len(rows), fitting, held_out, max_bytes)
+    losses = {kind: _loss(found, *same) for kind, found in kernels.items()}
+    exact = {kind: found for kind, found in kernels.items() if found and found.exact}
+    scale = _Comparison(num_features, len(rows), fitting, held_out, exact, max_bytes)
     shown = is_shown(progress)
     if shown:
         work = sum(min(number, _MOST_FLOPS / most) for number in known) * most
@@ -264,13 +269,28 @@ def _seconds_per_flop() -> float:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Scale:
+class _Kernels:
+    """The kernel of the fitting rows (n, n) and of the held-out ones with them, (h, n).
+
+    Attributes:
+      k, cross: float64.
+      exact: whether they are not those of random features.
+    """
+
+    k: NDArray
+    cross: NDArray
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Comparison:
     """The rows of the comparison, and the sizes of the map that is wanted.
 
     Attributes:
       num_features: the columns of the map that is wanted.
       num_rows: the rows that it will learn from.
       fitting, held_out: the rows of the comparison.
+      exact: their exact kernels, where they are known.
       max_bytes: as `transform` takes it.
     """
 
@@ -278,6 +298,7 @@ class _Scale:
     num_rows: int
     fitting: Rows
     held_out: Rows
+    exact: dict[Kind, _Kernels]
     max_bytes: int | None
 
     @property
@@ -304,35 +325,38 @@ class _Scale:
         return min(n, math.ceil(most * self.columns / self.num_features))
 
 
-def _loss(
+def _kernels(
     key: Key,
     net: stax.Layer,
     kind: Kind,
     fitting: Rows,
     held_out: Rows,
     max_bytes: int | None,
-) -> Loss:
-    """Return the loss of maps of one kernel."""
+) -> _Kernels | None:
+    """Return the kernels of the comparison, or None if targets take their place."""
     if supports_exact_kernel(net) and not has_positions(net, fitting.shape):
         x, new = (rows.x.reshape(len(rows), -1) for rows in (fitting, held_out))
         function = functools.partial(exact_kernel, net, get=kind)
         kernel = ExactKernel(function, max_bytes, "choose")
-        k, cross = kernel(x), kernel(new, x)
-    elif fitting.y is not None and held_out.y is not None:
+        return _Kernels(kernel(x), kernel(new, x), exact=True)
+    if fitting.y is not None:
+        return None
+    fmap = feature_map(
+        net, num_features=_REFERENCE_COLUMNS, get=kind, method=NTKRandomFeatures()
+    )
+    params = fmap.init(key, fitting.shape)
+    phi, new = _features(fmap, params, fitting, held_out, max_bytes)
+    return _Kernels(phi @ phi.T, new @ phi.T, exact=False)
+
+
+def _loss(kernels: _Kernels | None, fitting: Rows, held_out: Rows) -> Loss:
+    """Return the loss of maps of one kernel."""
+    if kernels is None:
+        assert fitting.y is not None and held_out.y is not None
         return HeldOutError(fitting.y, held_out.y)
-    else:
-        fmap = feature_map(
-            net,
-            num_features=_REFERENCE_COLUMNS,
-            get=kind,
-            method=NTKRandomFeatures(),
-        )
-        params = fmap.init(key, fitting.shape)
-        phi, new = _features(fmap, params, fitting, held_out, max_bytes)
-        k, cross = phi @ phi.T, new @ phi.T
     if fitting.y is None:
-        return ExpectedDistance(k, cross)
-    return DistanceToMachine(k, cross, fitting.y)
+        return ExpectedDistance(kernels.k, kernels.cross)
+    return DistanceToMachine(kernels.k, kernels.cross, fitting.y)
 
 
 def _features(
@@ -353,6 +377,29 @@ def _features(
     return jax.tree.map(lambda a: a[:n], phi), jax.tree.map(lambda a: a[n:], phi)
 
 
+def _features_by_kind(
+    key: Key, fmap: FeatureMap, kinds: Iterable[Kind], scale: _Comparison
+) -> dict[Kind, tuple[NDArray, NDArray]]:
+    """Return the features of the fitting and of the held-out rows, for each kernel."""
+    method, fitting = fmap.method, scale.fitting
+    if isinstance(method, Nystrom) and isinstance(fmap, NetworkFeatureMap):
+        if scale.exact and replaces_network(fmap.net):
+            return {
+                kind: features_of_kernel(
+                    key, method, scale.columns, kernels.k, kernels.cross
+                )
+                for kind, kernels in scale.exact.items()
+            }
+    with warnings.catch_warnings():
+        # The map that is wanted warns when it is made.
+        warnings.simplefilter("ignore")
+        params = fmap.init(key, fitting.shape, sample=fitting.x, **fitting.extras)
+        phi, new = _features(fmap, params, fitting, scale.held_out, scale.max_bytes)
+    if not isinstance(phi, KernelFeatures):
+        return dict.fromkeys(kinds, (phi, new))
+    return {kind: (getattr(phi, kind), getattr(new, kind)) for kind in kinds}
+
+
 def _weigh_one(
     key: Key,
     name: str,
@@ -360,7 +407,7 @@ def _weigh_one(
     make: Candidate,
     flops_or_why: tuple[float, str],
     losses: dict[Kind, Loss],
-    scale: _Scale,
+    scale: _Comparison,
 ) -> WeighedMap:
     """Return a map with its loss on the rows of the comparison."""
     start, fitting, held_out = time.perf_counter(), scale.fitting, scale.held_out
@@ -370,20 +417,10 @@ def _weigh_one(
     if flops * (len(fitting) + len(held_out)) > 4 * _MOST_FLOPS:
         return WeighedMap(name, None, math.nan, flops, 0.0, "takes too long")
     try:
-        with warnings.catch_warnings():
-            # The map that is wanted warns when it is made.
-            warnings.simplefilter("ignore")
-            sample = {"sample": fitting.x, **fitting.extras}
-            params = fmap.init(key, fitting.shape, **sample)
-            phi, new = _features(fmap, params, fitting, held_out, scale.max_bytes)
+        found = _features_by_kind(key, fmap, losses, scale)
     except ValueError as error:  # too few columns, or features that overflow
         return WeighedMap(name, None, math.nan, flops, 0.0, str(error))
-    parts = []
-    for kind, loss in losses.items():
-        one = phi, new
-        if isinstance(phi, KernelFeatures):
-            one = getattr(phi, kind), getattr(new, kind)
-        parts.append(loss(*one))
+    parts = [loss(*found[kind]) for kind, loss in losses.items()]
     value = float(np.exp(np.mean(np.log(np.maximum(parts, 1e-300)))))
     wanted = make(scale.num_features, scale.num_rows)
     return WeighedMap(name, wanted, value, flops, time.perf_counter() - start)

@@ -6,7 +6,6 @@ are principal directions of the sample (`kernels.nystrom.principal_sqrt`), whose
 are scaled first so that all count alike.
 """
 
-import functools
 import itertools
 import math
 
@@ -21,7 +20,6 @@ from jax_ntk_sketch.features.state import Features, Spec
 from jax_ntk_sketch.features.step import Context, Step, layer_by_layer, network_rule
 from jax_ntk_sketch.kernels import supports_exact_kernel
 from jax_ntk_sketch.kernels.exact import diagonal_kernels, pairwise_kernels
-from jax_ntk_sketch.kernels.nystrom import principal_sqrt
 from jax_ntk_sketch.methods import Nystrom
 
 
@@ -87,23 +85,18 @@ def _kernel_step(
     @jax.jit
     def learn(key: Key, x: Array, valid: Array) -> tuple[dict[str, Array], Array]:
         diagonal = getattr(diagonal_kernels(net, x), kind)
-        weights = sampling.weights(method.normalize is not False, diagonal)
-
-        def weighted(rows: Array, others: Array) -> Array:
-            k = kernel(x[rows], None if others is rows else x[others])
-            k = weights[rows, None] * k * weights[None, others]
-            return sampling.masked(k, valid[rows], valid[others])
-
-        column = functools.partial(weighted, jnp.arange(len(x)))
-        num = min(num_landmarks, len(x))
-        chosen = sampling.choose_landmarks(
-            method, key, column, diagonal * weights**2, num, valid
+        found = sampling.learn_directions(
+            method,
+            key,
+            lambda rows, others: kernel(x[rows], None if others is rows else x[others]),
+            diagonal,
+            valid,
+            weights=sampling.weights(method.normalize is not False, diagonal),
+            num_landmarks=min(num_landmarks, len(x)),
+            columns=columns,
         )
-        gram = weighted(chosen, chosen)
-        root, left_out = principal_sqrt(column(chosen), gram, columns)
-        root = weights[chosen, None] * root
-        params = {"landmarks": x[chosen], "root": root}
-        return sampling.pad_landmarks(params, num_landmarks), left_out
+        params = {"landmarks": x[found.chosen], "root": found.root}
+        return sampling.pad_landmarks(params, num_landmarks), found.left_out
 
     def fit(key: Key, f: Features) -> dict[str, Array]:
         x = sampling.checked_sample(f, (columns,)).nngp

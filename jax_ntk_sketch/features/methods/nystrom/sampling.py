@@ -1,7 +1,8 @@
 """The choice of landmarks among the rows of a sample."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,56 @@ def choose_landmarks(
     if method.landmarks == "uniform":
         return choose_uniform(key, n, num_landmarks, allowed)
     return rpcholesky(key, column, diagonal, num_landmarks, allowed=allowed)
+
+
+class Directions(NamedTuple):
+    """The features :math:`K_{xz} R` of a sample with the kernel K.
+
+    Attributes:
+      chosen: the rows z of the sample, (l,).
+      root: R, (l, columns).
+      left_out: the number of directions of the landmarks that R leaves out.
+    """
+
+    chosen: Array
+    root: Array
+    left_out: Array
+
+
+def learn_directions(
+    method: Nystrom,
+    key: Key,
+    kernel: Callable[[Array, Array], Array],
+    diagonal: Array,
+    valid: Array,
+    *,
+    weights: Array,
+    num_landmarks: int,
+    columns: int,
+) -> Directions:
+    """Choose landmarks of a sample, and the principal directions of their features.
+
+    Args:
+      method: how landmarks are chosen.
+      key: a PRNG key.
+      kernel: `kernel(rows, others)` returns the kernel of rows of the sample.
+      diagonal: the kernel of each row with itself, (n,).
+      valid: which rows count, (n,).
+      weights: the factors of the rows, (n,).
+      num_landmarks: at most n.
+      columns: of the features.
+    """
+
+    def weighted(rows: Array, others: Array) -> Array:
+        k = weights[rows, None] * kernel(rows, others) * weights[None, others]
+        return masked(k, valid[rows], valid[others])
+
+    column = functools.partial(weighted, jnp.arange(len(diagonal)))
+    squares = diagonal * weights**2
+    chosen = choose_landmarks(method, key, column, squares, num_landmarks, valid)
+    gram = weighted(chosen, chosen)
+    root, left_out = nystrom.principal_sqrt(column(chosen), gram, columns)
+    return Directions(chosen, weights[chosen, None] * root, left_out)
 
 
 def masked(kernel: Array, rows: Array, columns: Array) -> Array:
