@@ -121,7 +121,7 @@ def test_every_map_of_the_list_is_weighed(weighed):
         names = {entry.name for entry in one.maps}
         assert names == set(candidates(NET, "ntk"))
         assert all(np.isfinite(entry.loss) for entry in one.maps)
-        assert (one.num_fitted, one.num_held_out, one.num_columns) == (113, 37, 24)
+        assert (one.num_fitted, one.num_held_out, one.num_columns) == (113, 37, 19)
 
 
 def test_the_cheapest_of_the_best_is_chosen(weighed):
@@ -143,7 +143,7 @@ def test_landmarks_beat_maps_that_know_no_data(weighed):
 
 def test_the_table(weighed):
     without, with_targets = map(str, weighed)
-    assert without.startswith("loss: expected distance to the exact predictions; 24")
+    assert without.startswith("loss: expected distance to the exact predictions; 19")
     assert "113 examples to fit, 37 held out, penalty" in with_targets
     assert without.count("(chosen)") == 1 and "1.00" in without
     page = weighed[0]._repr_html_()
@@ -277,6 +277,22 @@ def test_landmarks_of_a_kernel_are_those_of_the_map(normalize):
     np.testing.assert_allclose(
         found @ found.T, wanted @ wanted.T, atol=1e-3 * np.abs(wanted @ wanted.T).max()
     )
+
+
+@pytest.mark.parametrize(
+    "num_features, num_rows, columns, landmarks",
+    [
+        (100, 60_000, 100, 1536),  # a sixth of the rows would be more
+        (1024, 60_000, 256, 1024),
+        (2048, 60_000, 256, 768),
+        (1024, 4000, 394, 1536),  # all rows are landmarks in the end
+        (8192, 10_000, 768, 768),
+    ],
+)
+def test_the_comparison_is_like_the_end(num_features, num_rows, columns, landmarks):
+    rows = Rows(np.zeros((1536, 1)), None, {})
+    found = _choose._Comparison(num_features, num_rows, rows, rows, {}, None)
+    assert (found.columns, found.landmarks) == (columns, landmarks)
 
 
 def test_landmarks_keep_their_number_per_column():
