@@ -231,7 +231,7 @@ def ratios(kept: common.Kept, ours: str) -> list[common.Record]:
         pairs = np.array([(own[s], losses[best][s]) for s in seeds])
         loss, other = pairs.mean(axis=0)
         off = pairs[:, 0] - pairs[:, 1]
-        error = off.std(ddof=1) / len(off) ** 0.5 if len(off) > 1 else np.nan
+        _, error = common.mean_and_error(off)
         equal = ours == "choose" and max(loss, other) < EQUAL
         chosen = {r["method"] for r in found if r["map"] == ours}
         out.append(
@@ -273,8 +273,12 @@ def table(records: list[common.Record]) -> str:
     head = "set | depth | columns | loss | best opponent | its loss | ratio | chosen"
     row = (
         "{set} | {depth} | {columns} | {loss:.4f} | {best} | {best_loss:.4f} | "
-        "{ratio:.2f} ± {error:.2f} | {chosen}"
+        "{shown} | {chosen}"
     )
+    for r in records:
+        r["shown"] = f"{r['ratio']:.2f}"
+        if r["seeds"] > 1:
+            r["shown"] += f" ± {r['error']:.2f}"
     return summary + "\n\n" + common.table(records, head, row)
 
 
