@@ -127,12 +127,15 @@ def seconds(run: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
 
     The first call includes compilation. Each call is waited for.
     """
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
+    times = [timed(run) for _ in range(repeats + 1)]
     return times[0], statistics.median(times[1:])
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Return the seconds of one call, which is waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
 
 
 def matmul_flops(size: int = 2048) -> float:

@@ -37,8 +37,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import common
@@ -153,7 +151,7 @@ def measure(
     args: common.Options, use: str, opponents: Opponents, **cell: Any
 ) -> common.Record:
     """Return the "loss" of a map, and for ours its "method"."""
-    data, n = rows(args, cell["set"]), rows(args, cell["set"]).num_fitting
+    data = rows(args, cell["set"])
     exact = machine(args, cell["set"], cell["depth"])
     options = {name: cell[name] for name in ("depth", "columns", "seed")}
     found: common.Record = {}
@@ -162,8 +160,11 @@ def measure(
     else:
         phi = opponents.features(data, map=cell["map"], **options)
     if use == "oblivious":
-        return {"loss": maps.gram_error(exact.kernel, phi[:n][:1000])[1], **found}
-    phi = phi.astype(np.float64)
+        return {
+            "loss": maps.gram_error(exact.kernel, phi[: len(exact.kernel)])[1],
+            **found,
+        }
+    phi, n = phi.astype(np.float64), data.num_fitting
     gram, right = phi[:n].T @ phi[:n], phi[:n].T @ data.y[:n]
     guess = phi[n:] @ ridge_weights(gram, exact.penalty / len(gram), right)
     distance = np.linalg.norm(guess - exact.predictions)
@@ -171,10 +172,14 @@ def measure(
 
 
 def measure_cell(
-    args: common.Options, use: str, kept: common.Kept, opponents: Opponents, **cell: Any
+    args: common.Options,
+    use: str,
+    kept: common.Kept,
+    opponents: Opponents,
+    seeds: int,
+    **cell: Any,
 ) -> None:
-    """Measure all maps of a cell; `cell` has the "set", "depth", "columns", "seeds"."""
-    seeds = cell.pop("seeds")
+    """Measure all maps of a cell, which has the "set", "depth" and "columns"."""
     known = (LEARNED if use == "data" else ()) + OBLIVIOUS
     least = np.inf
     for name in [OURS[use], *(name for name in known if name in args.opponents)]:
@@ -200,13 +205,11 @@ def compare(args: common.Options, use: str) -> None:
         for depth in depths:
             for columns in data.columns(use, args.columns):
                 cell = {"set": name, "depth": depth, "columns": columns}
-                options = cell | {"seeds": args.seeds}
-                measure_cell(args, use, kept, opponents, **options)
+                measure_cell(args, use, kept, opponents, args.seeds, **cell)
     for r in ratios(kept, OURS[use]):
         if r["ratio"] > BAR and not r["counts"] and r["set"] in args.sets:
             cell = {name: r[name] for name in ("set", "depth", "columns")}
-            options = cell | {"seeds": args.most_seeds}
-            measure_cell(args, use, kept, opponents, **options)
+            measure_cell(args, use, kept, opponents, args.most_seeds, **cell)
     records = ratios(kept, OURS[use])
     common.report(args, f"default-{use}", table(records), records)
 
@@ -282,12 +285,6 @@ def table(records: list[common.Record]) -> str:
     return summary + "\n\n" + common.table(records, head, row)
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
 def times(args: common.Options) -> None:
     """Measure the seconds of `choose` against rows, and of building "auto"."""
     records, rng = [], np.random.default_rng(0)
@@ -297,14 +294,14 @@ def times(args: common.Options) -> None:
         net, m = network("relu", 2), min(1024, n // 4)
         jax.clear_caches()
         key = jax.random.key(0)
-        spent = seconds_of(lambda: jns.choose(key, net, m, **options))  # noqa: B023
+        spent = common.timed(functools.partial(jns.choose, key, net, m, **options))
         records.append({"what": f"choose, {n:,} rows", "columns": m, "first": spent})
         print(records[-1], flush=True)
     for depth, m in itertools.product(args.depths, args.columns):
         fmap = jns.feature_map(network("relu", depth), num_features=m)
-        spent = [seconds_of(lambda: fmap.plan((64,))) for _ in range(2)]  # noqa: B023
+        first, again = common.seconds(functools.partial(fmap.plan, (64,)), repeats=1)
         record = {"what": f"plan of auto, depth {depth}", "columns": m}
-        records.append(record | {"first": spent[0], "again": spent[1]})
+        records.append(record | {"first": first, "again": again})
         print(records[-1], flush=True)
     head = "what | columns | first call, s | again, s"
     text = common.table(records, head, "{what} | {columns} | {first:.1f} | {again:.3f}")

@@ -101,7 +101,7 @@ def rows(folder: str | None, name: str, most: int, images: int, side: int) -> Ro
     order = order[: n + held_out]
     x, y = x[order], y[order]
     labels = y.dtype.kind in "iu"
-    y = np.eye(y.max() + 1)[y] - 1 / (y.max() + 1) if labels else y[:, None]
+    y = maps.codes(y, y.max() + 1) if labels else y[:, None]
     if is_table:
         (x,) = maps.standardize(x[:n], x)
     if kind == "cntk":

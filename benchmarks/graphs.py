@@ -51,7 +51,7 @@ def accuracies(phi: np.ndarray, y: np.ndarray, folds: list) -> list[float]:
         wide = phi.astype(np.float64)
         phi = root(wide @ wide.T)
     phi = phi / np.sqrt(maps.mean_diagonal(phi))
-    targets = np.eye(y.max() + 1)[y] - 1 / (y.max() + 1)
+    targets = maps.codes(y, y.max() + 1)
     out = []
     for train, test in folds:
         with warnings.catch_warnings():

@@ -153,9 +153,9 @@ def standardize(fitting: np.ndarray, *parts: np.ndarray) -> list[np.ndarray]:
     return [(z - mean) / np.where(spread > 0, spread, 1) for z in parts]
 
 
-def codes(labels: np.ndarray) -> np.ndarray:
-    """Return one-hot codes of ten classes, minus 1/10."""
-    return np.eye(10)[labels] - 0.1
+def codes(labels: np.ndarray, classes: int = 10) -> np.ndarray:
+    """Return one-hot codes of the classes, minus one over their number."""
+    return np.eye(classes)[labels] - 1 / classes
 
 
 def mean_diagonal(phi: Any) -> float:

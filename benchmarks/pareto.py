@@ -75,17 +75,16 @@ def measure(
 ) -> common.Record:
     """Return what ridge regression on one draw of features loses."""
     fit, held, test, y, y_held, _ = unit_rows(args.data)
+    y, y_held = maps.codes(y), maps.codes(y_held)
     if name == FLOOR:
         values, vectors = np.linalg.eigh(kernels(args.data, depth)[0])
         kept = vectors[:, -m:] / np.sqrt(np.maximum(values[-m:], 1e-9))
         phi = [k @ kept for k in kernels(args.data, depth)]
     else:
         net = maps.relu_network(depth)
-        labels = maps.codes(y)
-        fmap, params = maps.draw(net, name, m, seed, fit, args.base, y=labels)
+        fmap, params = maps.draw(net, name, m, seed, fit, args.base, y=y)
         scale = np.float32((fit.shape[1] / 2) ** 0.5)
         phi = [jns.transform(fmap, params, x) * scale for x in (fit, held, test)]
-    y, y_held = maps.codes(y), maps.codes(y_held)
     best = maps.ridge_on_features(phi[0], y, REGS, phi[1], y_held, phi[2])
     return {**quality(args, depth, best["predictions"]), "reg": best["reg"]}
 

@@ -382,14 +382,16 @@ def _features_by_kind(
 ) -> dict[Kind, tuple[NDArray, NDArray]]:
     """Return the features of the fitting and of the held-out rows, for each kernel."""
     method, fitting = fmap.method, scale.fitting
-    if isinstance(method, Nystrom) and isinstance(fmap, NetworkFeatureMap):
-        if scale.exact and replaces_network(fmap.net):
-            return {
-                kind: features_of_kernel(
-                    key, method, scale.columns, kernels.k, kernels.cross
-                )
-                for kind, kernels in scale.exact.items()
-            }
+    if (
+        scale.exact
+        and isinstance(method, Nystrom)
+        and isinstance(fmap, NetworkFeatureMap)
+        and replaces_network(fmap.net)
+    ):
+        return {
+            kind: features_of_kernel(key, method, scale.columns, known.k, known.cross)
+            for kind, known in scale.exact.items()
+        }
     with warnings.catch_warnings():
         # The map that is wanted warns when it is made.
         warnings.simplefilter("ignore")

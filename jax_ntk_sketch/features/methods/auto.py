@@ -62,12 +62,12 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
     """
     kernel, low_degrees = VarianceReduced("kernel"), VarianceReduced("regression")
     sketch, features, m = NTKSketch(), NTKRandomFeatures(), fmap.num_features
+    size = math.prod(shape)
     if all(why_not_zonal(fmap.net, kind) is None for kind in fmap.kinds):
-        if math.prod(shape) < _MANY_INPUTS:
+        if size < _MANY_INPUTS:
             kernel = VarianceReduced("kernel", min_cosine=-1.0)
         return kernel, low_degrees, features, sketch
     many = 0 if _has_edges(fmap.net) else _MANY_COLUMNS
-    size = math.prod(shape)
     if not has_positions(fmap.net, shape):
         many = _MANY_PER_INPUT * size
         if m <= _FEW_PER_INPUT * size:
@@ -80,9 +80,9 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
 
 def _has_high_degrees(fmap: NetworkMap, shape: Shape) -> bool:
     """Return whether low degrees lose more than random features of this size."""
-    m = fmap.num_features
-    if math.prod(shape) > 1:
-        return m >= _MANY_PER_SMOOTH_INPUT * math.prod(shape)
+    m, size = fmap.num_features, math.prod(shape)
+    if size > 1:
+        return m >= _MANY_PER_SMOOTH_INPUT * size
     method = VarianceReduced("regression")
     low_degrees: NetworkMap = dataclasses.replace(cast(Any, fmap), method=method)
     if not _supports(method, low_degrees, shape):
