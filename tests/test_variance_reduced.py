@@ -213,6 +213,18 @@ def test_regression_prefers_low_degrees():
     assert distances[0] < distances[1], distances
 
 
+@pytest.mark.parametrize("dim, same", [(63, -1.0), (64, -0.25)])
+def test_the_smallest_cosine_depends_on_the_number_of_inputs(dim, same):
+    found = {}
+    for min_cosine in (None, same, -0.6):
+        method = methods.VarianceReduced(min_cosine=min_cosine)
+        fmap = jns.feature_map(network(1), num_features=1024, method=method)
+        params = fmap.init(jax.random.key(0), (dim,))
+        found[min_cosine] = np.asarray(fmap.apply(params, np.eye(dim)[:2]))
+    np.testing.assert_array_equal(found[None], found[same])
+    assert np.abs(found[None] - found[-0.6]).max() > 1e-4
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="objective"):
         methods.VarianceReduced(objective="speed")

@@ -20,12 +20,6 @@ from jax_ntk_sketch.methods import (
     VarianceReduced,
 )
 
-# Tables have fewer inputs, and are often standardized and of low rank. All cosines from
-# -1 on count there: at three hidden layers the error falls to between .5 and 1.02 times
-# what it is without those below -2 / sqrt(d). Images have more, whose error would rise
-# by up to 8 %.
-_MANY_INPUTS = 64
-
 # Layer by layer, and in columns for each input of flat examples. With few, exact linear
 # parts leave too few columns for the rest. From many on, what "kernel" adds to each
 # layer saves more error than it adds noise.
@@ -64,8 +58,6 @@ def _preferences(fmap: NetworkMap, shape: Shape) -> tuple[Method, ...]:
     sketch, features, m = NTKSketch(), NTKRandomFeatures(), fmap.num_features
     size = math.prod(shape)
     if all(why_not_zonal(fmap.net, kind) is None for kind in fmap.kinds):
-        if size < _MANY_INPUTS:
-            kernel = VarianceReduced("kernel", min_cosine=-1.0)
         return kernel, low_degrees, features, sketch
     many = 0 if _has_edges(fmap.net) else _MANY_COLUMNS
     if not has_positions(fmap.net, shape):
