@@ -34,12 +34,14 @@ from jax_ntk_sketch.features._feature_map import feature_map
 from jax_ntk_sketch.features._landmarks import landmark_features
 from jax_ntk_sketch.features._sparse_inputs import with_sparse_inputs
 from jax_ntk_sketch.features._transform import transform
+from jax_ntk_sketch.model import Model, fit
 from jax_ntk_sketch.selection import Weighed, choose, weigh
 
 __all__ = [
     "CompressedFeatureMap",
     "FeatureMap",
     "KernelFeatures",
+    "Model",
     "NNGPFirst",
     "NTKFirst",
     "Plan",
@@ -49,6 +51,7 @@ __all__ = [
     "compress",
     "data",
     "feature_map",
+    "fit",
     "graphs",
     "interop",
     "io",

@@ -49,10 +49,10 @@ def to_numpy(owner: str, name: str, values: Examples) -> NDArray:
         )
     if isinstance(values, jax.Array):
         check_real(owner, name, values.dtype, complex_too=True)
-    table = _columns(values)
+    table = table_columns(values)
     try:
         if table is None:
-            array = _one_array(values)
+            array = one_array(values)
         else:
             array = _stacked(owner, name, values, *table)
     except (ValueError, RuntimeError, BufferError) as error:
@@ -72,7 +72,7 @@ def sliceable(owner: str, name: str, values: Examples) -> Examples:
     """
     lazy = (
         not isinstance(values, jax.Array)
-        and _columns(values) is None
+        and table_columns(values) is None
         and not hasattr(values, "iloc")
         and isinstance(getattr(values, "dtype", np.dtype(int)), np.dtype)
         and hasattr(values, "__len__")
@@ -146,7 +146,7 @@ def column_names(values: Examples) -> tuple[str, ...] | None:
 
     A labeled array (n, d) has the names that its second axis has.
     """
-    table = _columns(values)
+    table = table_columns(values)
     if table is not None:
         names = list(table[0])
     elif hasattr(values, "indexes") and getattr(values, "ndim", 0) == 2:  # xarray
@@ -179,7 +179,7 @@ def match_columns(
             "by position"
         )
     order = [names.index(column) for column in wanted]
-    table = _columns(values)
+    table = table_columns(values)
     if table is None:
         return values[:, order]
     columns = [table[1][i] for i in order]
@@ -198,7 +198,7 @@ def _is_masked(values: Examples) -> bool:
     return isinstance(values, np.ma.MaskedArray)
 
 
-def _columns(values: Examples) -> tuple[Sequence[Any], Sequence[Any]] | None:
+def table_columns(values: Examples) -> tuple[Sequence[Any], Sequence[Any]] | None:
     """Return the names and the columns of a table; None for anything else."""
     if hasattr(values, "iloc") and getattr(values, "ndim", 0) == 2:  # pandas
         columns = [values.iloc[:, i] for i in range(values.shape[1])]
@@ -223,18 +223,18 @@ def _stacked(
         array = np.asarray(values)  # without a copy
         if array.dtype.kind in "biuf":
             return array
-    arrays = [_one_array(column) for column in columns]
+    arrays = [one_array(column) for column in columns]
     for label, array in zip(names, arrays, strict=True):
         hint = "; leave this column out, or encode it as numbers"
         check_real(owner, f"column {label!r} of {name}", array.dtype, hint)
     return np.stack(arrays, axis=1)
 
 
-def _one_array(values: Examples) -> NDArray:
+def one_array(values: Examples) -> NDArray:
     """Return a NumPy array of one array of any library."""
     values = values.detach() if hasattr(values, "detach") else values  # torch
     if isinstance(values, list | tuple) and any(hasattr(v, "detach") for v in values):
-        return np.stack([_one_array(value) for value in values])
+        return np.stack([one_array(value) for value in values])
     dtype = getattr(getattr(values, "dtype", None), "numpy_dtype", None)
     if dtype is not None and hasattr(values, "isna"):  # pandas, with missing values
         missing = {"na_value": np.nan} if values.isna().any() else {}

@@ -1,6 +1,8 @@
 """Numerics that all parts of the package share."""
 
 import concurrent.futures
+import functools
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -176,3 +178,13 @@ def last_power_of_two(n: int) -> int:
     [1, 1, 2, 64, 64]
     """
     return 1 << max(n, 1).bit_length() - 1
+
+
+@functools.cache
+def seconds_per_flop() -> float:
+    """Return the seconds of one operation of a large float32 product on the host."""
+    a = np.ones((1024, 1024), np.float32)
+    a @ a
+    start = time.perf_counter()
+    a @ a
+    return (time.perf_counter() - start) / (2 * 1024**3)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -27,27 +28,52 @@ from jax_ntk_sketch.linear_model import FittedModel, RidgeModel
 from jax_ntk_sketch.linear_model.model import RidgeInfo, model_to_arrays
 from jax_ntk_sketch.preprocessing.inputs import Inputs
 
-# What a file holds: a fitted model, a map with its parameters, or a linear model.
-Thing: TypeAlias = FittedModel | RidgeModel | tuple[FeatureMap, PyTree]
+# The named arrays of a file, and what one adds to them.
+Arrays: TypeAlias = dict[str, NDArray]
 
-_KINDS = "fitted model", "feature map", "linear model"
+
+class Codec(NamedTuple):
+    """How things of one kind are written and read.
+
+    Attributes:
+      kind: what a file of them is called.
+      accepts: whether a thing is of this kind.
+      to_data: returns the JSON of a thing, and adds its arrays.
+      from_data: returns the thing again. It may raise what `load` lists.
+    """
+
+    kind: str
+    accepts: Callable[[Any], bool]
+    to_data: Callable[[Any, Arrays], Description]
+    from_data: Callable[[Description, Arrays], Any]
+
+
+_CODECS: dict[str, Codec] = {}
+
+
+def register(codec: Codec) -> None:
+    """Let `save` and `load` know a kind of things."""
+    _CODECS[codec.kind] = codec
+
+
 _REMEDY = "give a file that jax_ntk_sketch.io.save wrote"
 # The user's arrays have names of their own.
 _USER_ARRAY = "metadata/"
 _STEPS = "preprocessing/"
 
 
-def save(path: str | os.PathLike, thing: Thing) -> None:
+def save(path: str | os.PathLike, thing: Any) -> None:
     """Write a model or a feature map to a file that describes itself.
 
     The file is written atomically: if the write fails, an old file stays as it was. Of
-    a fitted model, the models of other values of `reg` and the errors of folds are not
-    written.
+    a fitted model, the models of other values of `reg`, the errors of folds and the
+    sums are not written.
 
     Args:
       path: the file; its folder is created.
-      thing: a `FittedModel` of `fit`, `fit_cg` or `fit_gradient`; a `RidgeModel` of
-        `fit_ridge` or `ridge_solve`; or a pair `(fmap, params)`.
+      thing: a `Model` of `jax_ntk_sketch.fit`; a `FittedModel` of `fit`, `fit_cg` or
+        `fit_gradient`; a `RidgeModel` of `fit_ridge` or `ridge_solve`; or a pair
+        `(fmap, params)`.
 
     Raises:
       OSError: the file cannot be written.
@@ -57,32 +83,17 @@ def save(path: str | os.PathLike, thing: Thing) -> None:
 
     Cost: that of one compilation of the features, and the bytes of the arrays.
     """
-    arrays: dict[str, NDArray] = {}
+    codec = next((codec for codec in _CODECS.values() if codec.accepts(thing)), None)
+    if codec is None:
+        raise TypeError(
+            "save: thing must be a Model, a FittedModel, a RidgeModel or a pair (fmap, "
+            f"params), got {type(thing).__name__}"
+        )
+    arrays: Arrays = {}
     versions = {"jax_ntk_sketch": jax_ntk_sketch.__version__, "jax": jax.__version__}
     description: Description = {"written by": versions | {"numpy": np.__version__}}
-    if isinstance(thing, FittedModel):
-        kind = "fitted model"
-        description |= _map_to_data(thing.fmap, thing.params, arrays)
-        description |= _model_to_data("save", thing.best, arrays)
-        _check_columns("save", thing.best, thing.fmap)
-        description["skipped"] = thing.num_skipped
-        description["feature_names"] = thing.feature_names
-        description["preprocessing"] = _steps_to_data(thing.preprocessing, arrays)
-        description["metadata"] = dict(thing.metadata)
-        for name, array in thing.arrays.items():
-            arrays[_USER_ARRAY + name] = np.asarray(array)
-    elif isinstance(thing, RidgeModel):
-        kind = "linear model"
-        description |= _model_to_data("save", thing, arrays)
-    elif isinstance(thing, tuple) and isinstance(thing[0], FeatureMap):
-        kind = "feature map"
-        description |= _map_to_data(*thing, arrays)
-    else:
-        raise TypeError(
-            "save: thing must be a FittedModel, a RidgeModel or a pair (fmap, params), "
-            f"got {type(thing).__name__}"
-        )
-    _tensor_file.write(path, kind, description, arrays)
+    description |= codec.to_data(thing, arrays)
+    _tensor_file.write(path, codec.kind, description, arrays)
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -92,9 +103,9 @@ def load(path: str | os.PathLike) -> Any:
       path: the file.
 
     Returns:
-      A `FittedModel`, a `RidgeModel` or a pair `(fmap, params)`. Predictions are
-      bitwise those of the saved model, on the same machine and with the same versions
-      of the libraries. A map that was written as a program has no `init`.
+      A `Model`, a `FittedModel`, a `RidgeModel` or a pair `(fmap, params)`. Predictions
+      are bitwise those of the saved model, on the same machine and with the same
+      versions of the libraries. A map that was written as a program has no `init`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -104,10 +115,10 @@ def load(path: str | os.PathLike) -> Any:
     Cost: that of one compilation of the features, and the bytes of the file.
     """
     kind, description, arrays = _tensor_file.read(path, "model file", _REMEDY)
-    if kind not in _KINDS:
+    if kind not in _CODECS:
         raise ValueError(f"{path} is a {kind} and not a model; {_REMEDY}")
     try:
-        return _thing_from_data(kind, description, arrays)
+        return _CODECS[kind].from_data(description, arrays)
     except _OtherFeatures as error:
         raise ValueError(f"{path}: {error}") from error
     except (
@@ -129,14 +140,23 @@ class _OtherFeatures(Exception):
     """This library computes other features than the one that wrote a file."""
 
 
-def _thing_from_data(
-    kind: str, description: Description, arrays: dict[str, NDArray]
-) -> Thing:
-    if kind == "linear model":
-        return _model_from_data(description, arrays)
+def fitted_to_data(fitted: FittedModel, arrays: Arrays) -> Description:
+    """Return the JSON of a fitted model, and add its arrays."""
+    description = _map_to_data(fitted.fmap, fitted.params, arrays)
+    description |= _model_to_data(fitted.best, arrays)
+    _check_columns("save", fitted.best, fitted.fmap)
+    description["skipped"] = fitted.num_skipped
+    description["feature_names"] = fitted.feature_names
+    description["preprocessing"] = _steps_to_data(fitted.preprocessing, arrays)
+    description["metadata"] = dict(fitted.metadata)
+    for name, array in fitted.arrays.items():
+        arrays[_USER_ARRAY + name] = np.asarray(array)
+    return description
+
+
+def fitted_from_data(description: Description, arrays: Arrays) -> FittedModel:
+    """Return the fitted model that `fitted_to_data` described."""
     fmap, params = _map_from_data(description, arrays)
-    if kind == "feature map":
-        return fmap, params
     model = _model_from_data(description, arrays)
     _check_columns("load", model, fmap)
     return FittedModel(
@@ -150,13 +170,11 @@ def _thing_from_data(
             description["preprocessing"], arrays, input_shape(fmap, params)
         ),
         metadata=dict(description["metadata"]),
-        arrays=_with_prefix(_USER_ARRAY, arrays),
+        arrays=with_prefix(_USER_ARRAY, arrays),
     )
 
 
-def _map_to_data(
-    fmap: FeatureMap, params: PyTree, arrays: dict[str, NDArray]
-) -> Description:
+def _map_to_data(fmap: FeatureMap, params: PyTree, arrays: Arrays) -> Description:
     """Return the JSON of a map and its parameters, and add their arrays."""
     try:
         record = None if isinstance(fmap, ProgramFeatureMap) else record_to_data(fmap)
@@ -179,7 +197,7 @@ def _map_to_data(
 
 
 def _map_from_data(
-    description: Description, arrays: dict[str, NDArray]
+    description: Description, arrays: Arrays
 ) -> tuple[FeatureMap, PyTree]:
     """Return the map and its parameters, whose features are those that were saved."""
     record = description["feature map"]
@@ -201,7 +219,7 @@ def _map_from_data(
     return fmap, params
 
 
-def _steps_to_data(steps: object, arrays: dict[str, NDArray]) -> Any:
+def _steps_to_data(steps: object, arrays: Arrays) -> Any:
     """Return the JSON of preprocessing, and add its arrays."""
     if steps is None:
         return None
@@ -215,19 +233,17 @@ def _steps_to_data(steps: object, arrays: dict[str, NDArray]) -> Any:
     return fields
 
 
-def _steps_from_data(
-    fields: Any, arrays: dict[str, NDArray], shape: Shape
-) -> Inputs | None:
+def _steps_from_data(fields: Any, arrays: Arrays, shape: Shape) -> Inputs | None:
     """Return the preprocessing to examples of this shape."""
     if fields is None:
         return None
-    steps = Inputs.restored(fields, _with_prefix(_STEPS, arrays))
+    steps = Inputs.restored(fields, with_prefix(_STEPS, arrays))
     if steps.shape != shape or not np.isfinite(steps(np.zeros((1, *shape)))).all():
         raise ValueError(f"preprocessing must give finite examples of shape {shape}")
     return steps
 
 
-def _with_prefix(prefix: str, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+def with_prefix(prefix: str, arrays: Arrays) -> dict[str, NDArray]:
     """Return the arrays whose names have a prefix, without it."""
     named = (
         (n.removeprefix(prefix), a) for n, a in arrays.items() if n.startswith(prefix)
@@ -248,17 +264,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _model_to_data(
-    owner: str, model: RidgeModel, arrays: dict[str, NDArray]
-) -> Description:
-    _check_model(owner, model)
+def _model_to_data(model: RidgeModel, arrays: Arrays) -> Description:
+    _check_model("save", model)
     arrays |= {f"model/{k}": v for k, v in model_to_arrays(model).items()}
     return {"num_targets": model.num_targets, "classes": model.classes}
 
 
-def _model_from_data(
-    description: Description, arrays: dict[str, NDArray]
-) -> RidgeModel:
+def _model_from_data(description: Description, arrays: Arrays) -> RidgeModel:
     names = "weights", "intercept"
     weights, intercept = (to_device(n, arrays[f"model/{n}"]) for n in names)
     model = RidgeModel(
@@ -317,3 +329,33 @@ def _check_columns(owner: str, model: RidgeModel, fmap: FeatureMap) -> None:
             f"{owner}: model must have one weight for each of {fmap.num_features} "
             f"features, got weights of shape {shape}"
         )
+
+
+def _is_map_with_params(thing: Any) -> bool:
+    return isinstance(thing, tuple) and isinstance(thing[0], FeatureMap)
+
+
+register(
+    Codec(
+        "fitted model",
+        lambda thing: isinstance(thing, FittedModel),
+        fitted_to_data,
+        fitted_from_data,
+    )
+)
+register(
+    Codec(
+        "linear model",
+        lambda thing: isinstance(thing, RidgeModel),
+        _model_to_data,
+        _model_from_data,
+    )
+)
+register(
+    Codec(
+        "feature map",
+        _is_map_with_params,
+        lambda pair, arrays: _map_to_data(pair[0], pair[1], arrays),
+        _map_from_data,
+    )
+)

@@ -198,7 +198,10 @@ def fit(
         states = run.states
         if mesh is not None:
             states = tuple(reduce_over(mesh, state) for state in run.states)
-        arrays = processes.broadcast_from_first(lambda: _solve(states, regs, intercept))
+        total = functools.reduce(ridge_merge, states)
+        arrays = processes.broadcast_from_first(
+            lambda: _solve(states, total, regs, intercept)
+        )
     models = model_from_arrays(arrays, states[0].num_targets, reader.classes)
     if len(states) == 1:
         validation, best = None, models.best()
@@ -213,6 +216,7 @@ def fit(
         cross_validation=validation,
         num_skipped=skipped,
         feature_names=reader.source.feature_names,
+        sums=total,
     )
 
 
@@ -221,10 +225,12 @@ _VALIDATION = [f"cross_validation.{name}" for name in CrossValidation._fields]
 
 
 def _solve(
-    states: tuple[RidgeState, ...], regs: list[float], intercept: bool
+    states: tuple[RidgeState, ...],
+    total: RidgeState,
+    regs: list[float],
+    intercept: bool,
 ) -> dict[str, np.ndarray]:
     """Return the models of all values of `reg`, and their errors if there are folds."""
-    total = functools.reduce(ridge_merge, states)
     models = ridge_solve(total, regs, intercept=intercept, singular="drop")
     arrays = model_to_arrays(models)
     if len(states) > 1:

@@ -25,6 +25,7 @@ from jax_ntk_sketch.features._transform import (
 )
 from jax_ntk_sketch.linear_model.cross_validation import CrossValidation
 from jax_ntk_sketch.linear_model.model import RidgeModel
+from jax_ntk_sketch.linear_model.ridge import RidgeState
 
 # `Batch.inputs` in a compiled function.
 Inputs: TypeAlias = tuple[Examples, dict[str, PyTree], Array]
@@ -87,6 +88,8 @@ class FittedModel:
         None if there is none.
       metadata, arrays: JSON and arrays of your own, which `jax_ntk_sketch.io.save`
         keeps with the model.
+      sums: the sums over all examples, from which `ridge_solve` makes the model of any
+        other `reg`; None for other fits than `fit`, and for loaded models.
     """
 
     fmap: FeatureMap
@@ -100,6 +103,7 @@ class FittedModel:
     preprocessing: Preprocessing | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     arrays: dict[str, NDArray] = dataclasses.field(default_factory=dict)
+    sums: RidgeState | None = None
 
     def predict(
         self,

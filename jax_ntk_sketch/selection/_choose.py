@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch import stax
 from jax_ntk_sketch._checks import check_get, check_key, check_size
+from jax_ntk_sketch._numerics import seconds_per_flop
 from jax_ntk_sketch._progress import is_shown
 from jax_ntk_sketch._progress import progress as with_progress
 from jax_ntk_sketch._protocol import FeatureMap, KernelFeatures, as_kinds
@@ -217,7 +218,7 @@ def weigh(
     shown = is_shown(progress)
     if shown:
         work = sum(min(number, _MOST_FLOPS / most) for number in known) * most
-        seconds = _SECONDS_PER_MAP * len(known) + work * _seconds_per_flop()
+        seconds = _SECONDS_PER_MAP * len(known) + work * seconds_per_flop()
         print(
             f"{owner}: weighs {len(known)} maps on {len(fitting) + len(held_out)} "
             f"examples, which takes about {seconds:.0f} s",
@@ -257,15 +258,6 @@ def _flops(make: Candidate, columns: int, rows: Rows) -> tuple[float, str]:
         return float(make(columns, len(rows)).plan(example).flops), ""
     except ValueError as error:
         return math.nan, str(error)
-
-
-@functools.cache
-def _seconds_per_flop() -> float:
-    a = np.ones((1024, 1024), np.float32)
-    a @ a
-    start = time.perf_counter()
-    a @ a
-    return (time.perf_counter() - start) / (2 * 1024**3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
