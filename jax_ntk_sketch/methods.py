@@ -212,9 +212,10 @@ class VarianceReduced(Method):
         kernel. "regression" spends them on low degrees: regression loses less with few
         columns for each input, about as many or fewer.
       min_cosine: for "kernel", the smallest cosine on which columns are spent, in
-        [-1, 0.9). None means -1 for d < 64 inputs, because tables are often centered
-        and of low rank. For more it means -2 / sqrt(d), below which random directions
-        of d dimensions rarely fall. 0 lowers the noise for images.
+        [-1, 0.9). None means -2 / sqrt(d), below which random directions of d
+        dimensions rarely fall. For d < 64 inputs it means that the others count a
+        little, because tables are often centered and of low rank. 0 lowers the noise
+        for images.
 
     Guarantee: for a function of the cosine the bias is that of the truncated series; it
     is largest for near duplicates. Layer by layer the degrees above 6 are left out too,

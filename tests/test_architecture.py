@@ -32,7 +32,7 @@ ROOMS = (
     *("graphs", "batches", "sharding", "preprocessing", "data"),
     # Feature maps, and what a user does with them.
     *("features", "linear_model", "validation", "selection"),
-    *("interop", "io"),
+    *("interop", "io", "model"),
     # The public names, and the command line.
     *("__init__", "cli", "__main__"),
 )

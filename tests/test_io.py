@@ -215,7 +215,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
     path, model = tmp_path / "model.jns", fitted()
     best = model.best
     for thing, error, match in (
-        (FMAP, TypeError, r"must be a FittedModel, .* got NetworkFeatureMap"),
+        (FMAP, TypeError, r"must be a Model, a FittedModel, .* got NetworkFeatureMap"),
         ((FMAP, {**PARAMS, "ntk": "x"}), TypeError, "got str at params/ntk"),
         (
             (jns.feature_map(NET, num_features=21), PARAMS),

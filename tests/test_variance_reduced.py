@@ -213,16 +213,32 @@ def test_regression_prefers_low_degrees():
     assert distances[0] < distances[1], distances
 
 
-@pytest.mark.parametrize("dim, same", [(63, -1.0), (64, -0.25)])
-def test_the_smallest_cosine_depends_on_the_number_of_inputs(dim, same):
+@pytest.mark.parametrize("dim", [63, 64])
+def test_the_smallest_cosine_depends_on_the_number_of_inputs(dim):
     found = {}
-    for min_cosine in (None, same, -0.6):
+    for min_cosine in (None, -1.0, -2 * dim**-0.5):
         method = methods.VarianceReduced(min_cosine=min_cosine)
         fmap = jns.feature_map(network(1), num_features=1024, method=method)
         params = fmap.init(jax.random.key(0), (dim,))
         found[min_cosine] = np.asarray(fmap.apply(params, np.eye(dim)[:2]))
-    np.testing.assert_array_equal(found[None], found[same])
-    assert np.abs(found[None] - found[-0.6]).max() > 1e-4
+    own, all_count, few_count = found.values()
+    assert np.abs(own - all_count).max() > 1e-4
+    assert np.array_equal(own, few_count) == (dim == 64)
+
+
+def test_rare_cosines_lower_the_bias_and_cost_little():
+    """The bias below -2 / sqrt(d), and the mean error above."""
+    net, d = network(3), 9
+    kernel = zonal_kernel(net, "ntk")
+    rare, usual = np.linspace(-1, -0.7, 20), np.linspace(-0.6, 0.9, 50)
+    bias, error = {}, {}
+    for min_cosine in (None, -1.0, -2 * d**-0.5):
+        fit = zonal_fit(methods.VarianceReduced(min_cosine=min_cosine), kernel, d, 1024)
+        bias[min_cosine] = np.abs(fit.values(rare) - kernel.function(rare)).max()
+        squares = (fit.values(usual) - kernel.function(usual)) ** 2
+        error[min_cosine] = np.mean(squares + fit.variance(usual)) ** 0.5
+    assert bias[None] < 0.3 * bias[-2 * d**-0.5]
+    assert error[-2 * d**-0.5] < error[None] < error[-1.0]
 
 
 def test_bad_arguments_are_named():

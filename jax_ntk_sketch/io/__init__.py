@@ -1,6 +1,7 @@
 """Files of feature maps and models, which describe themselves.
 
-`save` writes a fitted model, a feature map with its parameters, or a linear model.
+`save` writes a model of `jax_ntk_sketch.fit`, a fitted model, a feature map with its
+parameters, or a linear model.
 `load` reads the file in another process, and needs neither the code that made the map
 nor a pickle.
 

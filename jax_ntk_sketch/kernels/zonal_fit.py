@@ -43,6 +43,11 @@ _DEGREE, _MAX_DEGREE, _MANY = 8, 24, 100
 # about one pair in _PAIRS_PER_DUPLICATE.
 _MAX_COSINE, _PAIRS_PER_DUPLICATE = 0.9, 1000
 
+# What a rare cosine counts. Without rare ones, tables of low rank have a large bias: at
+# three hidden layers the error is up to twice as large. Counted in full, they cost up
+# to 13 % at one hidden layer.
+_RARE = 0.03
+
 
 @dataclasses.dataclass(frozen=True)
 class ZonalFit:
@@ -229,18 +234,21 @@ def zonal_fit_min_error(
     sphere_dim: int,
     num_columns: int,
     min_cosine: float = -1.0,
+    rare_below: float = -1.0,
 ) -> ZonalFit:
     r"""Divide columns for the smallest error of the kernel: bias and variance together.
 
     Minimize the mean over cosines in [min_cosine, 0.9] of :math:`(K - \hat K)^2 + V/m`,
-    plus a thousandth of :math:`(K - \hat K)^2` at 1. The unknowns are b_0, b_1, the f_l
-    and the number of linear columns. Degrees that only add noise disappear.
+    plus a thousandth of :math:`(K - \hat K)^2` at 1. Rare cosines count less. The
+    unknowns are b_0, b_1, the f_l and the number of linear columns. Degrees that only
+    add noise disappear.
 
     Args:
       function: the kernel K of the cosine, on arrays in [-1, 1].
       coefficients: of its power series, at which the search begins.
       input_dim, sphere_dim, num_columns: as for `zonal_fit_low_degree`.
       min_cosine: the smallest cosine that matters, in [-1, 0.9).
+      rare_below: the cosine below which others are rare, in [-1, 0.9).
 
     Returns:
       The best `ZonalFit` found by L-BFGS.
@@ -262,33 +270,36 @@ def zonal_fit_min_error(
         _from_series(series, input_dim, sphere_dim, size, num_columns)
         for size in sorted(linear_columns)
     ]
+    alpha = np.linspace(
+        min_cosine, _MAX_COSINE, 1 + round(50 * (_MAX_COSINE - min_cosine))
+    )
+    weight = np.where(alpha < rare_below, _RARE, 1.0)
+    cosines = alpha, weight / weight.sum()
     start = starts[0]
     if len(starts) > 1:  # a rough comparison is enough to choose
         rough = [
-            _minimize_error(function, fit, min_cosine, 40)
+            _minimize_error(function, fit, cosines, 40)
             for fit in starts
             if fit.zonal_columns
         ]
         start = min(rough, key=lambda pair: pair[0], default=(0.0, start))[1]
     if not start.zonal_columns:
         return start
-    return _minimize_error(function, start, min_cosine, 1000)[1]
+    return _minimize_error(function, start, cosines, 1000)[1]
 
 
 def _minimize_error(
     function: Callable[[np.ndarray], np.ndarray],
     start: ZonalFit,
-    min_cosine: float,
+    cosines: tuple[np.ndarray, np.ndarray],
     max_iterations: int,
 ) -> tuple[float, ZonalFit]:
     """Return the smallest objective of `zonal_fit_min_error` from `start`, and its fit.
 
     The unknowns are x = (sqrt(b_0), sqrt(b_1), f_2, f_3, ...).
     """
-    num_cosines = 1 + round(50 * (_MAX_COSINE - min_cosine))
-    alpha = np.linspace(min_cosine, _MAX_COSINE, num_cosines)
+    alpha, weight = cosines
     target, at_one = function(alpha), float(function(np.array(1.0)))
-    weight = np.full(len(alpha), 1 / len(alpha))
     degree = len(start.weights) - 1
     zonal = _ZonalVariance(alpha, degree, start.sphere_dim, start.zonal_columns)
     p = zonal.p[:, : degree + 1]

@@ -42,7 +42,7 @@ def scalings(x: Prepared, raw: Inputs) -> dict[str, Inputs]:
       x: the rows, prepared by `raw`.
       raw: the steps before.
     """
-    moments = read_moments("fit", x, columns=True, nonfinite="skip")
+    moments = read_moments("fit", x, columns=True)
     mean, variance = moments.mean, moments.covariance
     deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
     # Constant columns say nothing, and do not count in a scale that all share.

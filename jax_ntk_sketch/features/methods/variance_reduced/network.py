@@ -37,10 +37,8 @@ from jax_ntk_sketch.sketch.random_map import RandomMap, init_each
 # The degree of the power series. The rest is below 1e-3 of the kernel at cosine 0.9.
 _SERIES_DEGREE = 40
 
-# Tables have fewer inputs, and are often standardized and of low rank. All cosines from
-# -1 on count there: at three hidden layers the error falls to between .5 and 1.02 times
-# what it is without those below -2 / sqrt(d). Images have more, whose error would rise
-# by up to 8 %.
+# Tables have fewer inputs, and are often standardized and of low rank, so that cosines
+# below -2 / sqrt(d) occur. With images they do not, and their error would rise.
 _MANY_INPUTS = 64
 
 
@@ -62,11 +60,21 @@ def zonal_fit(
     series, dim = kernel.series(_SERIES_DEGREE), sphere_dim(input_dim)
     if method.objective == "regression":
         return zonal_fit_low_degree(series, input_dim, dim, num_columns)
-    min_cosine = method.min_cosine
-    if min_cosine is None:
-        min_cosine = -1.0 if input_dim < _MANY_INPUTS else -2 * input_dim**-0.5
+    rare_below = -2 * input_dim**-0.5
+    if method.min_cosine is not None:
+        min_cosine, rare_below = method.min_cosine, -1.0
+    elif input_dim < _MANY_INPUTS:
+        min_cosine = -1.0
+    else:
+        min_cosine = rare_below
     return zonal_fit_min_error(
-        kernel.function, series, input_dim, dim, num_columns, min_cosine
+        kernel.function,
+        series,
+        input_dim,
+        dim,
+        num_columns,
+        min_cosine=min_cosine,
+        rare_below=rare_below,
     )
 
 
