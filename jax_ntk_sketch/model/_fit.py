@@ -5,7 +5,6 @@ import math
 import sys
 import time
 import warnings
-from typing import Any
 
 import jax
 import numpy as np
@@ -337,27 +336,24 @@ def _leave_out(
     phi, y = features.of(data, rows, max_bytes), data.codes[rows]
     weight = np.ones(len(rows)) if data.weight is None else data.weight[rows]
     sums = sums_on_host("fit", fitted.sums)
-    best: dict[str, Any] = {}
 
-    def evaluate(i: int) -> float:
+    def leave_out(i: int, some: NDArray) -> tuple[LeftOut, Spread]:
         model = models.select(i)
+        spread = Spread.of(sums, m, float(model.reg) * sums[-1, -1])
+        weights = np.asarray(model.weights, np.float64).reshape(m, -1)
+        guess = phi[some] @ weights
+        guess += np.asarray(model.intercept, np.float64).reshape(-1)
+        return LeftOut.of(guess, y[some], spread(phi[some]), weight[some]), spread
+
+    compared = some_rows(len(rows), size.MOST_COMPARED, rng)
+
+    def loss(i: int) -> float:
         try:
-            spread = Spread.of(sums, m, float(model.reg) * sums[-1, -1])
+            return leave_out(i, compared)[0].mean_squared_error
         except np.linalg.LinAlgError:
             return math.inf
-        weights = np.asarray(model.weights, np.float64).reshape(m, -1)
-        guess = phi @ weights + np.asarray(model.intercept, np.float64).reshape(-1)
-        left_out = LeftOut.of(guess, y, spread(phi), weight)
-        loss = left_out.mean_squared_error
-        if not best or loss < best["loss"]:
-            best.update(loss=loss, found=(i, left_out, spread))
-        return loss
 
     gcv = np.where(np.isfinite(models.info.gcv), models.info.gcv, math.inf)
-    least(evaluate, len(models.reg), int(np.argmin(gcv)), m <= _FEW_COLUMNS)
-    if not best:
-        raise np.linalg.LinAlgError(
-            "fit: the features must not be singular with all penalties; scale x, or "
-            "give a smaller num_features"
-        )
-    return best["found"]
+    start = int(np.argmin(gcv))
+    best = least(loss, len(models.reg), start, m <= _FEW_COLUMNS)
+    return best, *leave_out(best, np.arange(len(rows)))

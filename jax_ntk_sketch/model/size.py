@@ -21,8 +21,9 @@ _MOST_LEFT_OUT, _BYTES_LEFT_OUT = 20_000, 2**29
 # and of an eigendecomposition, over those of float32 products.
 _REDUCTION, _DOUBLE, _EIGEN = 8, 2.5, 20
 
-# How often the leave-one-out errors are computed.
-_EVALUATIONS = 5
+# How often the leave-one-out errors are computed, and of how many rows until the
+# penalty is known.
+_EVALUATIONS, MOST_COMPARED = 5, 4096
 
 # Seconds of a choice, most of them of compilation.
 _CHOICE = 25
@@ -69,8 +70,9 @@ def work(
       flops: operations for the features of one row.
     """
     left_out = num_left_out(n, m)
-    each = m**3 / 3 + left_out * m**2
-    solve = _REDUCTION * 4 / 3 * m**3 + _DOUBLE * _EVALUATIONS * each
+    compared = _EVALUATIONS * min(left_out, MOST_COMPARED) + left_out
+    leave_out = (_EVALUATIONS + 1) * m**3 / 3 + compared * m**2
+    solve = _REDUCTION * 4 / 3 * m**3 + _DOUBLE * leave_out
     learn = 0.0
     sample = min(n, max(4096, 2 * landmarks))
     if landmarks:
