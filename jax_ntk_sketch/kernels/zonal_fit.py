@@ -46,7 +46,7 @@ _MAX_COSINE, _PAIRS_PER_DUPLICATE = 0.9, 1000
 # What a rare cosine counts. Without rare ones, tables of low rank have a large bias: at
 # three hidden layers the error is up to twice as large. Counted in full, they cost up
 # to 13 % at one hidden layer.
-_RARE = 0.03
+_RARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
