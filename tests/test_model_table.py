@@ -92,6 +92,8 @@ def test_arrays_of_text_are_tables_and_those_of_numbers_are_not():
     np.testing.assert_array_equal(
         table("predict", x), [[1, 0, 1], [0, 1, 2], [1, 0, 3]]
     )
+    np.testing.assert_array_equal(table("predict", x.tolist()), table("predict", x))
+    assert Table.learned(x.tolist(), "raise") == table
     assert Table.learned(np.zeros((3, 2)), "raise") is None
     assert Table.learned(np.zeros((3, 2, 2)), "raise") is None
 

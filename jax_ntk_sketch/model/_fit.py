@@ -47,11 +47,12 @@ _POWERS = np.arange(-9.0, 1.1, 0.5)
 # beyond those near the one of the smallest generalized cross-validation.
 _FEW_COLUMNS = 1024
 
-# The fewest rows that maps are weighed on, and the most bytes of them.
-_FEWEST_TO_WEIGH, _BYTES_TO_WEIGH = 8, 2**29
+# The fewest rows that maps are weighed on.
+_FEWEST_TO_WEIGH = 8
 
-# The most columns of maps of images and graphs.
-_MOST_WITH_POSITIONS = 4096
+# The most columns of maps of images and graphs: so many for each example, but at least
+# the first and at most the second number.
+_PER_EXAMPLE, _LEAST_MOST, _MOST = 4, 512, 4096
 
 
 def fit(
@@ -94,13 +95,13 @@ def fit(
         labels.
       task: "regression" if integers are numbers, "classification" if floats are labels.
       get: "ntk" or "nngp". By default "ntk", or what is better without a network.
-      num_features: the number of columns; by default as many as the budgets allow, at
-        most n.
+      num_features: the number of columns; by default as many as the budgets allow. For
+        fully connected networks n columns are exact, and more are not made.
       sample_weight: `(n,)`, >= 0. Only ratios matter.
       missing: "raise" to name a column with missing cells, "impute" to replace numbers
         by the median, and text by none of the levels.
-      seconds: the budget of time, > 0. Columns are chosen to take about a third of it,
-        because estimates are rough; the budget never stops a fit.
+      seconds: the budget of time, > 0. The columns are those that take about a third of
+        it, because estimates are rough. A fit that takes longer is not stopped.
       max_memory: the budget of memory in bytes; by default half of the machine's.
       max_bytes: the bytes that examples in work may take, as `transform` takes them.
       progress: True to show progress on stderr, False not to, None (default) to show it
@@ -117,11 +118,10 @@ def fit(
         `max_memory` is too small for any model.
 
     Warns:
-      RuntimeWarning: the targets are constant; the smallest or the largest penalty was
-        chosen.
+      RuntimeWarning: the targets are constant.
 
     Cost: that of `linear_model.fit`, and a second look at no more than 20,000 rows. It
-    is announced on stderr before it is spent, and is in `Model.work`.
+    is announced on stderr where progress is shown, and is in `Model.work`.
     Guarantee: the leave-one-out errors are exact for the features and the penalty. That
     these were chosen by the same rows is left out.
 
@@ -176,15 +176,22 @@ def fit(
         scale=data.scale,
         error=ErrorEstimate.of(left_out, len(data), data.scale),
         uncertainty=Uncertainty.of(left_out, spread, penalty * spread.total),
-        work=dataclasses.replace(work, seconds=time.perf_counter() - start),
+        work=work,
+        seconds=time.perf_counter() - start,
         sentences=(
             *(data.table.sentences() if data.table else ()),
             *machine.sentences,
             features.sentence,
             f"The penalty per example is {penalty:.2g}, by the leave-one-out errors of "
-            f"{len(left_out.y)} examples.",
+            f"{len(left_out.y)} examples{_at_the_end(reg, fitted)}.",
         ),
     )
+
+
+def _at_the_end(position: int, fitted: FittedModel) -> str:
+    """Return words for a penalty at an end of those that were tried."""
+    ends = {0: "smallest", len(fitted.all_models.reg) - 1: "largest"}
+    return f"; it is the {ends[position]} that was tried" if position in ends else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,14 +243,13 @@ def _work(
         return size.work(n, d, t, m, 0, fmap.plan(shape).flops)
 
     if num_features is not None:
-        return of_columns(min(n, check_size("fit", "num_features", num_features)))
-    return size.largest(
-        n,
-        of_columns,
-        seconds=seconds,
-        max_memory=max_memory,
-        most=n if machine.is_exact else _MOST_WITH_POSITIONS,
-    )
+        m = check_size("fit", "num_features", num_features)
+        # With all rows as landmarks the kernel is exact, and more columns are zeros.
+        return of_columns(min(n, m) if machine.is_exact else m)
+    most = n
+    if not machine.is_exact:
+        most = min(_MOST, max(_LEAST_MOST, _PER_EXAMPLE * n))
+    return size.largest(of_columns, most, seconds, max_memory)
 
 
 def _choose(
@@ -260,7 +266,7 @@ def _choose(
     n, m, net, get = len(data), work.columns, machine.net, machine.get
     x = data.x if machine.inputs is None else machine.inputs.prepare(data.x)
     number = math.prod(data.shape) if not data.is_sparse else data.x.nnz // n + 1
-    rows = some_rows(n, max(_FEWEST_TO_WEIGH, _BYTES_TO_WEIGH // (4 * number)), rng)
+    rows = some_rows(n, max(_FEWEST_TO_WEIGH, size.BYTES_OF_ROWS // (4 * number)), rng)
     sample, extras = x[rows], data.extras_of(rows)
     if machine.is_exact and m == n == len(rows) and not data.is_sparse:
         method = Nystrom("uniform", oversample=1.0, normalize=False)

@@ -39,6 +39,7 @@ def to_data(model: Model, arrays: dict[str, NDArray]) -> dict[str, Any]:
         "table": model.table and model.table.saved(),
         "error": dataclasses.asdict(model.error),
         "work": dataclasses.asdict(model.work),
+        "seconds": model.seconds,
         "sentences": list(model.sentences),
         "uncertainty": {
             "penalty": own.penalty,
@@ -89,6 +90,7 @@ def from_data(description: dict[str, Any], arrays: dict[str, NDArray]) -> Model:
             float(own["temperature"]),
         ),
         work=Work(**description["work"]),
+        seconds=float(description["seconds"]),
         sentences=tuple(map(str, description["sentences"])),
     )
 

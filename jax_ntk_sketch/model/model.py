@@ -73,7 +73,8 @@ class Model:
         know; None for labels.
       error: the error to expect on new examples.
       uncertainty: what `predict_variance`, `predict_interval` and `predict_proba` use.
-      work: the columns, the seconds that were spent, and the bytes that were announced.
+      work: the columns, seconds and bytes that were announced.
+      seconds: the seconds that were spent.
       sentences: what was chosen, and why.
     """
 
@@ -83,6 +84,7 @@ class Model:
     error: ErrorEstimate
     uncertainty: Uncertainty
     work: Work
+    seconds: float
     sentences: tuple[str, ...]
 
     @property

@@ -8,7 +8,7 @@ from jax_ntk_sketch._files import machine_bytes
 from jax_ntk_sketch._numerics import seconds_per_flop
 from jax_ntk_sketch._units import format_bytes
 
-# Sizes that are tried besides all rows.
+# Sizes that are tried besides the largest.
 _SIZES = [2**power for power in range(4, 16)]
 
 # What estimates of time may be off by, and what the machine may give to others.
@@ -24,6 +24,12 @@ _REDUCTION, _DOUBLE, _EIGEN = 8, 2.5, 20
 # How often the leave-one-out errors are computed, and of how many rows until the
 # penalty is known.
 _EVALUATIONS, MOST_COMPARED = 5, 4096
+
+# Bytes of the interpreter, of compiled programs and of a choice.
+_BASE = 2**30
+
+# The most bytes of the rows that maps learn from.
+BYTES_OF_ROWS = 2**29
 
 # Seconds of a choice, most of them of compilation.
 _CHOICE = 25
@@ -45,7 +51,7 @@ class Work:
 
     def __str__(self) -> str:
         return (
-            f"{self.columns} columns, about {self.seconds:.0f} s and "
+            f"{self.columns} columns take about {self.seconds:.0f} s and "
             f"{format_bytes(self.num_bytes)}"
         )
 
@@ -81,32 +87,30 @@ def work(
     operations = (n + left_out) * flops + 4 * n * m**2 + solve + learn
     seconds = 5 + operations * seconds_per_flop() + _CHOICE * (landmarks < n)
     squares = 8 * (m + t + 1) ** 2 + 40 * m**2
-    kept = 4 * sample * (d + 3 * landmarks + m) if landmarks else 0
-    return Work(m, seconds, squares + max(kept, 16 * left_out * m))
+    learned = 4 * (sample * (d + 4 * landmarks + m) + 6 * landmarks**2)
+    peak = max(learned if landmarks else 0, squares + 16 * left_out * m)
+    return Work(m, seconds, int(_BASE + peak + min(4 * n * d, BYTES_OF_ROWS)))
 
 
 def largest(
-    n: int,
     of_columns: Callable[[int], Work],
-    *,
+    most: int,
     seconds: float,
     max_memory: int | None,
-    most: int,
 ) -> Work:
-    """Return the work of the most columns within the budgets, at most n.
+    """Return the work of the most columns within the budgets.
 
     Args:
-      n: the number of rows; as many columns are tried, too.
       of_columns: the work for a number of columns.
+      most: the most columns, which are tried too.
       seconds: the budget of time.
       max_memory: the budget of memory in bytes; None for half of the machine's.
-      most: the most columns.
 
     Raises:
       ValueError: not even 16 columns fit in the memory.
     """
     memory = max_memory or _SHARE_OF_MEMORY * (machine_bytes() or math.inf)
-    sizes = sorted({min(n, most), *(size for size in _SIZES if size < min(n, most))})
+    sizes = [*(size for size in _SIZES if size < most), most]
     works = [of_columns(size) for size in sizes]
     fitting = [one for one in works if one.num_bytes <= memory]
     if not fitting:

@@ -223,9 +223,11 @@ def _cells(x: Examples) -> tuple[Sequence[Any], list[NDArray]] | None:
             one_array(column) if cells is None else cells
             for column, cells in zip(columns, texts, strict=True)
         ]
-    if getattr(x, "ndim", None) is None:
-        x = to_numpy("fit", "x", x)
-    if x.ndim != 2 or not isinstance(x, np.ndarray):
+    if isinstance(x, list | tuple):
+        array = to_numpy("fit", "x", x)
+        # One text makes texts of all numbers beside it.
+        x = np.array(x, object) if array.dtype.kind == "U" else array
+    if not isinstance(x, np.ndarray) or x.ndim != 2:
         return None
     return range(x.shape[1]), list(x.T)
 
