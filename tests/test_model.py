@@ -12,11 +12,12 @@ import jax_ntk_sketch as jns
 from jax_ntk_sketch import data, recipes, stax
 from jax_ntk_sketch.linear_model import ridge_init, ridge_solve, ridge_update
 from jax_ntk_sketch.linear_model.ridge import sums_on_host
-from jax_ntk_sketch.model import ErrorEstimate, networks
+from jax_ntk_sketch.model import ErrorEstimate, _fit, networks, size
 from jax_ntk_sketch.model.error_estimate import temperature
 from jax_ntk_sketch.model.leave_one_out import LeftOut, Spread, least
 from jax_ntk_sketch.model.machine import settle
 from jax_ntk_sketch.model.training import Training
+from jax_ntk_sketch.selection.weighed import Weighed, WeighedMap
 
 KEY = jax.random.key(0)
 DENSE = stax.Dense(1, 1.4, 0.3)
@@ -292,6 +293,18 @@ def test_graphs():
     model = jns.fit(KEY, recipes.gntk(1), graphs, y, num_features=20)
     assert model.predict(graphs).shape == (40,)
     assert model.predict_variance(graphs).shape == (40,)
+
+
+def test_maps_that_take_too_long_are_left_out(monkeypatch):
+    monkeypatch.setattr(size, "seconds_per_flop", lambda: 1e-9)
+    maps = [
+        WeighedMap("slow", NET, 1.0, 1e9, 0.0),
+        WeighedMap("fast", NET, 2.0, 1e6, 0),
+    ]
+    found = Weighed(tuple(maps), maps[0], "loss", 9, 9, 9)
+    assert _fit._affordable(found, 100, seconds=1000) is maps[0]
+    assert _fit._affordable(found, 100, seconds=10) is maps[1]
+    assert _fit._affordable(found, 100, seconds=1e-3) is maps[1]
 
 
 X, Y = rows(20)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from jax_ntk_sketch import linear_model, stax
 from jax_ntk_sketch._checks import check_choice, check_key, check_number, check_size
+from jax_ntk_sketch._files import machine_bytes
+from jax_ntk_sketch._plan import memory_budget
 from jax_ntk_sketch._progress import is_shown
 from jax_ntk_sketch._protocol import FeatureMap
 from jax_ntk_sketch._typing import (
@@ -36,8 +38,9 @@ from jax_ntk_sketch.model.machine import Machine, settle
 from jax_ntk_sketch.model.model import Model, Uncertainty
 from jax_ntk_sketch.model.table import Missing
 from jax_ntk_sketch.model.training import Training, some_rows
-from jax_ntk_sketch.selection import weigh
+from jax_ntk_sketch.selection import Weighed, weigh
 from jax_ntk_sketch.selection.candidates import most_landmarks
+from jax_ntk_sketch.selection.weighed import WeighedMap
 
 # Penalties per example that are tried, over the mean squared norm of the features
 # around their mean.
@@ -47,12 +50,15 @@ _POWERS = np.arange(-9.0, 1.1, 0.5)
 # beyond those near the one of the smallest generalized cross-validation.
 _FEW_COLUMNS = 1024
 
+# The most bytes of examples in work. Sums take long for batches of one image.
+_MOST_IN_WORK = 2**31
+
 # The fewest rows that maps are weighed on.
 _FEWEST_TO_WEIGH = 8
 
 # The most columns of maps of images and graphs: so many for each example, but at least
 # the first and at most the second number.
-_PER_EXAMPLE, _LEAST_MOST, _MOST = 4, 512, 4096
+_PER_EXAMPLE, _LEAST_MOST, _MOST = 4, 512, 2048
 
 
 def fit(
@@ -103,7 +109,8 @@ def fit(
       seconds: the budget of time, > 0. The columns are those that take about a third of
         it, because estimates are rough. A fit that takes longer is not stopped.
       max_memory: the budget of memory in bytes; by default half of the machine's.
-      max_bytes: the bytes that examples in work may take, as `transform` takes them.
+      max_bytes: the bytes that examples in work may take, as `transform` takes them; by
+        default an eighth of `max_memory`, at most 2 GiB, or what `transform` has.
       progress: True to show progress on stderr, False not to, None (default) to show it
         if stderr is a terminal.
       pattern, mask: the edges and nodes of x, if its examples are graphs.
@@ -156,11 +163,16 @@ def fit(
         )
     rows_key, map_key, init_key = jax.random.split(key, 3)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(rows_key)))
+    if max_bytes is None:
+        memory = max_memory or machine_bytes()
+        max_bytes = max(memory_budget(), min(memory // 8, _MOST_IN_WORK))
     machine = settle(net, get, data, rng)
     work = _work(machine, data, num_features, seconds, max_memory)
     if is_shown(progress):
         print(f"fit: {work}", file=sys.stderr)
-    features = _choose(map_key, init_key, machine, data, work, rng, max_bytes, progress)
+    features = _choose(
+        map_key, init_key, machine, data, work, seconds, rng, max_bytes, progress
+    )
     fitted = _regress(features, data, max_bytes, progress)
     reg, left_out, spread = _leave_out(features, fitted, data, rng, max_bytes)
     fitted = dataclasses.replace(
@@ -252,12 +264,22 @@ def _work(
     return size.largest(of_columns, most, seconds, max_memory)
 
 
+def _affordable(found: Weighed, n: int, seconds: float) -> WeighedMap:
+    """Return the map that was chosen, or the best one that takes less time."""
+    known = [one for one in found.maps if math.isfinite(one.loss)]
+    quick = [one for one in known if size.seconds_of(n * one.flops) <= seconds]
+    if not quick:
+        return min(known, key=lambda one: one.flops)
+    return found.chosen if found.chosen in quick else quick[0]
+
+
 def _choose(
     map_key: Key,
     init_key: Key,
     machine: Machine,
     data: Training,
     work: size.Work,
+    seconds: float,
     rng: np.random.Generator,
     max_bytes: int | None,
     progress: bool | None,

@@ -56,6 +56,14 @@ class Work:
         )
 
 
+def seconds_of(flops: float) -> float:
+    """Return the seconds of the features of all rows, over the share of the budget.
+
+    Convolutions take two to three times as long as large products.
+    """
+    return 2.5 * flops * seconds_per_flop() / _SHARE_OF_SECONDS
+
+
 def num_left_out(n: int, columns: int) -> int:
     """Return how many rows are left out one by one."""
     return max(1, min(n, _MOST_LEFT_OUT, _BYTES_LEFT_OUT // (4 * columns)))
