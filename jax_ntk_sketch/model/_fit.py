@@ -39,7 +39,7 @@ from jax_ntk_sketch.model.model import Model, Uncertainty
 from jax_ntk_sketch.model.table import Missing
 from jax_ntk_sketch.model.training import Training, some_rows
 from jax_ntk_sketch.selection import Weighed, weigh
-from jax_ntk_sketch.selection.candidates import most_landmarks
+from jax_ntk_sketch.selection.candidates import WIDTH, most_landmarks
 from jax_ntk_sketch.selection.weighed import WeighedMap
 
 # Penalties per example that are tried, over the mean squared norm of the features
@@ -252,7 +252,9 @@ def _work(
             return size.work(n, d, t, m, landmarks, landmarks * (2 * d + 60 + 2 * m))
         fmap = feature_map(machine.net, num_features=m, get=machine.get)
         shape = data.shape if machine.inputs is None else machine.inputs.shape
-        return size.work(n, d, t, m, 0, fmap.plan(shape).flops)
+        # A map that is compressed has so many times the columns.
+        wide = size.SLOWER * WIDTH * fmap.plan(shape).flops
+        return size.work(n, d, t, m, 0, wide)
 
     if num_features is not None:
         m = check_size("fit", "num_features", num_features)
@@ -310,12 +312,12 @@ def _choose(
             progress=progress,
             **extras,
         )
-        fmap, chosen = found.fmap, found.chosen
-        lost = [w.loss / chosen.loss for w in found.maps if w.loss > chosen.loss > 0]
-        sentence = f"The features are {chosen.name}, {m} columns"
-        sentence += (
-            f"; the next best loses {lost[0]:.2f} times as much." if lost else "."
-        )
+        chosen = _affordable(found, n, seconds)
+        assert chosen.fmap is not None
+        fmap = chosen.fmap
+        sentence = f"The features are {chosen.name}, {m} columns."
+        if chosen is not found.chosen:
+            sentence += f" {found.chosen.name.capitalize()} would take too long."
     with warnings.catch_warnings():
         # Directions that rounding leaves out are nothing that a user can change.
         warnings.filterwarnings("ignore", message=".*rounding makes the kernel")

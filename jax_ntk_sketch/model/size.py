@@ -31,8 +31,11 @@ _BASE = 2**30
 # The most bytes of the rows that maps learn from.
 BYTES_OF_ROWS = 2**29
 
-# Seconds of a choice, most of them of compilation.
-_CHOICE = 25
+# Seconds of a choice, most of them of compilation: of maps of rows, and of images.
+_CHOICE, _CHOICE_OF_IMAGES = 25, 90
+
+# Operations of convolutions take so many times as long as those of large products.
+SLOWER = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +60,8 @@ class Work:
 
 
 def seconds_of(flops: float) -> float:
-    """Return the seconds of the features of all rows, over the share of the budget.
-
-    Convolutions take two to three times as long as large products.
-    """
-    return 2.5 * flops * seconds_per_flop() / _SHARE_OF_SECONDS
+    """Return the seconds of the features of all rows, over the share of the budget."""
+    return SLOWER * flops * seconds_per_flop() / _SHARE_OF_SECONDS
 
 
 def num_left_out(n: int, columns: int) -> int:
@@ -93,7 +93,9 @@ def work(
         learn = 4 * sample * landmarks**2 + 3 * landmarks**3
         learn += _EIGEN * landmarks**3 if landmarks > m else 0
     operations = (n + left_out) * flops + 4 * n * m**2 + solve + learn
-    seconds = 5 + operations * seconds_per_flop() + _CHOICE * (landmarks < n)
+    seconds = 5 + operations * seconds_per_flop()
+    if landmarks < n:
+        seconds += _CHOICE if landmarks else _CHOICE_OF_IMAGES
     squares = 8 * (m + t + 1) ** 2 + 40 * m**2
     learned = 4 * (sample * (d + 4 * landmarks + m) + 6 * landmarks**2)
     peak = max(learned if landmarks else 0, squares + 16 * left_out * m)

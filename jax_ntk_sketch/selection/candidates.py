@@ -26,7 +26,7 @@ Candidate: TypeAlias = Callable[[int, int], FeatureMap]
 _PER_DIRECTION, _MANY_LANDMARKS, _MOST_LANDMARKS = 3, 4096, 8192
 
 # How many columns are compressed to one, and the largest number of them.
-_WIDTH, _MOST_WIDE = 8, 32768
+WIDTH, _MOST_WIDE = 8, 32768
 
 # The least size of the sketches of sparse examples, and their size per column.
 _SKETCH_DIM, _PER_COLUMN = 4096, 4
@@ -68,7 +68,7 @@ def candidates(
 
     def compressed(method: Method) -> Candidate:
         def make(m: int, n: int) -> FeatureMap:
-            wide = max(m, min(_WIDTH * m, _MOST_WIDE))
+            wide = max(m, min(WIDTH * m, _MOST_WIDE))
             base = feature_map(net, num_features=wide, get=get, method=method)
             return CompressedFeatureMap(of_inputs(base, m), m)
 
