@@ -197,6 +197,20 @@ def test_labels_come_back_as_they_were(fitted):
         model.predict_interval(x)
 
 
+def test_floats_that_may_be_labels_are_doubted():
+    x, y = rows(30)
+    read = {"weight": None, "missing": "raise", "extras": {}}
+    with pytest.warns(RuntimeWarning, match="2 different whole numbers as floats"):
+        data = Training.read(x, np.sign(y), task=None, **read)
+    assert data.task == "regression"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Training.read(x, np.sign(y), task="regression", **read).scale is not None
+        labels = Training.read(x, np.sign(y), task="classification", **read)
+        assert labels.scale is None and labels.codes.shape == (30, 2)
+        Training.read(x, y, task=None, **read)
+
+
 def test_a_saved_model_is_the_same(fitted, tmp_path):
     x, _, model = fitted
     model.save(tmp_path / "model.jns")

@@ -125,7 +125,7 @@ def fit(
         `max_memory` is too small for any model.
 
     Warns:
-      RuntimeWarning: the targets are constant.
+      RuntimeWarning: the targets are constant, or floats that may be labels.
 
     Cost: that of `linear_model.fit`, and a second look at no more than 20,000 rows. It
     is announced on stderr where progress is shown, and is in `Model.work`.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 # The most classes. Beyond, one column of weights for each class is the wrong machine.
 _MOST_CLASSES = 10_000
+
+# So few different whole numbers may be labels.
+_FEW_LABELS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,6 +194,8 @@ def _targets(y: NDArray, task: Task | None) -> tuple[NDArray, NDArray, NDArray |
         codes = labels.centered_codes("fit", y, classes, np.float64)
         return y, codes, None
     y = y.astype(np.float64)
+    if task is None and y.ndim == 1:
+        _warn_of_labels(y)
     codes = y.reshape(len(y), -1)
     bad = np.flatnonzero(~np.isfinite(codes).all(axis=1))
     if len(bad):
@@ -203,6 +209,21 @@ def _targets(y: NDArray, task: Task | None) -> tuple[NDArray, NDArray, NDArray |
     scale = np.stack([mean, np.where(constant, 1.0, deviation)])
     codes = np.where(constant, 0.0, (codes - mean) / scale[1])
     return codes.reshape(y.shape), codes, scale
+
+
+def _warn_of_labels(y: NDArray) -> None:
+    """Warn of floats that may have been meant as labels: few whole numbers."""
+    values = np.unique(y[: 10 * _FEW_LABELS]) if len(y) else y
+    values = np.unique(y) if len(values) <= _FEW_LABELS else values
+    few = 2 <= len(values) <= min(_FEW_LABELS, len(y) // 2)
+    if few and np.isfinite(values).all() and (values == np.round(values)).all():
+        warnings.warn(
+            f"fit: y holds {len(values)} different whole numbers as floats, which are "
+            'regressed on as numbers; give task="classification" if they are labels, '
+            'and task="regression" if they are not',
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _weights(weight: Targets, n: int) -> NDArray | None:
