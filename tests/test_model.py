@@ -112,6 +112,7 @@ def test_variances_and_intervals_are_those_of_the_process(fitted):
     wide = model.predict_interval(new, level=0.99)
     assert (wide[0] < low).all() and (high < wide[1]).all()
     np.testing.assert_allclose((low + high) / 2, model.predict(new), rtol=1e-6)
+    assert model.predict_interval(new[:0]).shape == (2, 0)
 
 
 @pytest.mark.long
@@ -235,6 +236,8 @@ def test_batches_are_the_rows(fitted):
     for given in (batches, lambda: iter(batches)):
         same = jns.fit(KEY, NET, given)
         np.testing.assert_array_equal(same.predict(x), model.predict(x))
+    with pytest.raises(ValueError, match="sample_weight must be left out"):
+        jns.fit(KEY, NET, batches, sample_weight=np.ones(90))
 
 
 def test_scaling_is_the_one_of_the_least_error():

@@ -288,7 +288,7 @@ def _choose(
 ) -> _Features:
     """Return the map, learned from the examples."""
     n, m, net, get = len(data), work.columns, machine.net, machine.get
-    x = data.x if machine.inputs is None else machine.inputs.prepare(data.x)
+    x = data.prepared(machine.inputs)
     number = math.prod(data.shape) if not data.is_sparse else data.x.nnz // n + 1
     rows = some_rows(n, max(_FEWEST_TO_WEIGH, size.BYTES_OF_ROWS // (4 * number)), rng)
     sample, extras = x[rows], data.extras_of(rows)

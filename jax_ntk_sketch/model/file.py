@@ -11,6 +11,7 @@ from jax_ntk_sketch.io._save_and_load import (
     fitted_from_data,
     fitted_to_data,
     register,
+    with_prefix,
 )
 from jax_ntk_sketch.model.error_estimate import ErrorEstimate
 from jax_ntk_sketch.model.leave_one_out import Spread
@@ -56,11 +57,7 @@ def from_data(description: dict[str, Any], arrays: dict[str, NDArray]) -> Model:
       ValueError: arrays do not fit together.
     """
     fitted = fitted_from_data(description, arrays)
-    parts = {
-        name.removeprefix(_SPREAD): array
-        for name, array in arrays.items()
-        if name.startswith(_SPREAD)
-    }
+    parts = with_prefix(_SPREAD, arrays)
     m, t = fitted.fmap.num_features, fitted.best.num_targets or 1
     shapes = {
         "mean": (m,),

@@ -78,7 +78,7 @@ class LeftOut:
     Attributes:
       y: the targets, (k, t) float64.
       predictions: (k, t).
-      leverages: (k,), of the model of all examples and an example of weight 1.
+      leverages: (k,), of the model of all other examples and an example of weight 1.
       weight: (k,), the weights of the examples.
     """
 
@@ -91,10 +91,10 @@ class LeftOut:
     def of(
         cls, fitted: NDArray, y: NDArray, leverages: NDArray, weight: NDArray
     ) -> "LeftOut":
-        """Return them from the predictions (k, t) of the model of all examples."""
-        own = np.minimum(weight * leverages, _MOST_LEVERAGE)
-        residuals = (y - fitted) / (1 - own)[:, None]
-        return cls(y, y - residuals, leverages, weight)
+        """Return them from predictions (k, t) and leverages of the model of all."""
+        left = 1 - np.minimum(weight * leverages, _MOST_LEVERAGE)
+        residuals = (y - fitted) / left[:, None]
+        return cls(y, y - residuals, leverages / left, weight)
 
     @property
     def residuals(self) -> NDArray:

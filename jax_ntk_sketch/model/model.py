@@ -53,10 +53,7 @@ class Uncertainty:
     @classmethod
     def of(cls, left_out: LeftOut, spread: Spread, penalty: float) -> "Uncertainty":
         """Return what residuals say of the noise."""
-        own = np.minimum(left_out.weight * left_out.leverages, 1 - 1e-9)
-        # The leverage under the model of all other examples.
-        variance = (1 + left_out.leverages / (1 - own))[:, None]
-        squares = left_out.residuals**2 / variance
+        squares = left_out.residuals**2 / (1 + left_out.leverages)[:, None]
         noise = np.average(squares, axis=0, weights=left_out.weight)
         quantiles = np.quantile(np.sqrt(squares), _PROBABILITIES, axis=0)
         return cls(spread, penalty, noise, quantiles, temperature(left_out))
@@ -107,12 +104,7 @@ class Model:
         Raises:
           TypeError, ValueError: x is not like the examples of the fit.
         """
-        scores = self._scores("predict", x, options)
-        if self.scale is None:
-            return scores
-        mean, deviation = self.scale
-        out = scores.reshape(len(scores), -1) * deviation + mean
-        return out.reshape(scores.shape)
+        return self._unscaled(self._scores("predict", x, options))
 
     def predict_class(self, x: Examples, **options: Any) -> NDArray:
         """Return the label of the largest score, (n,); arguments as for `predict`.
@@ -147,7 +139,7 @@ class Model:
         Raises:
           TypeError, ValueError: as `predict`.
         """
-        relative = self._relative_variance("predict_variance", x, options)
+        _, relative = self._scores_and_variance("predict_variance", x, options)
         out = relative[:, None] * self.uncertainty.noise
         if self.scale is not None:
             out = out * self.scale[1] ** 2
@@ -179,9 +171,9 @@ class Model:
             raise ValueError(f"predict_interval: level must be in (0, 1), got {level}")
         quantiles = self.uncertainty.quantiles.T
         factor = np.array([np.interp(level, _PROBABILITIES, q) for q in quantiles])
-        relative = self._relative_variance("predict_interval", x, options)
+        scores, relative = self._scores_and_variance("predict_interval", x, options)
         half = np.sqrt(relative)[:, None] * factor * self.scale[1]
-        middle = self.predict(x, **options)
+        middle = self._unscaled(scores)
         half = half.reshape(middle.shape)
         return np.stack([middle - half, middle + half])
 
@@ -221,25 +213,36 @@ class Model:
         x, options = self._numbers(owner, x, options)
         return self.fitted.predict(x, **options)
 
-    def _relative_variance(
+    def _unscaled(self, scores: NDArray) -> NDArray:
+        """Return scores in the unit of the targets; those of classes as they are."""
+        if self.scale is None:
+            return scores
+        mean, deviation = self.scale
+        out = scores.reshape(len(scores), len(mean)) * deviation + mean
+        return out.reshape(scores.shape)
+
+    def _scores_and_variance(
         self, owner: str, x: Examples, options: dict[str, Any]
-    ) -> NDArray:
-        """Return the variance of new targets over that of the noise, (n,)."""
+    ) -> tuple[NDArray, NDArray]:
+        """Return scores, and variances of new targets over that of the noise, (n,)."""
         x, options = self._numbers(owner, x, options)
-        if (step := self.fitted.preprocessing) is not None:
+        fitted, own = self.fitted, self.uncertainty
+        if (step := fitted.preprocessing) is not None:
             x = Prepared(x, step.shape, step)
-        parts, own = [np.zeros(0)], self.uncertainty
         options = {"progress": False, **options}
         extras = {k: options.pop(k) for k in ("pattern", "mask") if k in options}
-        for start in range(0, x.shape[0], _BLOCK):
+        scores, variances = [], []
+        for start in range(0, max(1, x.shape[0]), _BLOCK):
             rows = slice(start, start + _BLOCK)
             some = x[rows]
             given = jax.tree.map(lambda a, rows=rows: a[rows], extras)
-            fmap, params = self.fitted.fmap, self.fitted.params
-            phi = np.asarray(transform(fmap, params, some, **options, **given))
-            left = _left_out_of_kernel(fmap, some, phi.astype(np.float64))
-            parts.append(1 + own.spread(phi) + left / own.penalty)
-        return np.concatenate(parts)
+            phi = np.asarray(
+                transform(fitted.fmap, fitted.params, some, **options, **given)
+            )
+            left = _left_out_of_kernel(fitted.fmap, some, phi.astype(np.float64))
+            scores.append(np.asarray(fitted.best.predict(phi)))
+            variances.append(1 + own.spread(phi) + left / own.penalty)
+        return np.concatenate(scores), np.concatenate(variances)
 
 
 def _left_out_of_kernel(fmap: Any, x: NDArray, phi: NDArray) -> NDArray | float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from jax_ntk_sketch._arrays import sliceable, to_numpy
 from jax_ntk_sketch._typing import Examples, PyTree, Shape, Targets, Task
 from jax_ntk_sketch.batches import labels
+from jax_ntk_sketch.batches.source import is_dataset, open_source
 from jax_ntk_sketch.batches.sparse_rows import is_sparse, num_examples, to_csr
 from jax_ntk_sketch.graphs import Graphs
 from jax_ntk_sketch.model.table import Missing, Table
@@ -19,6 +20,9 @@ from jax_ntk_sketch.preprocessing.inputs import Inputs
 
 # The most classes. Beyond, one column of weights for each class is the wrong machine.
 _MOST_CLASSES = 10_000
+
+# Examples of a data set that makes batches itself.
+_BATCH = 1024
 
 # So few different whole numbers may be labels.
 _FEW_LABELS = 20
@@ -66,7 +70,7 @@ class Training:
           TypeError, ValueError: they are not what `fit` takes.
         """
         if y is None:
-            x, y, weight = _gathered(x)
+            x, y, weight, extras = _gathered(x, weight, extras)
         x, extras, table = _examples(x, missing, extras)
         n = num_examples(x)
         y = to_numpy("fit", "y", y)
@@ -146,29 +150,29 @@ def _examples(
     return x, given, table
 
 
-def _gathered(x: Any) -> tuple[NDArray, NDArray, NDArray | None]:
-    """Return the examples, targets and weights of batches, which are kept in memory."""
-    batches = x() if callable(x) else x
-    if hasattr(batches, "shape") or not hasattr(batches, "__iter__"):
+def _gathered(
+    x: Any, weight: Targets, extras: dict[str, PyTree]
+) -> tuple[NDArray, NDArray, Targets, dict[str, PyTree]]:
+    """Return the arrays of batches, which are kept in memory.
+
+    Raises:
+      TypeError, ValueError: as `open_source` and its batches; x is an array; there is
+        no batch.
+    """
+    if hasattr(x, "shape") and not is_dataset(x):
         raise TypeError(
             "fit: y must be given together with an array or a table x, got None; or "
             "give x as an iterable of batches (x, y)"
         )
-    parts: list[list[NDArray]] = [[], [], []]
-    for batch in batches:
-        if isinstance(batch, dict):
-            batch = [batch[name] for name in ("x", "y", "weight") if name in batch]
-        if not 2 <= len(batch) <= 3:
-            raise TypeError(
-                "fit: a batch of x must be (x, y), (x, y, weight) or a dictionary of "
-                f"these, got {type(batch).__name__} of length {len(batch)}"
-            )
-        for part, array in zip(parts, batch, strict=False):
-            part.append(to_numpy("fit", "x", array))
-    if not parts[0]:
+    batches = list(open_source("fit", x, None, weight, extras).rows(_BATCH))
+    if not batches:
         raise ValueError("fit: x must hold examples, got no batch")
-    x, y = (np.concatenate(part) for part in parts[:2])
-    return x, y, np.concatenate(parts[2]) if parts[2] else None
+
+    def joined(*parts: Any) -> NDArray:
+        return np.concatenate([to_numpy("fit", "x", part) for part in parts])
+
+    parts = [(batch.x, batch.y, batch.weight, batch.extras) for batch in batches]
+    return jax.tree.map(joined, *parts)
 
 
 def _targets(y: NDArray, task: Task | None) -> tuple[NDArray, NDArray, NDArray | None]:
@@ -213,8 +217,7 @@ def _targets(y: NDArray, task: Task | None) -> tuple[NDArray, NDArray, NDArray |
 
 def _warn_of_labels(y: NDArray) -> None:
     """Warn of floats that may have been meant as labels: few whole numbers."""
-    values = np.unique(y[: 10 * _FEW_LABELS]) if len(y) else y
-    values = np.unique(y) if len(values) <= _FEW_LABELS else values
+    values = np.unique(y)
     few = 2 <= len(values) <= min(_FEW_LABELS, len(y) // 2)
     if few and np.isfinite(values).all() and (values == np.round(values)).all():
         warnings.warn(
